@@ -1,0 +1,467 @@
+//! The graph: nodes, the tensors they refer to, and roots. The only file that names petgraph.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use petgraph::Direction;
+use petgraph::algo::dominators;
+use petgraph::graph::{DiGraph, NodeIndex};
+use slrc_plan::kernel::Phase;
+use slrc_plan::schedule::Schedule;
+
+use crate::ir::op::Op;
+use crate::ir::types::{DType, Number, Type};
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub u32);
+
+        impl $name {
+            /// As an index.
+            pub fn index(self) -> usize {
+                self.0 as usize
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), self.0)
+            }
+        }
+    };
+}
+
+id!(
+    /// A node and the value it yields.
+    NodeId,
+    "%"
+);
+id!(
+    /// A graph input.
+    InputId,
+    "in"
+);
+id!(
+    /// A weight, statistic or optimizer tensor.
+    VarId,
+    "var"
+);
+id!(
+    /// A constant tensor.
+    ConstId,
+    "const"
+);
+id!(
+    /// A number that changes from step to step.
+    ScalarId,
+    "scalar"
+);
+id!(
+    /// The ONNX node some work came from.
+    OriginId,
+    "from"
+);
+
+/// One operation and its result.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// What is computed.
+    pub op: Op,
+    /// From what, in order.
+    pub operands: Vec<NodeId>,
+    /// Type of the result.
+    pub ty: Type,
+    /// Where it came from.
+    pub origin: OriginId,
+    /// Part of the step.
+    pub phase: Phase,
+}
+
+/// What an input carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputKind {
+    /// An ONNX graph input.
+    Data,
+    /// Targets of the loss.
+    Labels,
+    /// The previous module's output, detached.
+    Boundary,
+    /// The previous module's output gradient, detached.
+    BoundaryGradient,
+}
+
+impl InputKind {
+    /// Every kind.
+    pub const ALL: &'static [InputKind] =
+        &[InputKind::Data, InputKind::Labels, InputKind::Boundary, InputKind::BoundaryGradient];
+
+    /// The name in IR text.
+    pub fn name(self) -> &'static str {
+        match self {
+            InputKind::Data => "data",
+            InputKind::Labels => "labels",
+            InputKind::Boundary => "boundary",
+            InputKind::BoundaryGradient => "boundary-gradient",
+        }
+    }
+}
+
+/// A graph input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Input {
+    /// Unique among the inputs.
+    pub name: String,
+    /// What it carries.
+    pub kind: InputKind,
+    /// Its type.
+    pub ty: Type,
+}
+
+/// What a variable is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VarKind {
+    /// Trained.
+    Weight,
+    /// BatchNorm's running mean or variance.
+    RunningStatistic,
+    /// Loaded, never changed.
+    Frozen,
+    /// Momentum or moment; starts at zero.
+    Optimizer,
+}
+
+impl VarKind {
+    /// Every kind.
+    pub const ALL: &'static [VarKind] =
+        &[VarKind::Weight, VarKind::RunningStatistic, VarKind::Frozen, VarKind::Optimizer];
+
+    /// The name in IR text.
+    pub fn name(self) -> &'static str {
+        match self {
+            VarKind::Weight => "weight",
+            VarKind::RunningStatistic => "running-statistic",
+            VarKind::Frozen => "frozen",
+            VarKind::Optimizer => "optimizer",
+        }
+    }
+}
+
+/// How a variable starts when it is not loaded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Every element this.
+    Constant(f64),
+    /// Uniform in `[-bound, bound)`.
+    Uniform(f64),
+    /// Normal with this standard deviation.
+    Normal(f64),
+}
+
+/// A tensor that outlives a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Variable {
+    /// Checkpoint name; unique.
+    pub name: String,
+    /// What it is for.
+    pub kind: VarKind,
+    /// Its type.
+    pub ty: Type,
+    /// Initial values where none are loaded.
+    pub init: Init,
+}
+
+/// A constant tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Constant {
+    /// Its type.
+    pub ty: Type,
+    /// Row-major elements.
+    pub data: Vec<f64>,
+}
+
+/// A number the runtime sets before each step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepScalar {
+    /// `lr`, `lambda` ...
+    pub name: String,
+    /// Its value by step.
+    pub schedule: Schedule,
+}
+
+/// What a root does with its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RootKind {
+    /// The network's (or module's) result: an ONNX output, or the boundary value `x`.
+    Output(String),
+    /// The output gradient `e`.
+    OutputGradient,
+    /// Becomes the new content of a variable, after every read of it.
+    Update(VarId),
+    /// A number or tensor the step reports under this name.
+    Report(String),
+}
+
+/// An effect of the graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Root {
+    /// What is done.
+    pub kind: RootKind,
+    /// With which value.
+    pub value: NodeId,
+}
+
+/// A dataflow graph with its inputs, variables, constants and roots.
+#[derive(Clone, Debug)]
+pub struct Graph {
+    /// For people.
+    pub name: String,
+    /// Inputs, by [`InputId`].
+    pub inputs: Vec<Input>,
+    /// Variables, by [`VarId`].
+    pub variables: Vec<Variable>,
+    /// Constants, by [`ConstId`].
+    pub constants: Vec<Constant>,
+    /// Step scalars, by [`ScalarId`].
+    pub scalars: Vec<StepScalar>,
+    /// Names of ONNX nodes, by [`OriginId`]; entry 0 is empty: work slrc added.
+    pub origins: Vec<String>,
+    /// Effects, in order.
+    pub roots: Vec<Root>,
+    dag: DiGraph<Node, u32>,
+    index: HashMap<(Op, Vec<NodeId>), NodeId>,
+}
+
+impl Graph {
+    /// An empty graph.
+    pub fn new(name: impl Into<String>) -> Graph {
+        Graph {
+            name: name.into(),
+            inputs: Vec::new(),
+            variables: Vec::new(),
+            constants: Vec::new(),
+            scalars: Vec::new(),
+            origins: vec![String::new()],
+            roots: Vec::new(),
+            dag: DiGraph::new(),
+            index: HashMap::new(),
+        }
+    }
+
+    /// A graph with the same inputs, variables, constants, scalars and origins, and no nodes or roots.
+    pub fn like(other: &Graph) -> Graph {
+        Graph {
+            name: other.name.clone(),
+            inputs: other.inputs.clone(),
+            variables: other.variables.clone(),
+            constants: other.constants.clone(),
+            scalars: other.scalars.clone(),
+            origins: other.origins.clone(),
+            ..Graph::new("")
+        }
+    }
+
+    /// Number of nodes.
+    pub fn len(&self) -> usize {
+        self.dag.node_count()
+    }
+
+    /// Whether there are no nodes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Every node id, operands before users.
+    pub fn ids(&self) -> impl DoubleEndedIterator<Item = NodeId> + ExactSizeIterator + use<> {
+        (0..self.len() as u32).map(NodeId)
+    }
+
+    /// A node.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.dag[NodeIndex::new(id.index())]
+    }
+
+    /// A node's type.
+    pub fn ty(&self, id: NodeId) -> &Type {
+        &self.node(id).ty
+    }
+
+    /// A node's shape.
+    pub fn shape(&self, id: NodeId) -> &[usize] {
+        &self.node(id).ty.shape
+    }
+
+    /// Name of the ONNX node a node came from; empty for work slrc added.
+    pub fn origin(&self, id: NodeId) -> &str {
+        &self.origins[self.node(id).origin.index()]
+    }
+
+    /// Nodes that use a node's value, ascending, each once.
+    pub fn users(&self, id: NodeId) -> Vec<NodeId> {
+        let mut users: Vec<NodeId> = self
+            .dag
+            .neighbors_directed(NodeIndex::new(id.index()), Direction::Outgoing)
+            .map(|n| NodeId(n.index() as u32))
+            .collect();
+        users.sort_unstable();
+        users.dedup();
+        users
+    }
+
+    /// Adds a node, or returns the equal one that exists. The type must be what the op's shape rule gives;
+    /// [`crate::ir::Builder`] is the usual way in.
+    pub fn add(&mut self, node: Node) -> NodeId {
+        let key = (node.op.clone(), node.operands.clone());
+        if let Some(&id) = self.index.get(&key) {
+            return id;
+        }
+        let operands = node.operands.clone();
+        let at = self.dag.add_node(node);
+        for (slot, operand) in operands.iter().enumerate() {
+            self.dag.add_edge(NodeIndex::new(operand.index()), at, slot as u32);
+        }
+        let id = NodeId(at.index() as u32);
+        self.index.insert(key, id);
+        id
+    }
+
+    /// Whether the edges agree with the operand lists; part of verification.
+    pub fn edges_agree(&self) -> bool {
+        self.ids().all(|id| {
+            let mut edges: Vec<(u32, u32)> = self
+                .dag
+                .edges_directed(NodeIndex::new(id.index()), Direction::Incoming)
+                .map(|e| (*e.weight(), petgraph::visit::EdgeRef::source(&e).index() as u32))
+                .collect();
+            edges.sort_unstable();
+            edges.iter().map(|e| e.1).eq(self.node(id).operands.iter().map(|o| o.0))
+        })
+    }
+
+    /// Registers an input.
+    pub fn add_input(&mut self, input: Input) -> InputId {
+        self.inputs.push(input);
+        InputId(self.inputs.len() as u32 - 1)
+    }
+
+    /// Registers a variable.
+    pub fn add_variable(&mut self, variable: Variable) -> VarId {
+        self.variables.push(variable);
+        VarId(self.variables.len() as u32 - 1)
+    }
+
+    /// Registers a constant, or returns the equal one that exists.
+    pub fn add_constant(&mut self, constant: Constant) -> ConstId {
+        let same = |c: &Constant| {
+            c.ty == constant.ty && c.data.iter().zip(&constant.data).all(|(a, b)| Number(*a) == Number(*b))
+        };
+        if let Some(i) = self.constants.iter().position(same) {
+            return ConstId(i as u32);
+        }
+        self.constants.push(constant);
+        ConstId(self.constants.len() as u32 - 1)
+    }
+
+    /// Registers a step scalar, or returns the one of the same name.
+    pub fn add_scalar(&mut self, scalar: StepScalar) -> ScalarId {
+        if let Some(i) = self.scalars.iter().position(|s| s.name == scalar.name) {
+            return ScalarId(i as u32);
+        }
+        self.scalars.push(scalar);
+        ScalarId(self.scalars.len() as u32 - 1)
+    }
+
+    /// Registers an origin, or returns the one of the same name.
+    pub fn add_origin(&mut self, name: &str) -> OriginId {
+        if let Some(i) = self.origins.iter().rposition(|o| o == name) {
+            return OriginId(i as u32);
+        }
+        self.origins.push(name.to_string());
+        OriginId(self.origins.len() as u32 - 1)
+    }
+
+    /// The variable of this name.
+    pub fn variable(&self, name: &str) -> Option<VarId> {
+        self.variables.iter().position(|v| v.name == name).map(|i| VarId(i as u32))
+    }
+
+    /// The input of this kind.
+    pub fn input_of(&self, kind: InputKind) -> Option<InputId> {
+        self.inputs.iter().position(|i| i.kind == kind).map(|i| InputId(i as u32))
+    }
+
+    /// The node that reads an input, if any.
+    pub fn input_node(&self, id: InputId) -> Option<NodeId> {
+        self.index.get(&(Op::Input(id), Vec::new())).copied()
+    }
+
+    /// The node that reads a variable, if any.
+    pub fn variable_node(&self, id: VarId) -> Option<NodeId> {
+        self.index.get(&(Op::Variable(id), Vec::new())).copied()
+    }
+
+    /// The value of the first root that satisfies `wanted`.
+    pub fn root(&self, wanted: impl Fn(&RootKind) -> bool) -> Option<NodeId> {
+        self.roots.iter().find(|r| wanted(&r.kind)).map(|r| r.value)
+    }
+
+    /// Marks every node that some of `targets` needs, the targets included.
+    pub fn needed(&self, targets: impl IntoIterator<Item = NodeId>) -> Vec<bool> {
+        let mut needed = vec![false; self.len()];
+        for t in targets {
+            needed[t.index()] = true;
+        }
+        for id in self.ids().rev() {
+            if needed[id.index()] {
+                for o in &self.node(id).operands {
+                    needed[o.index()] = true;
+                }
+            }
+        }
+        needed
+    }
+
+    /// Marks every node whose value depends on one of `sources`, the sources included.
+    pub fn dependent(&self, sources: impl IntoIterator<Item = NodeId>) -> Vec<bool> {
+        let mut dependent = vec![false; self.len()];
+        for s in sources {
+            dependent[s.index()] = true;
+        }
+        for id in self.ids() {
+            if self.node(id).operands.iter().any(|o| dependent[o.index()]) {
+                dependent[id.index()] = true;
+            }
+        }
+        dependent
+    }
+
+    /// Nodes on every path from the marked nodes without marked operands to `target` (through marked nodes only),
+    /// nearest the target first. These are the places where one value separates what comes before from what comes after.
+    pub fn dominators(&self, target: NodeId, marked: &[bool]) -> Vec<NodeId> {
+        let mut sub: DiGraph<(), ()> = DiGraph::with_capacity(self.len() + 1, self.len() * 2);
+        for _ in 0..=self.len() {
+            sub.add_node(());
+        }
+        let source = NodeIndex::new(self.len());
+        for id in self.ids().filter(|id| marked[id.index()]) {
+            let at = NodeIndex::new(id.index());
+            let mut fed = false;
+            for o in self.node(id).operands.iter().filter(|o| marked[o.index()]) {
+                sub.add_edge(NodeIndex::new(o.index()), at, ());
+                fed = true;
+            }
+            if !fed {
+                sub.add_edge(source, at, ());
+            }
+        }
+        let tree = dominators::simple_fast(&sub, source);
+        let chain = tree.strict_dominators(NodeIndex::new(target.index())).into_iter().flatten();
+        chain.filter(|&n| n != source).map(|n| NodeId(n.index() as u32)).collect()
+    }
+
+    /// Whether a node's dtype is a flag or an integer: constant between kinks, hence without gradient.
+    pub fn is_discrete(&self, id: NodeId) -> bool {
+        self.ty(id).dtype != DType::F32
+    }
+}

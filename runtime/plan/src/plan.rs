@@ -1,0 +1,317 @@
+//! The plan document.
+
+use serde::{Deserialize, Serialize};
+
+use crate::buffer::{Buffer, DType, Space};
+use crate::dims::Dims;
+use crate::kernel::Kernel;
+use crate::schedule::StepScalar;
+
+/// The format this crate reads and writes. A change that old readers would misread raises the number.
+pub const FORMAT: &str = "slrc-plan/1";
+
+/// File names inside a plan folder.
+pub mod files {
+    /// The plan itself.
+    pub const PLAN: &str = "plan.yaml";
+    /// Initial weights, running statistics and constants.
+    pub const WEIGHTS: &str = "weights.safetensors";
+    /// The user's graph without its weights, for `slrc export`.
+    pub const MODEL: &str = "model.onnx";
+}
+
+/// Everything a runtime needs to train and evaluate a partitioned network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// [`FORMAT`].
+    pub format: String,
+    /// Where the network came from.
+    pub model: ModelInfo,
+    /// What was asked for, resolved: every choice is spelled out.
+    pub settings: Settings,
+    /// Bytes of every space.
+    pub memory: Memory,
+    /// The batch.
+    pub inputs: Vec<InputDecl>,
+    /// The targets.
+    pub labels: LabelsDecl,
+    /// Numbers that change from step to step.
+    pub scalars: Vec<StepScalar>,
+    /// Weights and running statistics, in checkpoint order.
+    pub parameters: Vec<ParameterDecl>,
+    /// Optimizer state, in checkpoint order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub optimizer_state: Vec<OptimizerDecl>,
+    /// Fixed tensors.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub constants: Vec<ConstantDecl>,
+    /// What is handed from module to module; entry `k - 1` is the output of module `k`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub boundaries: Vec<BoundaryDecl>,
+    /// Buffers outside the arenas.
+    pub buffers: Vec<Buffer>,
+    /// The modules in step order.
+    pub modules: Vec<ModulePlan>,
+}
+
+/// Identity of the imported network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelInfo {
+    /// Name of the ONNX graph.
+    pub name: String,
+    /// SHA-256 of the ONNX file (external data not included).
+    pub sha256: String,
+    /// Name of the ONNX output that was trained.
+    pub output: String,
+}
+
+/// The resolved choices behind a plan, for people and reports; a runtime needs only `batch` and `seed`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// SHA-256 of the resolved spec.
+    pub spec_sha256: String,
+    /// `cpu`.
+    pub target: String,
+    /// Samples a step.
+    pub batch: usize,
+    /// Seed of initial weights, shuffles and random kernels.
+    pub seed: u64,
+    /// How modules were chosen.
+    pub partition: String,
+    /// `off`, `exact`, `finite-difference`, `tangent` or `bp-free`.
+    pub reconcile: String,
+    /// `squared`, `relative` or `cosine`.
+    pub distance: String,
+    /// `sgd` or `adamw`, with its settings.
+    pub optimizer: String,
+}
+
+/// Bytes of every space: what a run allocates, before data and the runtime's own code.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Memory {
+    /// Weights and running statistics.
+    pub parameter: usize,
+    /// Optimizer state.
+    pub optimizer: usize,
+    /// Fixed tensors.
+    pub constant: usize,
+    /// The batch.
+    pub input: usize,
+    /// Step scalars.
+    pub scalar: usize,
+    /// Reported numbers.
+    pub metric: usize,
+    /// Both boundary slots.
+    pub boundary: usize,
+    /// The largest module's arena while training.
+    pub arena: usize,
+    /// The largest module's arena while evaluating.
+    pub eval_arena: usize,
+}
+
+impl Memory {
+    /// Bytes of one space; the arena holds whichever of training and evaluation needs more.
+    pub fn of(&self, space: Space) -> usize {
+        match space {
+            Space::Parameter => self.parameter,
+            Space::Optimizer => self.optimizer,
+            Space::Constant => self.constant,
+            Space::Input => self.input,
+            Space::Scalar => self.scalar,
+            Space::Metric => self.metric,
+            Space::Boundary => self.boundary,
+            Space::Arena => self.arena.max(self.eval_arena),
+        }
+    }
+
+    /// Bytes a training step touches: every space, with the training arena.
+    pub fn peak(&self) -> usize {
+        Space::ALL.iter().map(|&s| if s == Space::Arena { self.arena } else { self.of(s) }).sum()
+    }
+}
+
+/// A data input.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputDecl {
+    /// ONNX input name.
+    pub name: String,
+    /// Buffer filled before each step, row-major.
+    pub buffer: String,
+    /// Exclusive upper bound of legal values when they index a table (token ids); checked as data is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_below: Option<usize>,
+}
+
+/// The targets of the loss.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelsDecl {
+    /// `i32` buffer filled before each step.
+    pub buffer: String,
+    /// Legal labels are `0..classes`.
+    pub classes: usize,
+}
+
+/// What a parameter tensor is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Trained.
+    Weight,
+    /// BatchNorm's running mean or variance.
+    RunningStatistic,
+    /// Loaded and never changed.
+    Frozen,
+}
+
+/// A tensor of the checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParameterDecl {
+    /// Tensor name in `weights.safetensors` and in checkpoints: the ONNX initializer's, or `head.<k>.<layer>.<weight|bias>`.
+    pub name: String,
+    /// Its buffer. Files hold the logical row-major tensor; the buffer may have another memory order.
+    pub buffer: String,
+    /// What it is for.
+    pub role: Role,
+    /// Owning module.
+    pub module: usize,
+}
+
+/// A tensor of optimizer state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerDecl {
+    /// `<parameter>.momentum_buffer`, `<parameter>.exp_avg` or `<parameter>.exp_avg_sq`.
+    pub name: String,
+    /// Its buffer; starts at zero.
+    pub buffer: String,
+    /// Owning module.
+    pub module: usize,
+}
+
+/// A fixed tensor stored in `weights.safetensors`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConstantDecl {
+    /// Tensor name.
+    pub name: String,
+    /// Its buffer.
+    pub buffer: String,
+}
+
+/// What module `index` hands to module `index + 1`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BoundaryDecl {
+    /// Number of the producing module.
+    pub index: usize,
+    /// ONNX value that crosses.
+    pub value: String,
+    /// Buffer of the output `x`.
+    pub x: String,
+    /// Buffer of the output gradient `e`; absent when no later step reads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub e: Option<String>,
+}
+
+/// One gradient-isolated module.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModulePlan {
+    /// From 1, in data order.
+    pub index: usize,
+    /// First ONNX node.
+    pub first: String,
+    /// Last ONNX node.
+    pub last: String,
+    /// Trained numbers, head included.
+    pub parameters: usize,
+    /// The local head's kind, or `network` for the last module, whose head is the network's own output.
+    pub head: String,
+    /// Trained numbers of the head.
+    pub head_parameters: usize,
+    /// Buffers of the numbers a step reports.
+    pub metrics: Metrics,
+    /// The training step.
+    pub step: Program,
+    /// Inference of the module and its head.
+    pub eval: Program,
+    /// What inference yields.
+    pub eval_outputs: EvalOutputs,
+}
+
+/// Buffers of a module's reported numbers, one f32 each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metrics {
+    /// Mean loss of the batch.
+    pub loss: String,
+    /// Fraction of labels that are the arg-max.
+    pub accuracy: String,
+    /// At the module's input; absent for the first module and where monitoring is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boundary: Option<BoundaryMetrics>,
+}
+
+/// Reported numbers of the boundary between module `k - 1` and `k`, computed by module `k`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BoundaryMetrics {
+    /// `R = B * sum((g - e)^2)`.
+    pub discord: String,
+    /// Cosine of the angle between g and e.
+    pub cosine: String,
+    /// `|g| / |e|`.
+    pub ratio: String,
+}
+
+/// Buffers of what inference yields, valid when the module's program has run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalOutputs {
+    /// Logits of the head.
+    pub logits: String,
+    /// Loss of each sample.
+    pub loss: String,
+    /// Fraction of each sample's labels that are the arg-max.
+    pub correct: String,
+}
+
+/// Kernels in order, and the arena they work in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// Bytes of the arena.
+    pub arena_bytes: usize,
+    /// Most bytes live at once: no arena can be smaller.
+    pub live_bytes: usize,
+    /// Floating-point operations.
+    pub flops: u64,
+    /// Arena buffers.
+    pub buffers: Vec<Buffer>,
+    /// Launches.
+    pub kernels: Vec<Kernel>,
+}
+
+impl Plan {
+    /// Every buffer: those of the plan and those of every program.
+    pub fn all_buffers(&self) -> impl Iterator<Item = &Buffer> {
+        self.buffers.iter().chain(self.modules.iter().flat_map(|m| m.step.buffers.iter().chain(m.eval.buffers.iter())))
+    }
+
+    /// Trained numbers of the whole network and its heads.
+    pub fn parameter_count(&self) -> usize {
+        self.modules.iter().map(|m| m.parameters).sum()
+    }
+}
+
+/// A dtype and a shape, written `f32[64x10]`, for tables and messages.
+pub fn describe(dtype: DType, shape: &Dims) -> String {
+    format!("{dtype}[{shape}]")
+}

@@ -1,0 +1,139 @@
+//! A view: which elements of which buffer a kernel operand touches.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Elements `offset + sum(index[d] * strides[d])` of a buffer, for an index space that the kernel states.
+///
+/// Offsets and strides count elements of the buffer's dtype. A stride of zero repeats the same element
+/// along that dimension (broadcast). The text form is `buffer@offset(s0,s1,..)`; a zero offset is left out.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct View {
+    /// Id of the buffer.
+    pub buffer: String,
+    /// First element.
+    pub offset: usize,
+    /// Elements to step per unit of each index dimension.
+    pub strides: Vec<usize>,
+}
+
+impl View {
+    /// A view of a whole buffer with the given strides.
+    pub fn new(buffer: impl Into<String>, strides: Vec<usize>) -> View {
+        View { buffer: buffer.into(), offset: 0, strides }
+    }
+
+    /// One past the largest element index touched over `space`, or `None` on overflow; zero for an empty space.
+    pub fn end(&self, space: &[usize]) -> Option<usize> {
+        if space.contains(&0) {
+            return Some(0);
+        }
+        let mut last = self.offset;
+        for (&extent, &stride) in space.iter().zip(&self.strides) {
+            last = last.checked_add((extent - 1).checked_mul(stride)?)?;
+        }
+        last.checked_add(1)
+    }
+}
+
+impl fmt::Display for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.buffer)?;
+        if self.offset != 0 {
+            write!(f, "@{}", self.offset)?;
+        }
+        f.write_str("(")?;
+        for (i, s) in self.strides.iter().enumerate() {
+            if i > 0 {
+                f.write_str(",")?;
+            }
+            write!(f, "{s}")?;
+        }
+        f.write_str(")")
+    }
+}
+
+impl FromStr for View {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let bad = || format!("`{s}` is not a view such as buffer@128(64,1)");
+        let (head, tail) = s.split_once('(').ok_or_else(bad)?;
+        let inner = tail.strip_suffix(')').ok_or_else(bad)?;
+        let strides = if inner.is_empty() {
+            Vec::new()
+        } else {
+            inner.split(',').map(|p| p.parse().map_err(|_| bad())).collect::<Result<Vec<usize>, _>>()?
+        };
+        let (buffer, offset) = match head.split_once('@') {
+            Some((b, o)) => (b, o.parse().map_err(|_| bad())?),
+            None => (head, 0),
+        };
+        if !is_buffer_id(buffer) {
+            return Err(bad());
+        }
+        Ok(View { buffer: buffer.to_string(), offset, strides })
+    }
+}
+
+/// Characters allowed in a buffer id besides ASCII letters and digits.
+const ID_EXTRA: &str = "_./:-#~+*<>";
+
+/// Whether `id` can name a buffer: non-empty, no space, none of the characters the view syntax uses.
+pub fn is_buffer_id(id: &str) -> bool {
+    !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || ID_EXTRA.contains(c))
+}
+
+/// The nearest legal buffer id to an arbitrary name: every illegal character becomes `_`.
+pub fn buffer_id_from(name: &str) -> String {
+    if name.is_empty() {
+        return "_".into();
+    }
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || ID_EXTRA.contains(c) { c } else { '_' }).collect()
+}
+
+impl From<View> for String {
+    fn from(v: View) -> String {
+        v.to_string()
+    }
+}
+
+impl TryFrom<String> for View {
+    type Error = String;
+    fn try_from(s: String) -> Result<Self, String> {
+        s.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_round_trips() {
+        for (offset, strides) in [(0, vec![]), (5, vec![1]), (0, vec![64, 0, 1])] {
+            let v = View { buffer: "m1/conv.1:y".into(), offset, strides };
+            assert_eq!(v.to_string().parse::<View>().as_ref(), Ok(&v));
+        }
+        for bad in ["", "a", "a(1", "a b(1)", "(1)", "a@x(1)", "a(1,)"] {
+            assert!(bad.parse::<View>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn end_is_one_past_the_last_element() {
+        let v = View { buffer: "b".into(), offset: 2, strides: vec![10, 0, 1] };
+        assert_eq!(v.end(&[3, 100, 4]), Some(2 + 20 + 3 + 1));
+        assert_eq!(v.end(&[0, 1, 1]), Some(0));
+        assert_eq!(View::new("b", vec![usize::MAX]).end(&[3]), None);
+    }
+
+    #[test]
+    fn any_name_becomes_an_id() {
+        for name in ["", "/layer1/conv 1", "a(b)@c=é"] {
+            assert!(is_buffer_id(&buffer_id_from(name)), "{name}");
+        }
+    }
+}
