@@ -2,3 +2,4 @@
 
 pub mod autodiff;
 pub mod ir;
+pub mod onnx;

@@ -1,0 +1,1 @@
+//! Trained weights back into the user's own graph.

@@ -1,0 +1,131 @@
+//! An ONNX file on disk: mapped, guarded, decoded; tensors are read when asked for.
+
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use onnx_protobuf::{Message as _, ModelProto, TensorProto, tensor_proto::DataLocation};
+use sha2::{Digest, Sha256};
+
+use crate::onnx::OnnxError;
+use crate::onnx::wire::{RANGE_KEY, slim};
+
+/// An opened model.
+pub struct OnnxFile {
+    /// Where it was read from.
+    pub path: PathBuf,
+    /// SHA-256 of the file, in hexadecimal.
+    pub sha256: String,
+    /// The decoded model, large raw data left in the file.
+    pub(crate) proto: ModelProto,
+    map: Bytes,
+}
+
+/// The file's bytes: mapped, or held (an empty file cannot be mapped).
+enum Bytes {
+    Mapped(Mmap),
+    Held(Vec<u8>),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(m) => m,
+            Bytes::Held(v) => v,
+        }
+    }
+}
+
+fn map_file(path: &Path) -> Result<Bytes, OnnxError> {
+    let read = |source| OnnxError::Read { path: path.to_path_buf(), source };
+    let file = std::fs::File::open(path).map_err(read)?;
+    let meta = file.metadata().map_err(read)?;
+    if meta.is_dir() {
+        return Err(read(std::io::Error::other("it is a folder; name the .onnx file")));
+    }
+    if meta.len() == 0 {
+        return Ok(Bytes::Held(Vec::new()));
+    }
+    #[allow(unsafe_code, reason = "mapping is how weights are read without a second copy in memory")]
+    // SAFETY: the map is read-only. If another process truncates the file meanwhile the program ends with SIGBUS,
+    // as any program that maps its input does.
+    let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+    Ok(Bytes::Mapped(map))
+}
+
+/// SHA-256 in hexadecimal.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+impl OnnxFile {
+    /// Opens and decodes a model.
+    pub fn open(path: &Path) -> Result<OnnxFile, OnnxError> {
+        let map = map_file(path)?;
+        let malformed = |reason: String| OnnxError::Malformed { path: path.to_path_buf(), reason };
+        let proto = ModelProto::parse_from_bytes(&slim(&map).map_err(malformed)?).map_err(|e| malformed(e.to_string()))?;
+        if proto.graph.is_none() {
+            return Err(malformed("it holds no graph".into()));
+        }
+        let sha256 = sha256_hex(&map);
+        Ok(OnnxFile { path: path.to_path_buf(), sha256, proto, map })
+    }
+
+    /// The opset the model uses for ONNX's own ops.
+    pub fn opset(&self) -> i64 {
+        self.opset_of("")
+    }
+
+    pub(crate) fn opset_of(&self, domain: &str) -> i64 {
+        let same = |d: &str| d == domain || (domain.is_empty() && d == "ai.onnx");
+        self.proto.opset_import.iter().find(|o| same(&o.domain)).map_or(1, |o| o.version)
+    }
+
+    /// The bytes of a tensor's raw data, wherever it is kept; `None` if it has no raw data at all.
+    pub(crate) fn raw<'a>(&'a self, t: &'a TensorProto) -> Result<Option<std::borrow::Cow<'a, [u8]>>, OnnxError> {
+        use std::borrow::Cow;
+        let bad = |reason: String| OnnxError::Tensor { name: t.name.clone(), reason };
+        if t.data_location.enum_value_or_default() == DataLocation::EXTERNAL {
+            return self.external(t).map(|v| Some(Cow::Owned(v)));
+        }
+        if let Some(range) = t.external_data.iter().find(|e| e.key == RANGE_KEY) {
+            let range = range.value.split_once(',').and_then(|(a, n)| {
+                let (a, n): (usize, usize) = (a.parse().ok()?, n.parse().ok()?);
+                self.map.get(a..a.checked_add(n)?)
+            });
+            return range.map(|r| Some(Cow::Borrowed(r))).ok_or_else(|| bad("its data range leaves the file".into()));
+        }
+        Ok((!t.raw_data.is_empty()).then(|| Cow::Borrowed(&t.raw_data[..])))
+    }
+
+    /// Reads external data: a file beside the model, never outside the model's folder.
+    fn external(&self, t: &TensorProto) -> Result<Vec<u8>, OnnxError> {
+        let bad = |reason: String| OnnxError::Tensor { name: t.name.clone(), reason };
+        let entry = |key: &str| t.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
+        let location = entry("location").ok_or_else(|| bad("external data without a location".into()))?;
+        let number = |key: &str| match entry(key) {
+            None => Ok(None),
+            Some(v) => v.parse::<usize>().map(Some).map_err(|_| bad(format!("external data {key} `{v}` is not a number"))),
+        };
+        let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
+        let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let path = folder.join(location);
+        let outside = || bad(format!("external data \"{location}\" lies outside the model's folder"));
+        let plain = Path::new(location).components().all(|c| matches!(c, std::path::Component::Normal(_)));
+        if !plain {
+            return Err(outside());
+        }
+        let missing =
+            |e: std::io::Error| bad(format!("its data should be in \"{location}\" beside the model, which cannot be read: {e}"));
+        let real = path.canonicalize().map_err(missing)?;
+        if !real.starts_with(folder.canonicalize().map_err(missing)?) {
+            return Err(outside());
+        }
+        let bytes = map_file(&real)?;
+        let end = length.map_or(Some(bytes.len()), |n| offset.checked_add(n));
+        let range = end.and_then(|end| bytes.get(offset..end));
+        range
+            .map(<[u8]>::to_vec)
+            .ok_or_else(|| bad(format!("\"{location}\" has {} bytes, too few for offset {offset}", bytes.len())))
+    }
+}

@@ -1,0 +1,343 @@
+//! Import: the ONNX graph node by node into IR.
+//!
+//! Whatever is known at import (shape arithmetic, masks, folded constants) is computed here, by the same conversions
+//! in a scratch graph and the f64 interpreter, and never reaches the graph.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use onnx_protobuf::NodeProto;
+
+use crate::ir::builder::Builder;
+use crate::ir::graph::{Graph, Input, InputKind, NodeId, Root, RootKind};
+use crate::ir::types::{DType, Type};
+use crate::onnx::file::OnnxFile;
+use crate::onnx::node::{Cx, Operand, Out, State, WeightRef, WeightSource, fold_value, node_name};
+pub use crate::onnx::node::{VariableSource, WeightSource as Source};
+use crate::onnx::ops;
+pub use crate::onnx::resolve::{DEFAULT_BATCH, Extent};
+use crate::onnx::resolve::{ResolvedInput, resolve};
+use crate::onnx::tensor::{self, Const, Elem};
+use crate::onnx::{NodeError, OnnxError};
+
+/// What the user can say about an import.
+#[derive(Clone, Debug, Default)]
+pub struct ImportOptions {
+    /// Batch size; the model's own, or [`DEFAULT_BATCH`], where absent.
+    pub batch: Option<usize>,
+    /// Input shapes by name.
+    pub shapes: BTreeMap<String, Vec<Extent>>,
+    /// Output to train; the first where absent.
+    pub output: Option<String>,
+    /// Initializers whose uses keep sharing one weight.
+    pub tie: BTreeSet<String>,
+    /// Weights that are not trained: names, or prefixes that end in `*`.
+    pub freeze: Vec<String>,
+}
+
+/// An ONNX node as it arrived in the IR.
+#[derive(Clone, Debug)]
+pub struct ImportedNode {
+    /// Name, or first output where it has none.
+    pub name: String,
+    /// Operator.
+    pub op: String,
+    /// Name of the first output.
+    pub output: String,
+    /// The first output's value, where it is computed at run time.
+    pub value: Option<NodeId>,
+}
+
+/// An imported network.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    /// The network in both modes; its root is the trained output, with updates of running statistics.
+    pub graph: Graph,
+    /// The trained output's value before a final softmax, if the network ends in one: what the loss is applied to.
+    pub logits: NodeId,
+    /// Name of the trained output.
+    pub output: String,
+    /// Samples a step.
+    pub batch: usize,
+    /// ONNX nodes the output needs, in order.
+    pub nodes: Vec<ImportedNode>,
+    /// Origin of every variable, by variable name.
+    pub sources: BTreeMap<String, VariableSource>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// Imports the part of the model that the trained output needs.
+pub fn import(file: &OnnxFile, options: &ImportOptions) -> Result<Imported, OnnxError> {
+    let proto = &file.proto.graph;
+    let output = match &options.output {
+        None => proto.output.first().map(|o| o.name.clone()).ok_or_else(|| OnnxError::Graph("the model has no outputs".into()))?,
+        Some(name) if proto.output.iter().any(|o| o.name == *name) => name.clone(),
+        Some(name) => {
+            let names: Vec<&str> = proto.output.iter().map(|o| o.name.as_str()).collect();
+            return Err(OnnxError::Graph(format!("the model has no output \"{name}\"; it has {}", names.join(", "))));
+        }
+    };
+    let needed = needed_nodes(&proto.node, &output);
+    let initializers: BTreeSet<&str> = proto.initializer.iter().map(|t| t.name.as_str()).collect();
+    let used: BTreeSet<&str> =
+        needed.iter().flat_map(|&i| proto.node[i].input.iter().map(String::as_str)).collect();
+    let declared: Vec<_> = proto
+        .input
+        .iter()
+        .filter(|i| !initializers.contains(i.name.as_str()) && used.contains(i.name.as_str()))
+        .collect();
+    let resolved = resolve(&declared, options.batch, &options.shapes)?;
+
+    let mut graph = Graph::new(if proto.name.is_empty() { "network" } else { &proto.name });
+    let mut state = State {
+        file,
+        tie: &options.tie,
+        freeze: &options.freeze,
+        rebatch: resolved.rebatch,
+        sources: BTreeMap::new(),
+        notes: Vec::new(),
+        streams: 0,
+        updates: Vec::new(),
+    };
+    if let Some((old, new)) = resolved.rebatch {
+        state.note(format!("the file was exported with a fixed batch of {old}; it is compiled for {new}"));
+    }
+    let mut values = Values::new();
+    read_initializers(file, &used, &mut values)?;
+    for i in &resolved.inputs {
+        let value = add_input(&mut graph, i);
+        values.insert(i.name.clone(), Slot::Ready(value));
+    }
+
+    let mut nodes = Vec::new();
+    let mut errors = Vec::new();
+    for &i in &needed {
+        let n = &proto.node[i];
+        let before = graph.len();
+        match convert(n, i, file, &mut graph, &mut state, &values) {
+            Ok(outs) => {
+                let value = match outs.first() {
+                    Some(Slot::Ready(Operand::Node(id, _))) => Some(*id),
+                    _ => None,
+                };
+                let first = n.output.first().cloned().unwrap_or_default();
+                nodes.push(ImportedNode { name: node_name(n), op: n.op_type.clone(), output: first, value });
+                for (name, out) in n.output.iter().zip(outs) {
+                    if !name.is_empty() {
+                        values.insert(name.clone(), out);
+                    }
+                }
+            }
+            Err(None) => mark_failed(n, &mut values),
+            Err(Some(reason)) => {
+                errors.push(NodeError { node: node_name(n), op: qualified(n), opset: file.opset_of(&n.domain), reason });
+                mark_failed(n, &mut values);
+            }
+        }
+        debug_assert!(graph.len() >= before);
+    }
+    if !errors.is_empty() {
+        return Err(OnnxError::Nodes(errors));
+    }
+    let value = match values.get(&output) {
+        Some(Slot::Ready(Operand::Node(id, Elem::Float))) => *id,
+        Some(Slot::Ready(Operand::Node(..))) => return Err(OnnxError::Graph(format!("output \"{output}\" is not a float tensor"))),
+        _ => return Err(OnnxError::Graph(format!("output \"{output}\" does not depend on the model's inputs"))),
+    };
+    graph.roots.push(Root { kind: RootKind::Output(output.clone()), value });
+    for (variable, value) in std::mem::take(&mut state.updates) {
+        graph.roots.push(Root { kind: RootKind::Update(variable), value });
+    }
+    let logits = before_softmax(&proto.node, &output, &values).unwrap_or(value);
+    if logits != value {
+        state.note("the network ends in a softmax: the loss is computed from what goes into it");
+    }
+    advise(&nodes, &mut state);
+    let State { sources, notes, .. } = state;
+    Ok(Imported { graph, logits, output, batch: resolved.batch, nodes, sources, notes })
+}
+
+/// What is known of an ONNX value.
+enum Slot {
+    Ready(Operand),
+    /// The node that makes it could not be imported, which is reported once, there.
+    Failed,
+    /// An optional output slrc does not compute.
+    Unavailable(&'static str),
+}
+
+type Values = HashMap<String, Slot>;
+
+/// Indices of the nodes `output` depends on, in file order.
+fn needed_nodes(nodes: &[NodeProto], output: &str) -> Vec<usize> {
+    let mut wanted: BTreeSet<&str> = BTreeSet::from([output]);
+    let mut needed = Vec::new();
+    for (i, n) in nodes.iter().enumerate().rev() {
+        if n.output.iter().any(|o| !o.is_empty() && wanted.contains(o.as_str())) {
+            wanted.extend(n.input.iter().map(String::as_str));
+            needed.push(i);
+        }
+    }
+    needed.reverse();
+    needed
+}
+
+/// Floats with dimensions stay in the file until they are used; everything else is small and read now.
+fn read_initializers(
+    file: &OnnxFile,
+    used: &BTreeSet<&str>,
+    values: &mut Values,
+) -> Result<(), OnnxError> {
+    for t in &file.proto.graph.initializer {
+        if !used.contains(t.name.as_str()) {
+            continue;
+        }
+        let shape = tensor::shape(t)?;
+        let operand = if tensor::tensor_elem(t)? == Elem::Float && !shape.is_empty() {
+            let source = WeightSource::Initializer(t.name.clone());
+            Operand::Weight(WeightRef { source, name: t.name.clone(), shape })
+        } else {
+            Operand::Const(tensor::read_numbers(file, t)?)
+        };
+        values.insert(t.name.clone(), Slot::Ready(operand));
+    }
+    Ok(())
+}
+
+fn add_input(graph: &mut Graph, i: &ResolvedInput) -> Operand {
+    let dtype = if i.elem == Elem::Float { DType::F32 } else { DType::I32 };
+    let ty = Type::new(dtype, i.shape.clone());
+    let id = graph.add_input(Input { name: i.name.clone(), kind: InputKind::Data, ty });
+    let node = Builder::new(graph).input(id);
+    Operand::Node(node, i.elem)
+}
+
+fn qualified(n: &NodeProto) -> String {
+    if n.domain.is_empty() || n.domain == "ai.onnx" { n.op_type.clone() } else { format!("{}.{}", n.domain, n.op_type) }
+}
+
+/// A failed node's outputs are known to have failed, so that nodes that use them are passed over in silence.
+fn mark_failed(n: &NodeProto, values: &mut Values) {
+    for o in n.output.iter().filter(|o| !o.is_empty()) {
+        values.insert(o.clone(), Slot::Failed);
+    }
+}
+
+type Outputs = Vec<Slot>;
+
+/// Converts one node. `Err(None)` means an operand failed before.
+fn convert<'s>(
+    n: &NodeProto,
+    index: usize,
+    file: &OnnxFile,
+    graph: &mut Graph,
+    state: &mut State<'s>,
+    values: &Values,
+) -> Result<Outputs, Option<String>> {
+    let entry = ops::find(n)
+        .ok_or_else(|| Some(ops::unsupported(n, file.proto.functions.iter().any(|f| f.name == n.op_type))))?;
+    let mut operands = Vec::with_capacity(n.input.len());
+    let mut failed = None;
+    for name in &n.input {
+        match values.get(name) {
+            _ if name.is_empty() => operands.push(Operand::Absent),
+            Some(Slot::Ready(o)) => operands.push(o.clone()),
+            Some(Slot::Failed) => return Err(None),
+            Some(Slot::Unavailable(what)) => failed = Some(format!("uses {what}, which slrc does not compute")),
+            None => failed = Some(format!("uses \"{name}\" before anything defines it")),
+        }
+    }
+    if let Some(reason) = failed {
+        return Err(Some(reason));
+    }
+    let constant = operands.iter().all(|o| matches!(o, Operand::Const(_) | Operand::Absent));
+    let mut scratch = Graph::new("constants");
+    // Building on the network's graph and on a scratch graph differ only in which graph it is.
+    let target: &mut Graph = if constant { &mut scratch } else { graph };
+    let outs = run(entry, n, index, file, target, state, &operands).map_err(Some)?;
+    outs.into_iter()
+        .map(|out| match out {
+            Out::Node(id, elem) if constant => {
+                if scratch.ty(id).count() > MAX_FOLDED {
+                    return Err(Some(format!("a constant of type {} is too large to compute at import", scratch.ty(id))));
+                }
+                Ok(Slot::Ready(Operand::Const(fold_value(&scratch, id, elem))))
+            }
+            Out::Node(id, elem) => Ok(Slot::Ready(Operand::Node(id, elem))),
+            Out::Const(c) => Ok(Slot::Ready(Operand::Const(c))),
+            Out::Alias(o) => Ok(Slot::Ready(o)),
+            Out::Unavailable(what) => Ok(Slot::Unavailable(what)),
+        })
+        .collect()
+}
+
+/// Largest constant computed at import, in elements.
+const MAX_FOLDED: usize = 1 << 26;
+
+fn run<'s>(
+    entry: &ops::Entry,
+    n: &NodeProto,
+    index: usize,
+    file: &OnnxFile,
+    graph: &mut Graph,
+    state: &mut State<'s>,
+    operands: &[Operand],
+) -> Result<Vec<Out>, String> {
+    let origin = graph.add_origin(&node_name(n));
+    let mut b = Builder::new(graph);
+    b.origin = origin;
+    let opset = file.opset_of(&n.domain);
+    let outs = (entry.convert)(&mut Cx { proto: n, index, opset, operands, b: &mut b, state })?;
+    match b.take_error() {
+        Some(e) => Err(e),
+        None => Ok(outs),
+    }
+}
+
+/// The operand of a final softmax.
+fn before_softmax(nodes: &[NodeProto], output: &str, values: &Values) -> Option<NodeId> {
+    let mut name = output;
+    loop {
+        let n = nodes.iter().find(|n| n.output.first().is_some_and(|o| o == name))?;
+        match (n.op_type.as_str(), n.input.first()) {
+            ("Identity", Some(input)) => name = input,
+            ("Softmax" | "LogSoftmax", Some(input)) => match values.get(input) {
+                Some(Slot::Ready(Operand::Node(id, Elem::Float))) => return Some(*id),
+                _ => return None,
+            },
+            _ => return None,
+        }
+    }
+}
+
+/// What a file's ops tell about how it was exported.
+fn advise(nodes: &[ImportedNode], state: &mut State<'_>) {
+    let count = |op: &str| nodes.iter().filter(|n| n.op == op).count();
+    let norms = count("BatchNormalization")
+        + count("LayerNormalization")
+        + count("InstanceNormalization")
+        + count("GroupNormalization");
+    if norms == 0 && count("Conv") >= 3 {
+        state.note(
+            "no BatchNormalization in this file: exporters fold it into Conv by default. If the network had it, export with \
+             torch.onnx.export(..., dynamo=False, do_constant_folding=False, training=torch.onnx.TrainingMode.PRESERVE), \
+             or with dynamo=True, optimize=False",
+        );
+    }
+}
+
+/// Reads a variable's initial values from the model.
+pub fn read_weight(file: &OnnxFile, source: &Source) -> Result<Vec<f32>, OnnxError> {
+    match source {
+        Source::Values(v) => Ok(v.to_vec()),
+        Source::Initializer(name) => {
+            let t = file.proto.graph.initializer.iter().find(|t| t.name == *name);
+            tensor::read_f32(file, t.ok_or_else(|| OnnxError::Graph(format!("initializer \"{name}\" does not exist")))?)
+        }
+    }
+}
+
+/// A constant of integers, for conversions.
+pub(crate) fn int_const(shape: Vec<usize>, data: Vec<f64>) -> Out {
+    Out::Const(Const::ints(shape, data))
+}

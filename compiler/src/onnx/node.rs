@@ -1,0 +1,352 @@
+//! What a conversion sees of its node: attributes, operands in the form it asks for, and where to build.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use onnx_protobuf::{AttributeProto, NodeProto, TensorProto, attribute_proto::AttributeType};
+
+use crate::ir::builder::Builder;
+use crate::ir::graph::{Graph, Init, NodeId, VarKind, Variable};
+use crate::ir::types::{DType, Type};
+use crate::onnx::file::OnnxFile;
+use crate::onnx::tensor::{self, Const, Elem};
+
+/// A float initializer (or weight-like constant) not yet used as a variable.
+#[derive(Clone, Debug)]
+pub(crate) struct WeightRef {
+    /// Where its values are.
+    pub(crate) source: WeightSource,
+    /// The name a variable made from it gets.
+    pub(crate) name: String,
+    /// Extents.
+    pub(crate) shape: Vec<usize>,
+}
+
+/// Where a variable's initial values come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WeightSource {
+    /// An initializer of the model.
+    Initializer(String),
+    /// A constant node's values.
+    Values(std::sync::Arc<Vec<f32>>),
+}
+
+/// An operand of an ONNX node.
+#[derive(Clone, Debug)]
+pub(crate) enum Operand {
+    /// An optional input left out.
+    Absent,
+    /// Known now.
+    Const(Const),
+    /// A float initializer.
+    Weight(WeightRef),
+    /// Computed.
+    Node(NodeId, Elem),
+}
+
+/// What a conversion yields for one output.
+pub(crate) enum Out {
+    /// A computed value.
+    Node(NodeId, Elem),
+    /// A value known now.
+    Const(Const),
+    /// Another name for an operand.
+    Alias(Operand),
+    /// An output slrc does not compute; using it is an error.
+    Unavailable(&'static str),
+}
+
+/// A variable the import made, and how it stands in the user's graph.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VariableSource {
+    /// Where its values are.
+    pub source: WeightSource,
+    /// Uses of it: node index in the ONNX graph and input slot.
+    pub uses: Vec<(usize, usize)>,
+}
+
+/// What import accumulates besides the graph.
+pub(crate) struct State<'a> {
+    pub(crate) file: &'a OnnxFile,
+    /// Initializers whose uses share one variable.
+    pub(crate) tie: &'a BTreeSet<String>,
+    /// Variables that are not trained: exact names, or prefixes that end in `*`.
+    pub(crate) freeze: &'a [String],
+    /// `(declared, wanted)` batch where the file has a fixed one that differs.
+    pub(crate) rebatch: Option<(usize, usize)>,
+    /// By variable name.
+    pub(crate) sources: BTreeMap<String, VariableSource>,
+    /// Things the user should know, in order, each once.
+    pub(crate) notes: Vec<String>,
+    /// Random streams handed out.
+    pub(crate) streams: u32,
+    /// Running-statistic updates: variable name and its new value.
+    pub(crate) updates: Vec<(crate::ir::graph::VarId, NodeId)>,
+}
+
+impl State<'_> {
+    pub(crate) fn note(&mut self, text: impl Into<String>) {
+        let text = text.into();
+        if !self.notes.contains(&text) {
+            self.notes.push(text);
+        }
+    }
+}
+
+/// One conversion under way.
+pub(crate) struct Cx<'a, 'g, 's> {
+    pub(crate) proto: &'a NodeProto,
+    /// Index in the ONNX graph.
+    pub(crate) index: usize,
+    pub(crate) opset: i64,
+    pub(crate) operands: &'a [Operand],
+    pub(crate) b: &'a mut Builder<'g>,
+    pub(crate) state: &'a mut State<'s>,
+}
+
+impl Cx<'_, '_, '_> {
+    fn attribute(&self, name: &str) -> Option<&AttributeProto> {
+        self.proto.attribute.iter().find(|a| a.name == name)
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.attribute(name).is_some()
+    }
+
+    pub(crate) fn int(&self, name: &str, default: i64) -> i64 {
+        self.attribute(name).map_or(default, |a| a.i)
+    }
+
+    pub(crate) fn float(&self, name: &str, default: f32) -> f64 {
+        f64::from(self.attribute(name).map_or(default, |a| a.f))
+    }
+
+    pub(crate) fn ints(&self, name: &str) -> Option<Vec<i64>> {
+        self.attribute(name).map(|a| a.ints.clone())
+    }
+
+    pub(crate) fn floats(&self, name: &str) -> Option<Vec<f64>> {
+        self.attribute(name).map(|a| a.floats.iter().map(|&x| f64::from(x)).collect())
+    }
+
+    pub(crate) fn string(&self, name: &str, default: &str) -> String {
+        self.attribute(name).map_or(default.to_string(), |a| String::from_utf8_lossy(&a.s).into_owned())
+    }
+
+    pub(crate) fn tensor(&self, name: &str) -> Option<&TensorProto> {
+        self.attribute(name).and_then(|a| a.t.as_ref())
+    }
+
+    pub(crate) fn attribute_type(&self, name: &str) -> Option<AttributeType> {
+        self.attribute(name).map(|a| a.type_.enum_value_or_default())
+    }
+
+    /// Name for messages: the node's, or its first output.
+    pub(crate) fn name(&self) -> String {
+        node_name(self.proto)
+    }
+
+    pub(crate) fn operand(&self, i: usize) -> &Operand {
+        self.operands.get(i).unwrap_or(&Operand::Absent)
+    }
+
+    pub(crate) fn present(&self, i: usize) -> bool {
+        !matches!(self.operand(i), Operand::Absent)
+    }
+
+    /// Whether output `i` is named, that is, may be used.
+    pub(crate) fn wants(&self, i: usize) -> bool {
+        self.proto.output.get(i).is_some_and(|o| !o.is_empty())
+    }
+
+    fn missing(&self, i: usize) -> String {
+        format!("input {i} is missing")
+    }
+
+    pub(crate) fn shape(&self, i: usize) -> Result<Vec<usize>, String> {
+        match self.operand(i) {
+            Operand::Absent => Err(self.missing(i)),
+            Operand::Const(c) => Ok(c.shape.clone()),
+            Operand::Weight(w) => Ok(w.shape.clone()),
+            Operand::Node(id, _) => Ok(self.b.shape(*id)),
+        }
+    }
+
+    pub(crate) fn elem(&self, i: usize) -> Result<Elem, String> {
+        match self.operand(i) {
+            Operand::Absent => Err(self.missing(i)),
+            Operand::Const(c) => Ok(c.elem),
+            Operand::Weight(_) => Ok(Elem::Float),
+            Operand::Node(_, e) => Ok(*e),
+        }
+    }
+
+    /// Operand `i` where its values are known now.
+    pub(crate) fn known(&self, i: usize) -> Result<Option<Const>, String> {
+        match self.operand(i) {
+            Operand::Const(c) => Ok(Some(c.clone())),
+            Operand::Weight(w) if w.shape.iter().product::<usize>() == 1 => self.values(w).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn values(&self, w: &WeightRef) -> Result<Const, String> {
+        let data = match &w.source {
+            WeightSource::Values(v) => v.iter().map(|&x| f64::from(x)).collect(),
+            WeightSource::Initializer(name) => {
+                let graph = &self.state.file.proto.graph;
+                let t = graph.initializer.iter().find(|t| t.name == *name).ok_or("its initializer does not exist")?;
+                tensor::read_numbers(self.state.file, t).map_err(|e| e.to_string())?.data
+            }
+        };
+        Ok(Const { elem: Elem::Float, shape: w.shape.clone(), data })
+    }
+
+    /// Integers that must be known at import, such as a shape or axes.
+    pub(crate) fn known_ints(&self, i: usize, what: &str) -> Result<Vec<i64>, String> {
+        match self.known(i)? {
+            Some(c) => Ok(c.integers()),
+            None if self.present(i) => Err(format!("{what} depends on the data; slrc needs it known at import")),
+            None => Err(self.missing(i)),
+        }
+    }
+
+    /// A single number that must be known at import.
+    pub(crate) fn known_number(&self, i: usize, what: &str) -> Result<f64, String> {
+        match self.known(i)? {
+            Some(c) => c.single().ok_or_else(|| format!("{what} must be a single number")),
+            None => Err(format!("{what} depends on the data; slrc needs it known at import")),
+        }
+    }
+
+    /// Operand `i` as real numbers; a float initializer becomes a weight that starts as `init` says unless it is loaded.
+    pub(crate) fn real_or_weight(&mut self, i: usize, init: Init) -> Result<NodeId, String> {
+        match self.operand(i).clone() {
+            Operand::Absent => Err(self.missing(i)),
+            Operand::Const(c) => Ok(self.constant(&c)),
+            Operand::Weight(w) if w.shape.iter().product::<usize>() == 1 => {
+                let c = self.values(&w)?;
+                Ok(self.constant(&c))
+            }
+            Operand::Weight(w) => Ok(self.variable(&w, i, init, VarKind::Weight)),
+            Operand::Node(id, _) => Ok(self.b.number(id)),
+        }
+    }
+
+    /// Operand `i` as real numbers.
+    pub(crate) fn real(&mut self, i: usize) -> Result<NodeId, String> {
+        self.real_or_weight(i, Init::Normal(0.02))
+    }
+
+    /// Operand `i` in a place that ONNX gives to weights: constants there are weights too.
+    pub(crate) fn weight(&mut self, i: usize, init: Init, kind: VarKind) -> Result<NodeId, String> {
+        match self.operand(i).clone() {
+            Operand::Weight(w) => Ok(self.variable(&w, i, init, kind)),
+            Operand::Const(c) if c.elem == Elem::Float => {
+                let name = self.proto.input.get(i).cloned().unwrap_or_default();
+                let values = c.data.iter().map(|&x| x as f32).collect();
+                let source = WeightSource::Values(std::sync::Arc::new(values));
+                Ok(self.variable(&WeightRef { source, name, shape: c.shape }, i, init, kind))
+            }
+            _ => self.real(i),
+        }
+    }
+
+    /// Whether operand `i` is a float initializer.
+    pub(crate) fn is_weight(&self, i: usize) -> bool {
+        matches!(self.operand(i), Operand::Weight(_))
+    }
+
+    /// Operand `i` of a product: an initializer there is a weight, whatever its size.
+    pub(crate) fn weight_or_real(&mut self, i: usize) -> Result<NodeId, String> {
+        if self.is_weight(i) { self.weight(i, Init::Normal(0.02), VarKind::Weight) } else { self.real(i) }
+    }
+
+    fn constant(&mut self, c: &Const) -> NodeId {
+        self.b.constant(Type::f32(c.shape.clone()), c.data.clone())
+    }
+
+    /// The variable for a weight used by this node. Exporters merge equal initializers, so each use gets a variable
+    /// of its own unless the user ties the initializer.
+    fn variable(&mut self, w: &WeightRef, slot: usize, init: Init, kind: VarKind) -> NodeId {
+        let usage = (self.index, slot);
+        let tied = match &w.source {
+            WeightSource::Initializer(s) => self.state.tie.contains(s) || self.state.tie.contains(&w.name),
+            WeightSource::Values(_) => false,
+        };
+        let mut name = w.name.clone();
+        if tied && let Some(id) = self.b.graph().variable(&name) {
+            if let Some(s) = self.state.sources.get_mut(&name) {
+                s.uses.push(usage);
+            }
+            return self.b.variable(id);
+        }
+        if self.state.sources.contains_key(&name) {
+            name = format!("{}@{}", w.name, self.name());
+            let mut n = 1;
+            while self.state.sources.contains_key(&name) {
+                n += 1;
+                name = format!("{}@{}#{n}", w.name, self.name());
+            }
+        }
+        let frozen = self.state.freeze.iter().any(|p| match p.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => *p == name,
+        });
+        let kind = if frozen { VarKind::Frozen } else { kind };
+        self.state.sources.insert(name.clone(), VariableSource { source: w.source.clone(), uses: vec![usage] });
+        let id = self.b.graph_mut().add_variable(Variable { name, kind, ty: Type::f32(w.shape.clone()), init });
+        self.b.variable(id)
+    }
+
+    /// Operand `i` as a flag.
+    pub(crate) fn flag(&mut self, i: usize) -> Result<NodeId, String> {
+        use slrc_plan::ScalarFn;
+        match self.operand(i).clone() {
+            Operand::Const(c) => Ok(self.b.constant(Type::new(DType::U8, c.shape.clone()), c.data)),
+            Operand::Node(id, _) if self.b.graph().ty(id).dtype == DType::U8 => Ok(id),
+            _ => {
+                let x = self.real(i)?;
+                let zero = self.b.zeros_like(x);
+                let is_zero = self.b.map(ScalarFn::Eq, &[x, zero]);
+                Ok(self.b.map(ScalarFn::Not, &[is_zero]))
+            }
+        }
+    }
+
+    /// Operand `i` as table indices.
+    pub(crate) fn index_values(&mut self, i: usize) -> Result<NodeId, String> {
+        match self.operand(i).clone() {
+            Operand::Const(c) => Ok(self.b.constant(Type::new(DType::I32, c.shape.clone()), c.data)),
+            Operand::Node(id, _) if self.b.graph().ty(id).dtype == DType::I32 => Ok(id),
+            Operand::Absent => Err(self.missing(i)),
+            Operand::Weight(_) | Operand::Node(..) => Err("indices must be an integer input or known at import".into()),
+        }
+    }
+
+    /// A dimension index that may count from the end.
+    pub(crate) fn axis(&self, axis: i64, rank: usize) -> Result<usize, String> {
+        let at = if axis < 0 { axis + rank as i64 } else { axis };
+        usize::try_from(at)
+            .ok()
+            .filter(|&a| a < rank)
+            .ok_or_else(|| format!("axis {axis} does not exist in {rank} dimensions"))
+    }
+
+    pub(crate) fn axes(&self, axes: &[i64], rank: usize) -> Result<Vec<usize>, String> {
+        let mut out: Vec<usize> = axes.iter().map(|&a| self.axis(a, rank)).collect::<Result<_, _>>()?;
+        out.sort_unstable();
+        out.dedup();
+        if out.len() == axes.len() { Ok(out) } else { Err(format!("axes {axes:?} repeat a dimension")) }
+    }
+}
+
+/// The node's name, or its first output where it has none.
+pub(crate) fn node_name(n: &NodeProto) -> String {
+    if n.name.is_empty() { n.output.first().cloned().unwrap_or_default() } else { n.name.clone() }
+}
+
+/// A scratch graph's value of a node, for folding.
+pub(crate) fn fold_value(g: &Graph, id: NodeId, elem: Elem) -> Const {
+    let t = crate::ir::interp::evaluate(g, &crate::ir::interp::Env::default(), &[id]).remove(0);
+    Const { elem, shape: t.shape, data: t.data }
+}

@@ -1,0 +1,61 @@
+//! Conversions of ONNX ops to IR, a file a family. Most are decompositions; the tables here are also what
+//! `slrc ops` and docs/ops.md print.
+
+mod constant;
+mod elementwise;
+mod linear;
+mod norm;
+mod pool;
+mod reduce;
+mod shape;
+
+use onnx_protobuf::NodeProto;
+
+use crate::onnx::node::{Cx, Out};
+
+/// A conversion.
+pub(crate) type Convert = fn(&mut Cx<'_, '_, '_>) -> Result<Vec<Out>, String>;
+
+/// One supported ONNX op.
+pub struct Entry {
+    /// ONNX operator.
+    pub op: &'static str,
+    /// How it is computed, and what of it is not supported.
+    pub note: &'static str,
+    pub(crate) convert: Convert,
+}
+
+const FAMILIES: &[&[Entry]] =
+    &[constant::OPS, elementwise::OPS, linear::OPS, norm::OPS, pool::OPS, reduce::OPS, shape::OPS];
+
+/// Every supported op, by name.
+pub fn all() -> Vec<&'static Entry> {
+    let mut out: Vec<&Entry> = FAMILIES.iter().flat_map(|f| f.iter()).collect();
+    out.sort_by_key(|e| e.op);
+    out
+}
+
+pub(crate) fn find(n: &NodeProto) -> Option<&'static Entry> {
+    if !(n.domain.is_empty() || n.domain == "ai.onnx") {
+        return None;
+    }
+    FAMILIES.iter().flat_map(|f| f.iter()).find(|e| e.op == n.op_type)
+}
+
+pub(crate) fn unsupported(n: &NodeProto, function: bool) -> String {
+    let nested = n.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty());
+    if nested {
+        "control flow is not supported: export the model with the branch or loop resolved".into()
+    } else if function {
+        "model-local functions are not supported: inline them with onnx.inliner.inline_local_functions".into()
+    } else if !(n.domain.is_empty() || n.domain == "ai.onnx") {
+        "only ONNX's own operators are supported".into()
+    } else {
+        "not supported".into()
+    }
+}
+
+/// One float output.
+pub(crate) fn real(id: crate::ir::graph::NodeId) -> Result<Vec<Out>, String> {
+    Ok(vec![Out::Node(id, crate::onnx::tensor::Elem::Float)])
+}

@@ -1,0 +1,215 @@
+//! Reading TensorProto data: every float and integer type, raw, typed or external, as f32 or as numbers.
+
+use std::borrow::Cow;
+
+use onnx_protobuf::{TensorProto, tensor_proto::DataType};
+use protobuf::Enum;
+
+use crate::onnx::OnnxError;
+use crate::onnx::file::OnnxFile;
+
+/// What a tensor's elements are, as far as the importer distinguishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Elem {
+    /// Any floating-point type.
+    Float,
+    /// Any integer type.
+    Int,
+    /// Booleans.
+    Bool,
+}
+
+/// A tensor known at import.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Const {
+    /// What the elements are.
+    pub elem: Elem,
+    /// Extents.
+    pub shape: Vec<usize>,
+    /// Row-major elements; integers up to 2^53 are exact.
+    pub data: Vec<f64>,
+}
+
+impl Const {
+    /// A tensor of integers.
+    pub fn ints(shape: Vec<usize>, data: Vec<f64>) -> Const {
+        Const { elem: Elem::Int, shape, data }
+    }
+
+    /// The only element of a tensor with one.
+    pub fn single(&self) -> Option<f64> {
+        (self.data.len() == 1).then(|| self.data[0])
+    }
+
+    /// Elements as integers; values beyond i64 saturate.
+    pub fn integers(&self) -> Vec<i64> {
+        self.data.iter().map(|&x| x as i64).collect()
+    }
+}
+
+/// Largest tensor the importer accepts, in elements: 16 GiB of f32.
+const MAX_ELEMENTS: usize = 1 << 32;
+
+/// Extents of a tensor; negative or overflowing ones are an error.
+pub fn shape(t: &TensorProto) -> Result<Vec<usize>, OnnxError> {
+    let bad = |reason: String| OnnxError::Tensor { name: t.name.clone(), reason };
+    let shape: Vec<usize> = t
+        .dims
+        .iter()
+        .map(|&d| usize::try_from(d).map_err(|_| bad(format!("extent {d} is negative"))))
+        .collect::<Result<_, _>>()?;
+    let count = shape.iter().try_fold(1usize, |a, &d| a.checked_mul(d)).filter(|&n| n <= MAX_ELEMENTS);
+    count.map(|_| shape).ok_or_else(|| bad(format!("shape {:?} is too large", t.dims)))
+}
+
+fn data_type(t: &TensorProto) -> Result<DataType, OnnxError> {
+    DataType::from_i32(t.data_type)
+        .filter(|d| elem_of(*d).is_some())
+        .ok_or_else(|| OnnxError::Tensor { name: t.name.clone(), reason: type_name(t.data_type) + " data is not supported" })
+}
+
+/// A type code's name, for messages.
+pub fn type_name(code: i32) -> String {
+    DataType::from_i32(code).map_or(format!("type {code}"), |d| format!("{d:?}").to_lowercase())
+}
+
+/// What the importer makes of an ONNX element type.
+pub fn elem_of(d: DataType) -> Option<Elem> {
+    match d {
+        DataType::FLOAT | DataType::FLOAT16 | DataType::DOUBLE | DataType::BFLOAT16 => Some(Elem::Float),
+        DataType::UINT8
+        | DataType::INT8
+        | DataType::UINT16
+        | DataType::INT16
+        | DataType::INT32
+        | DataType::INT64
+        | DataType::UINT32
+        | DataType::UINT64 => Some(Elem::Int),
+        DataType::BOOL => Some(Elem::Bool),
+        DataType::UNDEFINED
+        | DataType::STRING
+        | DataType::COMPLEX64
+        | DataType::COMPLEX128
+        | DataType::FLOAT8E4M3FN
+        | DataType::FLOAT8E4M3FNUZ
+        | DataType::FLOAT8E5M2
+        | DataType::FLOAT8E5M2FNUZ
+        | DataType::UINT4
+        | DataType::INT4 => None,
+    }
+}
+
+/// Element kind of a type code.
+pub fn elem(code: i32) -> Option<Elem> {
+    DataType::from_i32(code).and_then(elem_of)
+}
+
+/// Element kind of a tensor.
+pub fn tensor_elem(t: &TensorProto) -> Result<Elem, OnnxError> {
+    data_type(t).map(|d| elem_of(d).expect("invariant: data_type checks this"))
+}
+
+/// A tensor's elements as f32: exact for f32, f16 and bf16, rounded for f64.
+pub fn read_f32(file: &OnnxFile, t: &TensorProto) -> Result<Vec<f32>, OnnxError> {
+    let count: usize = shape(t)?.iter().product();
+    if data_type(t)? == DataType::FLOAT
+        && let Some(raw) = file.raw(t)?
+    {
+        check_length(t, raw.len(), count, 4)?;
+        return Ok(raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect());
+    }
+    Ok(read_numbers(file, t)?.data.iter().map(|&x| x as f32).collect())
+}
+
+fn check_length(t: &TensorProto, bytes: usize, count: usize, size: usize) -> Result<(), OnnxError> {
+    if count.checked_mul(size) == Some(bytes) {
+        return Ok(());
+    }
+    let reason = format!("{bytes} bytes of data for {count} elements of {size} bytes");
+    Err(OnnxError::Tensor { name: t.name.clone(), reason })
+}
+
+/// A tensor's elements as numbers.
+pub fn read_numbers(file: &OnnxFile, t: &TensorProto) -> Result<Const, OnnxError> {
+    let shape = shape(t)?;
+    let count: usize = shape.iter().product();
+    let dtype = data_type(t)?;
+    let data: Vec<f64> = match file.raw(t)? {
+        Some(raw) => from_raw(t, dtype, &raw, count)?,
+        None => from_fields(dtype, t),
+    };
+    if data.len() != count {
+        let hint = if data.is_empty() { "; was the file stripped of its weights?" } else { "" };
+        let reason = format!("{} values for {count} elements{hint}", data.len());
+        return Err(OnnxError::Tensor { name: t.name.clone(), reason });
+    }
+    Ok(Const { elem: elem_of(dtype).expect("invariant: checked by data_type"), shape, data })
+}
+
+fn from_raw(t: &TensorProto, dtype: DataType, raw: &Cow<'_, [u8]>, count: usize) -> Result<Vec<f64>, OnnxError> {
+    macro_rules! read {
+        ($ty:ty) => {{
+            check_length(t, raw.len(), count, size_of::<$ty>())?;
+            raw.chunks_exact(size_of::<$ty>())
+                .map(|b| <$ty>::from_le_bytes(b.try_into().expect("invariant: exact chunk")) as f64)
+                .collect()
+        }};
+    }
+    Ok(match dtype {
+        DataType::FLOAT => read!(f32),
+        DataType::DOUBLE => read!(f64),
+        DataType::INT8 => read!(i8),
+        DataType::UINT8 | DataType::BOOL => read!(u8),
+        DataType::INT16 => read!(i16),
+        DataType::UINT16 => read!(u16),
+        DataType::INT32 => read!(i32),
+        DataType::UINT32 => read!(u32),
+        DataType::INT64 => read!(i64),
+        DataType::UINT64 => read!(u64),
+        DataType::FLOAT16 | DataType::BFLOAT16 => {
+            check_length(t, raw.len(), count, 2)?;
+            raw.chunks_exact(2).map(|b| half(dtype, u16::from_le_bytes([b[0], b[1]]))).collect()
+        }
+        _ => Vec::new(),
+    })
+}
+
+fn from_fields(dtype: DataType, t: &TensorProto) -> Vec<f64> {
+    match dtype {
+        DataType::FLOAT => t.float_data.iter().map(|&x| f64::from(x)).collect(),
+        DataType::DOUBLE => t.double_data.clone(),
+        DataType::INT64 => t.int64_data.iter().map(|&x| x as f64).collect(),
+        DataType::UINT32 | DataType::UINT64 => t.uint64_data.iter().map(|&x| x as f64).collect(),
+        DataType::FLOAT16 | DataType::BFLOAT16 => t.int32_data.iter().map(|&x| half(dtype, x as u16)).collect(),
+        _ => t.int32_data.iter().map(|&x| f64::from(x)).collect(),
+    }
+}
+
+/// A 16-bit float's value.
+fn half(dtype: DataType, bits: u16) -> f64 {
+    if dtype == DataType::BFLOAT16 {
+        return f64::from(f32::from_bits(u32::from(bits) << 16));
+    }
+    let sign = if bits & 0x8000 != 0 { -1.0 } else { 1.0 };
+    let (exponent, fraction) = (i32::from(bits >> 10 & 0x1f), f64::from(bits & 0x3ff));
+    sign * match exponent {
+        0 => fraction * 2f64.powi(-24),
+        31 if fraction == 0.0 => f64::INFINITY,
+        31 => f64::NAN,
+        e => (1.0 + fraction / 1024.0) * 2f64.powi(e - 15),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sixteen_bit_floats() {
+        for (bits, value) in [(0x3c00, 1.0), (0xc000, -2.0), (0x7bff, 65504.0), (0x0001, 2f64.powi(-24)), (0x7c00, f64::INFINITY)] {
+            assert_eq!(half(DataType::FLOAT16, bits), value);
+        }
+        assert!(half(DataType::FLOAT16, 0x7e00).is_nan());
+        assert_eq!(half(DataType::BFLOAT16, 0x3fc0), 1.5);
+    }
+}

@@ -1,0 +1,42 @@
+//! Models of the repository, for tests.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use slrc_compiler::onnx::file::OnnxFile;
+
+/// The repository's models folder.
+pub fn models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models")
+}
+
+/// Names of the small models that hold their weights.
+pub const SMALL: &[&str] = &["mnist_cnn", "mnist_deep8", "mnist_mlp", "mnist_vit", "tokens_bert"];
+
+/// Opens a small model.
+pub fn small(name: &str) -> OnnxFile {
+    OnnxFile::open(&models().join(name).join("model.onnx")).expect(name)
+}
+
+/// Names of the weightless exports of large models, `model.exporter`.
+pub fn exports() -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(models().join("exports"))
+        .expect("models/exports")
+        .filter_map(|e| e.expect("entry").file_name().to_str()?.strip_suffix(".onnx.gz").map(str::to_string))
+        .collect();
+    names.sort();
+    assert!(names.len() > 20, "exports are missing");
+    names
+}
+
+/// Opens an export; its large weights have no data, which import does not need.
+pub fn export(name: &str) -> OnnxFile {
+    let packed = std::fs::File::open(models().join("exports").join(format!("{name}.onnx.gz"))).expect(name);
+    let mut bytes = Vec::new();
+    flate2::read::GzDecoder::new(packed).read_to_end(&mut bytes).expect(name);
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = folder.path().join("model.onnx");
+    std::fs::write(&path, bytes).expect("write");
+    OnnxFile::open(&path).expect(name)
+}
