@@ -69,10 +69,8 @@ fn moved(env: &Env, directions: &[(InputId, Tensor)], t: f64) -> Env {
 /// Compares the IR gradient of scalar `f` with differences of `f` along a random direction.
 fn check(g: &Graph, what: &str, f: NodeId, grads: &[NodeId], env: &Env, rng: &mut Sequence) {
     let inputs = real_inputs(g);
-    let directions: Vec<(InputId, Tensor)> = inputs
-        .iter()
-        .map(|(i, n)| (*i, Tensor::from_fn(g.shape(*n).to_vec(), |_| f64::from(rng.normal()))))
-        .collect();
+    let directions: Vec<(InputId, Tensor)> =
+        inputs.iter().map(|(i, n)| (*i, Tensor::from_fn(g.shape(*n).to_vec(), |_| f64::from(rng.normal())))).collect();
     let values = evaluate(g, env, grads);
     let analytic: f64 = values.iter().zip(&directions).map(|(v, (_, d))| v.dot(d)).sum();
     let at = |t: f64| evaluate(g, &moved(env, &directions, t), &[f])[0].data[0];

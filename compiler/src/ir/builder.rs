@@ -270,8 +270,7 @@ impl<'g> Builder<'g> {
 
     /// Repeats extents of 1 to `shape`, of the same rank.
     pub fn broadcast(&mut self, x: NodeId, shape: &[usize]) -> NodeId {
-        identities::broadcast(self, x, shape)
-            .unwrap_or_else(|| self.emit(Broadcast { shape: shape.to_vec() }, &[x]))
+        identities::broadcast(self, x, shape).unwrap_or_else(|| self.emit(Broadcast { shape: shape.to_vec() }, &[x]))
     }
 
     /// Broadcasts as numpy does: extents are aligned at the last dimension.

@@ -381,10 +381,7 @@ pub(crate) fn concat(b: &mut Builder<'_>, parts: &[NodeId], axis: usize) -> Opti
     if !parts.iter().any(|&p| same(b, p)) {
         return None;
     }
-    let flat: Vec<NodeId> = parts
-        .iter()
-        .flat_map(|&p| if same(b, p) { b.graph().node(p).operands.clone() } else { vec![p] })
-        .collect();
+    let flat: Vec<NodeId> =
+        parts.iter().flat_map(|&p| if same(b, p) { b.graph().node(p).operands.clone() } else { vec![p] }).collect();
     Some(b.concat(&flat, axis))
 }
-

@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::ir::builder::Builder;
-use crate::ir::graph::{Graph, NodeId, Root};
+use crate::ir::graph::{Graph, NodeId, Root, RootKind};
+use crate::ir::op::Op;
 
 /// Rebuilds what the roots need. `rule` may give the new value of an old node from its new operands;
 /// where it gives none, the node is replayed.
-pub fn rebuild(
-    old: &Graph,
-    mut rule: impl FnMut(&mut Builder<'_>, NodeId, &[NodeId]) -> Option<NodeId>,
-) -> Graph {
+pub fn rebuild(old: &Graph, mut rule: impl FnMut(&mut Builder<'_>, NodeId, &[NodeId]) -> Option<NodeId>) -> Graph {
     let mut graph = Graph::like(old);
     let needed = old.needed(old.roots.iter().map(|r| r.value));
     let mut new = vec![None; old.len()];
@@ -61,4 +59,70 @@ pub fn substitute(
         }
     }
     targets.iter().map(|t| new[t.index()]).collect()
+}
+
+/// Copies what `roots` need from `old` into `graph`, with only the table entries that are used. `replaced` gives a node of
+/// `old` its value in `graph`.
+pub fn extract(old: &Graph, roots: &[Root], replaced: Option<(NodeId, NodeId)>, mut graph: Graph) -> Graph {
+    let needed = {
+        // What lies behind the replaced node is not needed.
+        let mut needed = vec![false; old.len()];
+        for r in roots {
+            needed[r.value.index()] = true;
+        }
+        for id in old.ids().rev() {
+            if needed[id.index()] && replaced.is_none_or(|(from, _)| from != id) {
+                for o in &old.node(id).operands {
+                    needed[o.index()] = true;
+                }
+            }
+        }
+        needed
+    };
+    let mut new: Vec<Option<NodeId>> = vec![None; old.len()];
+    for id in old.ids().filter(|id| needed[id.index()]) {
+        if let Some((from, to)) = replaced
+            && from == id
+        {
+            new[id.index()] = Some(to);
+            continue;
+        }
+        let node = old.node(id);
+        let op = import_leaf(old, &mut graph, &node.op);
+        let origin = graph.add_origin(&old.origins[node.origin.index()]);
+        let operands = mapped(&node.operands, &new);
+        let mut b = Builder::new(&mut graph);
+        (b.origin, b.phase) = (origin, node.phase);
+        new[id.index()] = Some(b.replay(&op, &operands));
+    }
+    for r in roots {
+        let kind = match &r.kind {
+            RootKind::Update(v) => {
+                let variable = &old.variables[v.index()];
+                RootKind::Update(graph.variable(&variable.name).unwrap_or_else(|| graph.add_variable(variable.clone())))
+            }
+            other => other.clone(),
+        };
+        let value = new[r.value.index()].expect("invariant: roots are needed");
+        graph.roots.push(Root { kind, value });
+    }
+    graph
+}
+
+/// The op with its table entry registered in `graph`.
+fn import_leaf(old: &Graph, graph: &mut Graph, op: &Op) -> Op {
+    match op {
+        Op::Input(i) => {
+            let input = &old.inputs[i.index()];
+            let at = graph.inputs.iter().position(|x| x.name == input.name && x.kind == input.kind);
+            Op::Input(at.map_or_else(|| graph.add_input(input.clone()), |i| crate::ir::graph::InputId(i as u32)))
+        }
+        Op::Variable(v) => {
+            let variable = &old.variables[v.index()];
+            Op::Variable(graph.variable(&variable.name).unwrap_or_else(|| graph.add_variable(variable.clone())))
+        }
+        Op::Constant(c) => Op::Constant(graph.add_constant(old.constants[c.index()].clone())),
+        Op::StepScalar(s) => Op::StepScalar(graph.add_scalar(old.scalars[s.index()].clone())),
+        other => other.clone(),
+    }
 }

@@ -50,7 +50,13 @@ fn sample(name: &str, range: (f64, f64), make: impl FnOnce(&mut Maker<'_>) -> No
     Sample { name: name.to_string(), graph, range, below: 5 }
 }
 
-fn geometry(input: [usize; 2], kernel: [usize; 2], strides: [usize; 2], pads: [usize; 2], dilations: [usize; 2]) -> WindowGeometry {
+fn geometry(
+    input: [usize; 2],
+    kernel: [usize; 2],
+    strides: [usize; 2],
+    pads: [usize; 2],
+    dilations: [usize; 2],
+) -> WindowGeometry {
     let out = |d: usize| (input[d] + 2 * pads[d] - dilations[d] * (kernel[d] - 1) - 1) / strides[d] + 1;
     WindowGeometry {
         input: Dims(input.to_vec()),
@@ -98,7 +104,9 @@ pub fn all() -> Vec<Sample> {
         let zero = m.b.zeros_like(x);
         m.b.select(flag, scaled, zero)
     }));
-    for (name, axes) in [("rows", vec![2]), ("columns", vec![0]), ("middle", vec![1]), ("ends", vec![0, 2]), ("all", vec![0, 1, 2])] {
+    for (name, axes) in
+        [("rows", vec![2]), ("columns", vec![0]), ("middle", vec![1]), ("ends", vec![0, 2]), ("all", vec![0, 1, 2])]
+    {
         out.push(sample(&format!("reduce sum: {name}"), wide, |m| {
             let x = m.real(&[3, 4, 5]);
             let y = m.b.mul(x, x);
@@ -244,7 +252,9 @@ pub fn all() -> Vec<Sample> {
 
 fn scalar_sample(f: ScalarFn) -> Sample {
     let range = match f {
-        ScalarFn::Log | ScalarFn::Sqrt | ScalarFn::Rsqrt | ScalarFn::Recip | ScalarFn::Div | ScalarFn::Pow => (0.4, 2.0),
+        ScalarFn::Log | ScalarFn::Sqrt | ScalarFn::Rsqrt | ScalarFn::Recip | ScalarFn::Div | ScalarFn::Pow => {
+            (0.4, 2.0)
+        }
         ScalarFn::Copy
         | ScalarFn::Neg
         | ScalarFn::Abs

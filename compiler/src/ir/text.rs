@@ -139,7 +139,10 @@ fn unescape(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<char
         Some('0') => Ok('\0'),
         Some('u') => {
             let hex: String = chars.by_ref().skip(1).take_while(|&c| c != '}').collect();
-            u32::from_str_radix(&hex, 16).ok().and_then(char::from_u32).ok_or_else(|| format!("bad escape \\u{{{hex}}}"))
+            u32::from_str_radix(&hex, 16)
+                .ok()
+                .and_then(char::from_u32)
+                .ok_or_else(|| format!("bad escape \\u{{{hex}}}"))
         }
         Some(c) => Ok(c),
         None => Err("a quoted name does not end".into()),
@@ -181,10 +184,9 @@ fn parse_line(g: &mut Graph, line: &str) -> Result<(), String> {
         "scalar" => {
             let decay = match word(&w, 5)? {
                 "constant" => Decay::Constant,
-                "cosine" => Decay::Cosine {
-                    last: number(&w, 6)?,
-                    steps: if w.len() > 7 { Some(number(&w, 7)?) } else { None },
-                },
+                "cosine" => {
+                    Decay::Cosine { last: number(&w, 6)?, steps: if w.len() > 7 { Some(number(&w, 7)?) } else { None } }
+                }
                 "step" => Decay::Step { every: number(&w, 6)?, gamma: number(&w, 7)? },
                 "adam-correction" => Decay::AdamCorrection { beta: number(&w, 6)? },
                 other => return Err(format!("`{other}` is not a schedule")),
@@ -217,7 +219,8 @@ fn parse_line(g: &mut Graph, line: &str) -> Result<(), String> {
 
 fn parse_init(text: &str) -> Result<Init, String> {
     let (name, rest) = text.split_once('(').ok_or_else(|| format!("`{text}` is not an init"))?;
-    let x: f64 = rest.strip_suffix(')').and_then(|n| n.parse().ok()).ok_or_else(|| format!("`{text}` is not an init"))?;
+    let x: f64 =
+        rest.strip_suffix(')').and_then(|n| n.parse().ok()).ok_or_else(|| format!("`{text}` is not an init"))?;
     match name {
         "constant" => Ok(Init::Constant(x)),
         "uniform" => Ok(Init::Uniform(x)),
@@ -261,7 +264,8 @@ fn parse_node(g: &mut Graph, line: &str) -> Result<(), String> {
     let after = tail.split_once(" @").map(|x| x.1).ok_or("a node needs its origin, @\"name\"")?;
     let w = words(after)?;
     let origin = g.add_origin(word(&w, 0)?);
-    let phase = *Phase::ALL.iter().find(|p| w.get(1).is_some_and(|x| x == p.name())).ok_or("a node ends with its phase")?;
+    let phase =
+        *Phase::ALL.iter().find(|p| w.get(1).is_some_and(|x| x == p.name())).ok_or("a node ends with its phase")?;
     let before = g.len();
     g.add(Node { op, operands, ty, origin, phase });
     if g.len() == before {

@@ -63,7 +63,8 @@ impl OnnxFile {
     pub fn open(path: &Path) -> Result<OnnxFile, OnnxError> {
         let map = map_file(path)?;
         let malformed = |reason: String| OnnxError::Malformed { path: path.to_path_buf(), reason };
-        let proto = ModelProto::parse_from_bytes(&slim(&map).map_err(malformed)?).map_err(|e| malformed(e.to_string()))?;
+        let proto =
+            ModelProto::parse_from_bytes(&slim(&map).map_err(malformed)?).map_err(|e| malformed(e.to_string()))?;
         if proto.graph.is_none() {
             return Err(malformed("it holds no graph".into()));
         }
@@ -105,7 +106,9 @@ impl OnnxFile {
         let location = entry("location").ok_or_else(|| bad("external data without a location".into()))?;
         let number = |key: &str| match entry(key) {
             None => Ok(None),
-            Some(v) => v.parse::<usize>().map(Some).map_err(|_| bad(format!("external data {key} `{v}` is not a number"))),
+            Some(v) => {
+                v.parse::<usize>().map(Some).map_err(|_| bad(format!("external data {key} `{v}` is not a number")))
+            }
         };
         let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
         let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -115,8 +118,9 @@ impl OnnxFile {
         if !plain {
             return Err(outside());
         }
-        let missing =
-            |e: std::io::Error| bad(format!("its data should be in \"{location}\" beside the model, which cannot be read: {e}"));
+        let missing = |e: std::io::Error| {
+            bad(format!("its data should be in \"{location}\" beside the model, which cannot be read: {e}"))
+        };
         let real = path.canonicalize().map_err(missing)?;
         if !real.starts_with(folder.canonicalize().map_err(missing)?) {
             return Err(outside());

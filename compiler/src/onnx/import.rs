@@ -41,8 +41,12 @@ pub struct ImportedNode {
     pub name: String,
     /// Operator.
     pub op: String,
+    /// Names of the inputs.
+    pub inputs: Vec<String>,
     /// Name of the first output.
     pub output: String,
+    /// Inputs that are weights.
+    pub weights: usize,
     /// The first output's value, where it is computed at run time.
     pub value: Option<NodeId>,
 }
@@ -70,7 +74,11 @@ pub struct Imported {
 pub fn import(file: &OnnxFile, options: &ImportOptions) -> Result<Imported, OnnxError> {
     let proto = &file.proto.graph;
     let output = match &options.output {
-        None => proto.output.first().map(|o| o.name.clone()).ok_or_else(|| OnnxError::Graph("the model has no outputs".into()))?,
+        None => proto
+            .output
+            .first()
+            .map(|o| o.name.clone())
+            .ok_or_else(|| OnnxError::Graph("the model has no outputs".into()))?,
         Some(name) if proto.output.iter().any(|o| o.name == *name) => name.clone(),
         Some(name) => {
             let names: Vec<&str> = proto.output.iter().map(|o| o.name.as_str()).collect();
@@ -79,8 +87,7 @@ pub fn import(file: &OnnxFile, options: &ImportOptions) -> Result<Imported, Onnx
     };
     let needed = needed_nodes(&proto.node, &output);
     let initializers: BTreeSet<&str> = proto.initializer.iter().map(|t| t.name.as_str()).collect();
-    let used: BTreeSet<&str> =
-        needed.iter().flat_map(|&i| proto.node[i].input.iter().map(String::as_str)).collect();
+    let used: BTreeSet<&str> = needed.iter().flat_map(|&i| proto.node[i].input.iter().map(String::as_str)).collect();
     let declared: Vec<_> = proto
         .input
         .iter()
@@ -121,7 +128,15 @@ pub fn import(file: &OnnxFile, options: &ImportOptions) -> Result<Imported, Onnx
                     _ => None,
                 };
                 let first = n.output.first().cloned().unwrap_or_default();
-                nodes.push(ImportedNode { name: node_name(n), op: n.op_type.clone(), output: first, value });
+                let weights = state.sources.values().flat_map(|s| &s.uses).filter(|u| u.0 == i).count();
+                nodes.push(ImportedNode {
+                    name: node_name(n),
+                    op: n.op_type.clone(),
+                    inputs: n.input.clone(),
+                    output: first,
+                    weights,
+                    value,
+                });
                 for (name, out) in n.output.iter().zip(outs) {
                     if !name.is_empty() {
                         values.insert(name.clone(), out);
@@ -130,7 +145,12 @@ pub fn import(file: &OnnxFile, options: &ImportOptions) -> Result<Imported, Onnx
             }
             Err(None) => mark_failed(n, &mut values),
             Err(Some(reason)) => {
-                errors.push(NodeError { node: node_name(n), op: qualified(n), opset: file.opset_of(&n.domain), reason });
+                errors.push(NodeError {
+                    node: node_name(n),
+                    op: qualified(n),
+                    opset: file.opset_of(&n.domain),
+                    reason,
+                });
                 mark_failed(n, &mut values);
             }
         }
@@ -141,7 +161,9 @@ pub fn import(file: &OnnxFile, options: &ImportOptions) -> Result<Imported, Onnx
     }
     let value = match values.get(&output) {
         Some(Slot::Ready(Operand::Node(id, Elem::Float))) => *id,
-        Some(Slot::Ready(Operand::Node(..))) => return Err(OnnxError::Graph(format!("output \"{output}\" is not a float tensor"))),
+        Some(Slot::Ready(Operand::Node(..))) => {
+            return Err(OnnxError::Graph(format!("output \"{output}\" is not a float tensor")));
+        }
         _ => return Err(OnnxError::Graph(format!("output \"{output}\" does not depend on the model's inputs"))),
     };
     graph.roots.push(Root { kind: RootKind::Output(output.clone()), value });
@@ -183,11 +205,7 @@ fn needed_nodes(nodes: &[NodeProto], output: &str) -> Vec<usize> {
 }
 
 /// Floats with dimensions stay in the file until they are used; everything else is small and read now.
-fn read_initializers(
-    file: &OnnxFile,
-    used: &BTreeSet<&str>,
-    values: &mut Values,
-) -> Result<(), OnnxError> {
+fn read_initializers(file: &OnnxFile, used: &BTreeSet<&str>, values: &mut Values) -> Result<(), OnnxError> {
     for t in &file.proto.graph.initializer {
         if !used.contains(t.name.as_str()) {
             continue;
@@ -259,7 +277,10 @@ fn convert<'s>(
         .map(|out| match out {
             Out::Node(id, elem) if constant => {
                 if scratch.ty(id).count() > MAX_FOLDED {
-                    return Err(Some(format!("a constant of type {} is too large to compute at import", scratch.ty(id))));
+                    return Err(Some(format!(
+                        "a constant of type {} is too large to compute at import",
+                        scratch.ty(id)
+                    )));
                 }
                 Ok(Slot::Ready(Operand::Const(fold_value(&scratch, id, elem))))
             }

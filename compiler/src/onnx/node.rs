@@ -117,7 +117,7 @@ impl Cx<'_, '_, '_> {
     }
 
     pub(crate) fn float(&self, name: &str, default: f32) -> f64 {
-        f64::from(self.attribute(name).map_or(default, |a| a.f))
+        shortest(self.attribute(name).map_or(default, |a| a.f))
     }
 
     pub(crate) fn ints(&self, name: &str) -> Option<Vec<i64>> {
@@ -338,6 +338,11 @@ impl Cx<'_, '_, '_> {
         out.dedup();
         if out.len() == axes.len() { Ok(out) } else { Err(format!("axes {axes:?} repeat a dimension")) }
     }
+}
+
+/// The number that was meant: an attribute of 0.9 is stored as the nearest f32, and 1 - 0.9 should be 0.1.
+fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(x))
 }
 
 /// The node's name, or its first output where it has none.

@@ -83,7 +83,9 @@ pub(crate) fn resolve(
     for v in inputs {
         // A given shape stands in for a missing declaration.
         let d = match declared(v) {
-            Err(e) if !shapes.contains_key(&v.name) || v.type_.as_ref().is_none_or(|t| !t.has_tensor_type()) => return Err(e),
+            Err(e) if !shapes.contains_key(&v.name) || v.type_.as_ref().is_none_or(|t| !t.has_tensor_type()) => {
+                return Err(e);
+            }
             Err(_) => (elem(v.type_.tensor_type().elem_type).unwrap_or(Elem::Float), Vec::new()),
             Ok(d) => d,
         };
@@ -133,7 +135,12 @@ pub(crate) fn resolve(
                         .collect();
                     OnnxError::Input {
                         name: v.name.clone(),
-                        reason: format!("its shape is {}; pass the unknown extents with --shape {}={}", text.join("x"), v.name, text.join("x")),
+                        reason: format!(
+                            "its shape is {}; pass the unknown extents with --shape {}={}",
+                            text.join("x"),
+                            v.name,
+                            text.join("x")
+                        ),
                     }
                 })?
             }
@@ -143,7 +150,10 @@ pub(crate) fn resolve(
             return Err(OnnxError::Input { name: v.name.clone(), reason });
         }
         if shape.contains(&0) || shape.iter().try_fold(1usize, |a, &d| a.checked_mul(d)).is_none_or(|n| n > 1 << 32) {
-            return Err(OnnxError::Input { name: v.name.clone(), reason: format!("shape {shape:?} is empty or too large") });
+            return Err(OnnxError::Input {
+                name: v.name.clone(),
+                reason: format!("shape {shape:?} is empty or too large"),
+            });
         }
         out.push(ResolvedInput { name: v.name.clone(), elem, shape });
     }

@@ -63,9 +63,10 @@ pub fn shape(t: &TensorProto) -> Result<Vec<usize>, OnnxError> {
 }
 
 fn data_type(t: &TensorProto) -> Result<DataType, OnnxError> {
-    DataType::from_i32(t.data_type)
-        .filter(|d| elem_of(*d).is_some())
-        .ok_or_else(|| OnnxError::Tensor { name: t.name.clone(), reason: type_name(t.data_type) + " data is not supported" })
+    DataType::from_i32(t.data_type).filter(|d| elem_of(*d).is_some()).ok_or_else(|| OnnxError::Tensor {
+        name: t.name.clone(),
+        reason: type_name(t.data_type) + " data is not supported",
+    })
 }
 
 /// A type code's name, for messages.
@@ -206,7 +207,9 @@ mod tests {
 
     #[test]
     fn sixteen_bit_floats() {
-        for (bits, value) in [(0x3c00, 1.0), (0xc000, -2.0), (0x7bff, 65504.0), (0x0001, 2f64.powi(-24)), (0x7c00, f64::INFINITY)] {
+        for (bits, value) in
+            [(0x3c00, 1.0), (0xc000, -2.0), (0x7bff, 65504.0), (0x0001, 2f64.powi(-24)), (0x7c00, f64::INFINITY)]
+        {
             assert_eq!(half(DataType::FLOAT16, bits), value);
         }
         assert!(half(DataType::FLOAT16, 0x7e00).is_nan());

@@ -144,11 +144,7 @@ impl ConvShape {
             && self.groups > 0
             && x[1] == w[1] * self.groups
             && w[0].is_multiple_of(self.groups);
-        if fits {
-            Ok(())
-        } else {
-            Err(format!("convolution in {} groups over x {x:?}, w {w:?}, y {y:?}", self.groups))
-        }
+        if fits { Ok(()) } else { Err(format!("convolution in {} groups over x {x:?}, w {w:?}, y {y:?}", self.groups)) }
     }
 
     /// Calls `f` with the positions of x, w and y of every product in the convolution.

@@ -278,7 +278,9 @@ mod tests {
     /// Values from tables of the error function (Abramowitz and Stegun, table 7.1).
     #[test]
     fn erf_matches_tables() {
-        for (x, y) in [(0.0, 0.0), (0.5, 0.520_499_877_8), (1.0, 0.842_700_792_9), (2.0, 0.995_322_265_0), (3.0, 0.999_977_909_5)] {
+        for (x, y) in
+            [(0.0, 0.0), (0.5, 0.520_499_877_8), (1.0, 0.842_700_792_9), (2.0, 0.995_322_265_0), (3.0, 0.999_977_909_5)]
+        {
             assert!((erf(x) - y).abs() < 1e-10, "{x}");
             assert_eq!(erf(-x), -erf(x));
         }

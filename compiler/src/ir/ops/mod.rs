@@ -38,6 +38,9 @@ impl std::str::FromStr for List {
         if s.is_empty() {
             return Ok(List(Vec::new()));
         }
-        s.split(',').map(|p| p.parse().map_err(|_| format!("`{p}` is not an integer"))).collect::<Result<_, _>>().map(List)
+        s.split(',')
+            .map(|p| p.parse().map_err(|_| format!("`{p}` is not an integer")))
+            .collect::<Result<_, _>>()
+            .map(List)
     }
 }

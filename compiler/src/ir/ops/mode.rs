@@ -85,7 +85,6 @@ impl Rule for ModeSelect {
     fn jvp(&self, cx: &mut Jvp<'_, '_>) -> Option<NodeId> {
         let zero = cx.b.zeros_like(cx.node);
         let [train, eval] = [cx.tangents[0], cx.tangents[1]];
-        (train.is_some() || eval.is_some())
-            .then(|| cx.b.mode_select(train.unwrap_or(zero), eval.unwrap_or(zero)))
+        (train.is_some() || eval.is_some()).then(|| cx.b.mode_select(train.unwrap_or(zero), eval.unwrap_or(zero)))
     }
 }

@@ -253,20 +253,12 @@ pub struct Pad {
 
 impl Pad {
     pub(crate) fn parse(a: &AttributeReader<'_>) -> Result<Pad, String> {
-        Ok(Pad {
-            low: a.get::<List>("low")?.0,
-            high: a.get::<List>("high")?.0,
-            interior: a.get::<List>("interior")?.0,
-        })
+        Ok(Pad { low: a.get::<List>("low")?.0, high: a.get::<List>("high")?.0, interior: a.get::<List>("interior")?.0 })
     }
 
     /// The slice of the padded tensor that is the original.
     pub(crate) fn hole(&self, shape: &[usize]) -> Slice {
-        Slice {
-            starts: self.low.clone(),
-            steps: self.interior.iter().map(|i| i + 1).collect(),
-            shape: shape.to_vec(),
-        }
+        Slice { starts: self.low.clone(), steps: self.interior.iter().map(|i| i + 1).collect(), shape: shape.to_vec() }
     }
 }
 

@@ -66,9 +66,8 @@ fn binary(cx: &mut Cx<'_, '_, '_>, f: ScalarFn, init: Init) -> R {
 fn add(cx: &mut Cx<'_, '_, '_>) -> R {
     // A weight of more than one row is a table of positions; a single row is a bias.
     let rows = |shape: Vec<usize>| shape.iter().filter(|&&d| d > 1).count();
-    let table = (0..2).any(|i| {
-        matches!(cx.operand(i), crate::onnx::node::Operand::Weight(w) if rows(w.shape.clone()) > 1)
-    });
+    let table =
+        (0..2).any(|i| matches!(cx.operand(i), crate::onnx::node::Operand::Weight(w) if rows(w.shape.clone()) > 1));
     binary(cx, ScalarFn::Add, if table { Init::Normal(0.02) } else { Init::Constant(0.0) })
 }
 
@@ -141,9 +140,7 @@ fn positive(cx: &mut Cx<'_, '_, '_>, x: NodeId) -> NodeId {
 
 fn relu(cx: &mut Cx<'_, '_, '_>) -> R {
     let x = cx.real(0)?;
-    let flag = positive(cx, x);
-    let zero = cx.b.zeros_like(x);
-    real(cx.b.select(flag, x, zero))
+    real(crate::layers::relu(cx.b, x))
 }
 
 fn leaky_relu(cx: &mut Cx<'_, '_, '_>) -> R {

@@ -6,6 +6,7 @@ use slrc_plan::kernel::WindowGeometry;
 use crate::ir::builder::common_shape;
 use crate::ir::graph::{Init, NodeId, VarKind};
 use crate::ir::ops::contract::ConvShape;
+use crate::layers::fan_in;
 use crate::onnx::node::{Cx, Out};
 use crate::onnx::ops::{Entry, real};
 
@@ -18,20 +19,21 @@ pub(super) const OPS: &[Entry] = &[
 
 type R = Result<Vec<Out>, String>;
 
-/// PyTorch's default for linear and convolution layers: uniform within `1 / sqrt(fan_in)`.
-pub(super) fn fan_in(fan: usize) -> Init {
-    Init::Uniform(1.0 / (fan.max(1) as f64).sqrt())
-}
-
 /// Geometry of a windowed op from its attributes. `spatial` are the input's two spatial extents; one-dimensional
 /// attributes describe the second.
 pub(super) fn geometry(cx: &Cx<'_, '_, '_>, spatial: [usize; 2], kernel: &[usize]) -> Result<WindowGeometry, String> {
     let rank = kernel.len();
     let list = |name: &str, default: usize| -> Result<Vec<usize>, String> {
         let v = cx.ints(name).unwrap_or_else(|| vec![default as i64; rank]);
-        let v: Vec<usize> =
-            v.iter().map(|&x| usize::try_from(x).map_err(|_| format!("{name} {x} is negative"))).collect::<Result<_, _>>()?;
-        if v.len() == rank { Ok(v) } else { Err(format!("{name} has {} numbers for {rank} spatial dimensions", v.len())) }
+        let v: Vec<usize> = v
+            .iter()
+            .map(|&x| usize::try_from(x).map_err(|_| format!("{name} {x} is negative")))
+            .collect::<Result<_, _>>()?;
+        if v.len() == rank {
+            Ok(v)
+        } else {
+            Err(format!("{name} has {} numbers for {rank} spatial dimensions", v.len()))
+        }
     };
     let lift = |v: &[usize], fill: usize| if rank == 1 { vec![fill, v[0]] } else { v.to_vec() };
     let (kernel, strides, dilations) =
@@ -42,8 +44,10 @@ pub(super) fn geometry(cx: &Cx<'_, '_, '_>, spatial: [usize; 2], kernel: &[usize
     let pads: Vec<usize> = match cx.ints("pads") {
         None => vec![0; 4],
         Some(p) if p.len() == 2 * rank => {
-            let p: Vec<usize> =
-                p.iter().map(|&x| usize::try_from(x).map_err(|_| format!("pad {x} is negative"))).collect::<Result<_, _>>()?;
+            let p: Vec<usize> = p
+                .iter()
+                .map(|&x| usize::try_from(x).map_err(|_| format!("pad {x} is negative")))
+                .collect::<Result<_, _>>()?;
             if rank == 1 { vec![0, p[0], 0, p[1]] } else { p }
         }
         Some(p) => return Err(format!("pads has {} numbers for {rank} spatial dimensions", p.len())),
@@ -52,7 +56,8 @@ pub(super) fn geometry(cx: &Cx<'_, '_, '_>, spatial: [usize; 2], kernel: &[usize
     let mut output = [0; 2];
     let mut begin = [pads[0], pads[1]];
     for d in 0..2 {
-        let reach = dilations[d].checked_mul(kernel[d] - 1).and_then(|r| r.checked_add(1)).ok_or("the kernel is too large")?;
+        let reach =
+            dilations[d].checked_mul(kernel[d] - 1).and_then(|r| r.checked_add(1)).ok_or("the kernel is too large")?;
         let auto = cx.string("auto_pad", "NOTSET");
         let (lo, hi) = match auto.as_str() {
             "NOTSET" => (pads[d], pads[d + 2]),
@@ -66,9 +71,9 @@ pub(super) fn geometry(cx: &Cx<'_, '_, '_>, spatial: [usize; 2], kernel: &[usize
             other => return Err(format!("auto_pad = \"{other}\" does not exist")),
         };
         let padded = spatial[d].checked_add(lo).and_then(|x| x.checked_add(hi)).ok_or("the padding is too large")?;
-        let room = padded.checked_sub(reach).ok_or_else(|| {
-            format!("a window of {reach} does not fit {} elements padded to {padded}", spatial[d])
-        })?;
+        let room = padded
+            .checked_sub(reach)
+            .ok_or_else(|| format!("a window of {reach} does not fit {} elements padded to {padded}", spatial[d]))?;
         output[d] = room / strides[d] + 1;
         if ceil && room % strides[d] != 0 && output[d] * strides[d] < spatial[d] + lo {
             output[d] += 1;
@@ -142,7 +147,9 @@ fn conv(cx: &mut Cx<'_, '_, '_>) -> R {
 /// A bias is a weight unless it is a constant zero, which exporters add where the layer has none.
 pub(super) fn bias(cx: &mut Cx<'_, '_, '_>, i: usize, init: Init) -> Result<NodeId, String> {
     match cx.known(i)? {
-        Some(c) if c.data.iter().all(|&x| x == 0.0) && !matches!(cx.operand(i), crate::onnx::node::Operand::Weight(_)) => {
+        Some(c)
+            if c.data.iter().all(|&x| x == 0.0) && !matches!(cx.operand(i), crate::onnx::node::Operand::Weight(_)) =>
+        {
             cx.real(i)
         }
         _ => cx.weight(i, init, VarKind::Weight),

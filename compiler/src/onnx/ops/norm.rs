@@ -1,15 +1,18 @@
 //! Normalisations and softmax, as their definitions.
 
-use slrc_plan::ScalarFn;
-
-use crate::ir::graph::{Init, NodeId, VarKind};
+use crate::ir::graph::{Init, VarKind};
 use crate::ir::op::Op;
+use crate::layers::{self, BatchNorm};
 use crate::onnx::node::{Cx, Out};
 use crate::onnx::ops::{Entry, real};
 use crate::onnx::tensor::Elem;
 
 pub(super) const OPS: &[Entry] = &[
-    Entry { op: "BatchNormalization", note: "batch statistics in training, running ones in inference", convert: batch_norm },
+    Entry {
+        op: "BatchNormalization",
+        note: "batch statistics in training, running ones in inference",
+        convert: batch_norm,
+    },
     Entry { op: "InstanceNormalization", note: "", convert: instance_norm },
     Entry { op: "LayerNormalization", note: "no statistics outputs", convert: layer_norm },
     Entry { op: "Softmax", note: "exp(x - log-sum-exp(x))", convert: softmax },
@@ -17,44 +20,6 @@ pub(super) const OPS: &[Entry] = &[
 ];
 
 type R = Result<Vec<Out>, String>;
-
-/// `x - mean` and `mean((x - mean)^2)` over axes; `mean` is given, or computed.
-fn moments(cx: &mut Cx<'_, '_, '_>, x: NodeId, axes: &[usize]) -> (NodeId, NodeId) {
-    let mean = cx.b.mean(x, axes);
-    let centred = centre(cx, x, mean);
-    let square = cx.b.mul(centred, centred);
-    let var = cx.b.mean(square, axes);
-    (centred, var)
-}
-
-fn centre(cx: &mut Cx<'_, '_, '_>, x: NodeId, mean: NodeId) -> NodeId {
-    let full = cx.b.shape(x);
-    let wide = cx.b.broadcast(mean, &full);
-    cx.b.sub(x, wide)
-}
-
-fn inverse_deviation(cx: &mut Cx<'_, '_, '_>, var: NodeId, epsilon: f64) -> NodeId {
-    let shifted = cx.b.offset(var, epsilon);
-    cx.b.map(ScalarFn::Rsqrt, &[shifted])
-}
-
-/// Per-channel factors and offsets: `centred * (r * scale) + shift`.
-fn scale_and_shift(cx: &mut Cx<'_, '_, '_>, centred: NodeId, r: NodeId, scale: NodeId, shift: NodeId) -> NodeId {
-    let full = cx.b.shape(centred);
-    let factor = cx.b.mul(r, scale);
-    let wide = cx.b.broadcast(factor, &full);
-    let y = cx.b.mul(centred, wide);
-    let shift = cx.b.broadcast(shift, &full);
-    cx.b.add(y, shift)
-}
-
-/// A `[C]` tensor as `[1, C, 1, ..]`.
-fn per_channel(cx: &mut Cx<'_, '_, '_>, v: NodeId, rank: usize) -> Result<NodeId, String> {
-    let s = cx.b.shape(v);
-    let mut shape = vec![1; rank];
-    shape[1] = s.iter().product();
-    Ok(cx.b.reshape(v, &shape))
-}
 
 /// `y = (x - mean) / sqrt(var + epsilon) * scale + bias` per channel. In training mean and var are the batch's (var biased),
 /// and the running ones move towards them once a step, by PyTorch's rule: the running variance takes the unbiased one.
@@ -81,34 +46,22 @@ fn batch_norm(cx: &mut Cx<'_, '_, '_>) -> R {
     if count < 2 {
         return Err("batch statistics need more than one value per channel; use a larger batch".into());
     }
-    let mean = cx.b.mean(x, &axes);
-    let eval_mean = per_channel(cx, running_mean, rank)?;
-    let chosen_mean = cx.b.mode_select(mean, eval_mean);
-    let centred = centre(cx, x, chosen_mean);
-    let square = cx.b.mul(centred, centred);
-    let var = cx.b.mean(square, &axes);
-    let eval_var = per_channel(cx, running_var, rank)?;
-    let chosen_var = cx.b.mode_select(var, eval_var);
-    let r = inverse_deviation(cx, chosen_var, epsilon);
-    let scale = per_channel(cx, scale, rank)?;
-    let shift = per_channel(cx, shift, rank)?;
-    let y = scale_and_shift(cx, centred, r, scale, shift);
-
-    let unbiased = cx.b.scale(var, count as f64 / (count - 1) as f64);
-    for (running, batch) in [(running_mean, mean), (running_var, unbiased)] {
+    let n = BatchNorm { scale, shift, running_mean, running_var, epsilon, momentum };
+    let out = layers::batch_norm(cx.b, x, n);
+    for (running, new) in [(running_mean, out.new_mean), (running_var, out.new_var)] {
         let Op::Variable(variable) = cx.b.graph().node(running).op else { continue };
         if cx.b.graph().variables[variable.index()].kind == VarKind::Frozen {
             continue;
         }
-        let batch = cx.b.reshape(batch, &[xs[1]]);
-        let kept = cx.b.scale(running, momentum);
-        let moved = cx.b.scale(batch, 1.0 - momentum);
-        let new = cx.b.add(kept, moved);
         cx.state.updates.push((variable, new));
     }
-    let mut outs = vec![Out::Node(y, Elem::Float)];
+    let mut outs = vec![Out::Node(out.y, Elem::Float)];
     for i in 1..cx.proto.output.len() {
-        outs.push(if cx.wants(i) { Out::Unavailable("batch statistics") } else { Out::Alias(crate::onnx::node::Operand::Absent) });
+        outs.push(if cx.wants(i) {
+            Out::Unavailable("batch statistics")
+        } else {
+            Out::Alias(crate::onnx::node::Operand::Absent)
+        });
     }
     Ok(outs)
 }
@@ -123,14 +76,14 @@ fn instance_norm(cx: &mut Cx<'_, '_, '_>) -> R {
     let scale = cx.weight(1, Init::Constant(1.0), VarKind::Weight)?;
     let shift = cx.weight(2, Init::Constant(0.0), VarKind::Weight)?;
     let axes: Vec<usize> = (2..xs.len()).collect();
-    let (centred, var) = moments(cx, x, &axes);
-    let r = inverse_deviation(cx, var, epsilon);
-    let scale = per_channel(cx, scale, xs.len())?;
-    let shift = per_channel(cx, shift, xs.len())?;
+    let mean = cx.b.mean(x, &axes);
+    let centred = layers::centre(cx.b, x, mean);
+    let r = layers::inverse_deviation(cx.b, centred, &axes, epsilon);
+    let scale = layers::per_channel(cx.b, scale, xs.len());
+    let shift = layers::per_channel(cx.b, shift, xs.len());
     let narrow = cx.b.shape(r);
     let scale = cx.b.broadcast(scale, &narrow);
-    let y = scale_and_shift(cx, centred, r, scale, shift);
-    real(y)
+    real(layers::scale_and_shift(cx.b, centred, r, scale, shift))
 }
 
 /// `y = (x - mean) / sqrt(var + epsilon) * scale + bias` over the dimensions from `axis` on.
@@ -144,18 +97,8 @@ fn layer_norm(cx: &mut Cx<'_, '_, '_>) -> R {
     let x = cx.real(0)?;
     let scale = cx.weight(1, Init::Constant(1.0), VarKind::Weight)?;
     let axes: Vec<usize> = (axis..xs.len()).collect();
-    let (centred, var) = moments(cx, x, &axes);
-    let r = inverse_deviation(cx, var, epsilon);
-    let r = cx.b.broadcast(r, &xs);
-    let normed = cx.b.mul(centred, r);
-    let scale = cx.b.broadcast_to(scale, &xs);
-    let mut y = cx.b.mul(normed, scale);
-    if cx.present(2) {
-        let shift = cx.weight(2, Init::Constant(0.0), VarKind::Weight)?;
-        let shift = cx.b.broadcast_to(shift, &xs);
-        y = cx.b.add(y, shift);
-    }
-    real(y)
+    let shift = if cx.present(2) { Some(cx.weight(2, Init::Constant(0.0), VarKind::Weight)?) } else { None };
+    real(layers::layer_norm(cx.b, x, &axes, epsilon, scale, shift))
 }
 
 /// Before opset 13 softmax is over all dimensions from `axis` on.
@@ -181,5 +124,5 @@ fn log_softmax(cx: &mut Cx<'_, '_, '_>) -> R {
     let x = cx.real(0)?;
     let axes = softmax_axes(cx, cx.b.graph().ty(x).rank())?;
     let lse = cx.b.log_sum_exp(x, &axes);
-    real(centre(cx, x, lse))
+    real(layers::centre(cx.b, x, lse))
 }

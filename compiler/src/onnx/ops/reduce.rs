@@ -35,11 +35,7 @@ fn norm(cx: &mut Cx<'_, '_, '_>, x: NodeId, axes: &[usize]) -> NodeId {
 }
 
 /// Axes are an input since opset `since`, an attribute before.
-fn reduce(
-    cx: &mut Cx<'_, '_, '_>,
-    since: i64,
-    f: fn(&mut Cx<'_, '_, '_>, NodeId, &[usize]) -> NodeId,
-) -> R {
+fn reduce(cx: &mut Cx<'_, '_, '_>, since: i64, f: fn(&mut Cx<'_, '_, '_>, NodeId, &[usize]) -> NodeId) -> R {
     let elem = cx.elem(0)?;
     let x = cx.real(0)?;
     let shape = cx.b.shape(x);

@@ -49,7 +49,9 @@ fn reshape(cx: &mut Cx<'_, '_, '_>) -> R {
     let mut dims: Vec<i64> = Vec::new();
     for (d, &t) in target.iter().enumerate() {
         dims.push(match t {
-            0 if !allow_zero => *from.get(d).ok_or_else(|| format!("shape {target:?} copies a dimension {from:?} lacks"))? as i64,
+            0 if !allow_zero => {
+                *from.get(d).ok_or_else(|| format!("shape {target:?} copies a dimension {from:?} lacks"))? as i64
+            }
             t => t,
         });
     }
@@ -288,9 +290,7 @@ fn gather(cx: &mut Cx<'_, '_, '_>) -> R {
     let axis = cx.axis(cx.int("axis", 0), s.len())?;
     match (cx.known(0)?, cx.known(1)?) {
         (Some(data), Some(index)) => gather_known(&data, &index, axis),
-        (None, Some(index)) if !cx.is_weight(0) || axis != 0 || index.data.len() == 1 => {
-            gather_parts(cx, &index, axis)
-        }
+        (None, Some(index)) if !cx.is_weight(0) || axis != 0 || index.data.len() == 1 => gather_parts(cx, &index, axis),
         _ => gather_rows(cx, axis),
     }
 }

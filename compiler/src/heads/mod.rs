@@ -1,0 +1,227 @@
+//! Local heads: logits from a module's output, freshly initialised. Sources of the kinds are in docs/method.md.
+
+use slrc_plan::Dims;
+use slrc_plan::kernel::WindowGeometry;
+
+use crate::ir::builder::Builder;
+use crate::ir::graph::{Graph, Init, NodeId, Root, RootKind, VarKind};
+use crate::ir::op::Op;
+use crate::ir::ops::contract::ConvShape;
+use crate::ir::types::Type;
+use crate::layers::{self, BatchNorm, fan_in};
+use crate::spec::HeadKind;
+
+/// BatchNorm in heads: PyTorch's defaults, momentum in ONNX's convention.
+const EPSILON: f64 = 1e-5;
+const MOMENTUM: f64 = 0.9;
+/// Hidden width of the conv head's classifier.
+const CONV_HIDDEN: usize = 128;
+/// Side to which the linear head pools larger images.
+const LINEAR_SIDE: usize = 4;
+
+/// A head that does not fit its boundary.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("head {kind} needs {needs}, but boundary {boundary} has shape {shape}; use --head auto")]
+pub struct HeadError {
+    /// The kind asked for.
+    pub kind: &'static str,
+    /// What it needs.
+    pub needs: &'static str,
+    /// Module number.
+    pub boundary: usize,
+    /// The boundary's shape.
+    pub shape: Dims,
+}
+
+/// The kind `auto` stands for at a boundary of this rank.
+pub fn resolve(kind: HeadKind, rank: usize) -> HeadKind {
+    match (kind, rank) {
+        (HeadKind::Auto, 4) => HeadKind::PoolLinear,
+        (HeadKind::Auto, 3) => HeadKind::Token,
+        (HeadKind::Auto, _) => HeadKind::Linear,
+        (kind, _) => kind,
+    }
+}
+
+/// Adds head `k` on `x` and returns its logits, `[N, classes]` (or `[N, T, classes]` where the network classifies every token).
+/// BatchNorm in the head adds updates of its running statistics to the graph's roots.
+pub fn attach(graph: &mut Graph, x: NodeId, kind: HeadKind, k: usize, logits: &Type) -> Result<NodeId, HeadError> {
+    let shape = graph.shape(x).to_vec();
+    let classes = logits.shape.last().copied().unwrap_or(1);
+    let kind = resolve(kind, shape.len());
+    let fail = |needs| HeadError { kind: kind.name(), needs, boundary: k, shape: Dims(shape.clone()) };
+    let mut h = Head { b: Builder::new(graph), k, updates: Vec::new() };
+    h.b.phase = slrc_plan::kernel::Phase::Head;
+    let image = shape.len() == 4;
+    let per_token = logits.rank() == 3;
+    let out = match kind {
+        HeadKind::GapLinear if image => {
+            let v = h.pool(x, 1);
+            h.linear("linear", v, classes)
+        }
+        HeadKind::PoolLinear if image => {
+            let v = h.pool(x, 2);
+            h.linear("linear", v, classes)
+        }
+        HeadKind::Conv if image => h.conv_head(x, classes),
+        HeadKind::MlpSr if image => h.mlp_sr(x, classes),
+        HeadKind::GapLinear | HeadKind::PoolLinear | HeadKind::Conv | HeadKind::MlpSr => {
+            return Err(fail("an image boundary [N, C, H, W]"));
+        }
+        HeadKind::Token if shape.len() == 3 => h.token(x, classes, per_token),
+        HeadKind::Token => return Err(fail("a sequence boundary [N, T, D]")),
+        HeadKind::Linear | HeadKind::Auto if image && shape[2] * shape[3] > LINEAR_SIDE * LINEAR_SIDE => {
+            let v = h.pool(x, LINEAR_SIDE);
+            h.linear("linear", v, classes)
+        }
+        HeadKind::Linear | HeadKind::Auto if per_token && shape.len() == 3 => h.linear("linear", x, classes),
+        HeadKind::Linear | HeadKind::Auto => {
+            let flat = h.b.reshape(x, &[shape[0], shape[1..].iter().product()]);
+            h.linear("linear", flat, classes)
+        }
+    };
+    let updates = std::mem::take(&mut h.updates);
+    for (running, value) in updates {
+        if let Op::Variable(v) = graph.node(running).op {
+            graph.roots.push(Root { kind: RootKind::Update(v), value });
+        }
+    }
+    Ok(out)
+}
+
+struct Head<'g> {
+    b: Builder<'g>,
+    k: usize,
+    updates: Vec<(NodeId, NodeId)>,
+}
+
+impl Head<'_> {
+    fn variable(&mut self, layer: &str, name: &str, kind: VarKind, shape: &[usize], init: Init) -> NodeId {
+        layers::variable(&mut self.b, format!("head.{}.{layer}.{name}", self.k), kind, shape, init)
+    }
+
+    fn linear(&mut self, layer: &str, x: NodeId, out: usize) -> NodeId {
+        let width = *self.b.shape(x).last().unwrap_or(&1);
+        let weight = self.variable(layer, "weight", VarKind::Weight, &[out, width], fan_in(width));
+        let bias = self.variable(layer, "bias", VarKind::Weight, &[out], fan_in(width));
+        layers::linear(&mut self.b, x, weight, bias)
+    }
+
+    fn batch_norm(&mut self, layer: &str, x: NodeId) -> NodeId {
+        let c = self.b.shape(x)[1];
+        let scale = self.variable(layer, "weight", VarKind::Weight, &[c], Init::Constant(1.0));
+        let shift = self.variable(layer, "bias", VarKind::Weight, &[c], Init::Constant(0.0));
+        let running_mean = self.variable(layer, "running_mean", VarKind::RunningStatistic, &[c], Init::Constant(0.0));
+        let running_var = self.variable(layer, "running_var", VarKind::RunningStatistic, &[c], Init::Constant(1.0));
+        let n = BatchNorm { scale, shift, running_mean, running_var, epsilon: EPSILON, momentum: MOMENTUM };
+        let out = layers::batch_norm(&mut self.b, x, n);
+        self.updates.push((running_mean, out.new_mean));
+        self.updates.push((running_var, out.new_var));
+        out.y
+    }
+
+    fn conv(&mut self, layer: &str, x: NodeId, out: usize, kernel: usize, stride: usize) -> NodeId {
+        let s = self.b.shape(x);
+        let weight = self.variable(
+            layer,
+            "weight",
+            VarKind::Weight,
+            &[out, s[1], kernel, kernel],
+            fan_in(s[1] * kernel * kernel),
+        );
+        let pad = kernel / 2;
+        let extent = |n: usize| (n + 2 * pad - kernel) / stride + 1;
+        let geometry = WindowGeometry {
+            input: Dims(vec![s[2], s[3]]),
+            output: Dims(vec![extent(s[2]), extent(s[3])]),
+            kernel: Dims(vec![kernel; 2]),
+            strides: Dims(vec![stride; 2]),
+            pads: Dims(vec![pad; 2]),
+            dilations: Dims(vec![1; 2]),
+        };
+        self.b.conv(x, weight, &ConvShape { groups: 1, geometry })
+    }
+
+    /// Average pool of an image to at most `side x side`, flattened to `[N, C * side * side]`.
+    fn pool(&mut self, x: NodeId, side: usize) -> NodeId {
+        let pooled = adaptive_average_pool(&mut self.b, x, side);
+        let s = self.b.shape(pooled);
+        self.b.reshape(pooled, &[s[0], s[1] * s[2] * s[3]])
+    }
+
+    fn token(&mut self, x: NodeId, classes: usize, per_token: bool) -> NodeId {
+        let s = self.b.shape(x);
+        let scale = self.variable("norm", "weight", VarKind::Weight, &[s[2]], Init::Constant(1.0));
+        let shift = self.variable("norm", "bias", VarKind::Weight, &[s[2]], Init::Constant(0.0));
+        let normed = layers::layer_norm(&mut self.b, x, &[2], EPSILON, scale, Some(shift));
+        if per_token {
+            return self.linear("linear", normed, classes);
+        }
+        let mean = self.b.mean(normed, &[1]);
+        let mean = self.b.reshape(mean, &[s[0], s[2]]);
+        self.linear("linear", mean, classes)
+    }
+
+    fn conv_head(&mut self, x: NodeId, classes: usize) -> NodeId {
+        let s = self.b.shape(x);
+        let stride = if s[2].min(s[3]) >= 8 { 2 } else { 1 };
+        let y = self.conv("conv", x, s[1], 3, stride);
+        let y = self.batch_norm("bn", y);
+        let y = layers::relu(&mut self.b, y);
+        let v = self.pool(y, 1);
+        let h = self.linear("fc1", v, CONV_HIDDEN);
+        let h = layers::relu(&mut self.b, h);
+        self.linear("fc2", h, classes)
+    }
+
+    fn mlp_sr(&mut self, x: NodeId, classes: usize) -> NodeId {
+        let s = self.b.shape(x);
+        let mut y = adaptive_average_pool(&mut self.b, x, (s[2].min(s[3]) / 4).max(2));
+        for i in 1..=3 {
+            y = self.conv(&format!("conv{i}"), y, s[1], 1, 1);
+            y = self.batch_norm(&format!("bn{i}"), y);
+            y = layers::relu(&mut self.b, y);
+        }
+        let mut v = self.pool(y, 2);
+        let width = self.b.shape(v)[1];
+        for i in 1..=3 {
+            v = self.linear(&format!("fc{i}"), v, width);
+            v = self.batch_norm(&format!("bn{}", i + 3), v);
+            v = layers::relu(&mut self.b, v);
+        }
+        self.linear("fc4", v, classes)
+    }
+}
+
+/// PyTorch's AdaptiveAvgPool2d: window `i` of `side` covers `floor(i n / side) .. ceil((i + 1) n / side)`. Images smaller
+/// than `side` stay as they are.
+fn adaptive_average_pool(b: &mut Builder<'_>, x: NodeId, side: usize) -> NodeId {
+    let s = b.shape(x);
+    let (n, c, h, w) = (s[0], s[1], s[2], s[3]);
+    let (sh, sw) = (side.min(h), side.min(w));
+    if (sh, sw) == (h, w) {
+        return x;
+    }
+    if h % sh == 0 && w % sw == 0 {
+        let split = b.reshape(x, &[n, c, sh, h / sh, sw, w / sw]);
+        let mean = b.mean(split, &[3, 5]);
+        return b.reshape(mean, &[n, c, sh, sw]);
+    }
+    // Overlapping windows: a product with a constant matrix of weights.
+    let weight = |i: usize, side: usize, n: usize, at: usize| {
+        let (from, to) = (i * n / side, ((i + 1) * n).div_ceil(side));
+        if (from..to).contains(&at) { 1.0 / (to - from) as f64 } else { 0.0 }
+    };
+    let mut data = Vec::with_capacity(h * w * sh * sw);
+    for p in 0..h * w {
+        for q in 0..sh * sw {
+            data.push(weight(q / sw, sh, h, p / w) * weight(q % sw, sw, w, p % w));
+        }
+    }
+    let matrix = b.constant(Type::f32([h * w, sh * sw]), data);
+    let flat = b.reshape(x, &[n, c, h * w]);
+    let matrix = b.reshape(matrix, &[1, h * w, sh * sw]);
+    let matrix = b.broadcast(matrix, &[n, h * w, sh * sw]);
+    let y = b.matmul(flat, matrix);
+    b.reshape(y, &[n, c, sh, sw])
+}

@@ -1,0 +1,213 @@
+//! Every place where the network could be cut, and why not elsewhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ir::graph::{Graph, NodeId, VarKind};
+use crate::ir::op::Op;
+use crate::onnx::import::{Imported, ImportedNode};
+
+/// A place where the network can be cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The value that crosses.
+    pub value: NodeId,
+    /// ONNX node that makes it.
+    pub node: String,
+    /// Its ONNX name.
+    pub name: String,
+    /// Layers with weights before it.
+    pub layers_before: usize,
+}
+
+/// A place where it is not cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// ONNX node.
+    pub node: String,
+    /// Name of its output.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+    /// The value, if a cut there is possible though not wise: `--at` may still ask for it.
+    pub possible: Option<Candidate>,
+}
+
+/// Result of [`candidates`].
+#[derive(Clone, Debug, Default)]
+pub struct Candidates {
+    /// In data order.
+    pub cuts: Vec<Candidate>,
+    /// In data order.
+    pub rejected: Vec<Rejected>,
+}
+
+/// Marks nodes that `logits` needs and that depend on both weights and data: what carries gradients between modules.
+pub(crate) fn differentiable(g: &Graph, logits: NodeId) -> Vec<bool> {
+    let needed = g.needed([logits]);
+    let leaves = |want: &dyn Fn(&Op) -> bool| -> Vec<NodeId> { g.ids().filter(|&id| want(&g.node(id).op)).collect() };
+    let weights = leaves(&|op| matches!(op, Op::Variable(v) if g.variables[v.index()].kind == VarKind::Weight));
+    let data = leaves(&|op| matches!(op, Op::Input(_)));
+    let (by_weight, by_data) = (g.dependent(weights), g.dependent(data));
+    (0..g.len()).map(|i| needed[i] && by_weight[i] && by_data[i]).collect()
+}
+
+/// Ops that belong to the layer before them: a boundary is not put in front of one that alone follows.
+const CONTINUES: &[&str] = &[
+    "BatchNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "Relu",
+    "LeakyRelu",
+    "Elu",
+    "Clip",
+    "HardSigmoid",
+    "HardSwish",
+    "Sigmoid",
+    "Tanh",
+    "Softplus",
+    "Gelu",
+    "Erf",
+    "Softmax",
+    "LogSoftmax",
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "Sqrt",
+    "Neg",
+    "Exp",
+    "Reshape",
+    "Flatten",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Identity",
+    "Cast",
+    "CastLike",
+    "Dropout",
+    "Concat",
+    "Slice",
+    "GlobalAveragePool",
+    "ReduceMean",
+];
+
+/// Whether a node is a layer: something with a weight matrix.
+fn is_layer(n: &ImportedNode) -> bool {
+    n.weights > 0 && matches!(n.op.as_str(), "Conv" | "Gemm" | "MatMul" | "Gather")
+}
+
+/// Looks at every ONNX value the network computes.
+pub fn candidates(net: &Imported) -> Candidates {
+    let g = &net.graph;
+    let live = differentiable(g, net.logits);
+    let names: BTreeMap<NodeId, &ImportedNode> =
+        net.nodes.iter().rev().filter_map(|n| n.value.map(|v| (v, n))).collect();
+    let mut consumers: BTreeMap<&str, Vec<&ImportedNode>> = BTreeMap::new();
+    for n in &net.nodes {
+        for i in n.inputs.iter().map(String::as_str).collect::<BTreeSet<_>>() {
+            consumers.entry(i).or_default().push(n);
+        }
+    }
+    let layers = net.nodes.iter().filter(|n| is_layer(n)).count();
+    let mut out = Candidates::default();
+    let mut seen = BTreeSet::new();
+    let mut before = 0;
+    for n in &net.nodes {
+        before += usize::from(is_layer(n));
+        let Some(value) = n.value else { continue };
+        if !live[value.index()] || value == net.logits || !seen.insert(value) {
+            continue;
+        }
+        let mut reject = |reason: String, possible: Option<Candidate>| {
+            out.rejected.push(Rejected { node: n.name.clone(), name: n.output.clone(), reason, possible });
+        };
+        if let Some(reason) = not_separating(g, net.logits, value, &live, &names) {
+            reject(reason, None);
+            continue;
+        }
+        let cut = Candidate { value, node: n.name.clone(), name: n.output.clone(), layers_before: before };
+        let follow = consumers.get(n.output.as_str()).map_or(&[][..], Vec::as_slice);
+        if let &[only] = follow
+            && CONTINUES.contains(&only.op.as_str())
+        {
+            reject(format!("{} \"{}\" alone follows and belongs to the same layer", only.op, only.name), Some(cut));
+        } else if before >= layers {
+            reject("only the network's own classifier or nothing with weights follows".into(), Some(cut));
+        } else if before + 1 >= layers && remaining_is_classifier(net, value) {
+            reject("only the network's own classifier follows: a local head would repeat it".into(), Some(cut));
+        } else {
+            out.cuts.push(cut);
+        }
+    }
+    out
+}
+
+/// Whether the one layer after `value` makes the logits themselves.
+fn remaining_is_classifier(net: &Imported, value: NodeId) -> bool {
+    let after = net.graph.dependent([value]);
+    let last = net.nodes.iter().rev().find(|n| is_layer(n) && n.value.is_some_and(|v| after[v.index()]));
+    let Some(last) = last.and_then(|n| n.value) else { return true };
+    // Nothing but a bias and a reshape between the layer and the logits.
+    let mut at = net.logits;
+    for _ in 0..6 {
+        if at == last {
+            return true;
+        }
+        let n = net.graph.node(at);
+        let real = n.operands.iter().filter(|o| net.graph.dependent([value])[o.index()]).copied().collect::<Vec<_>>();
+        match real[..] {
+            [only] => at = only,
+            _ => return false,
+        }
+    }
+    at == last
+}
+
+/// Why `value` does not separate the network, or nothing if it does.
+fn not_separating(
+    g: &Graph,
+    logits: NodeId,
+    value: NodeId,
+    live: &[bool],
+    names: &BTreeMap<NodeId, &ImportedNode>,
+) -> Option<String> {
+    if !g.ty(value).is_real() {
+        return Some("it is not a float tensor".into());
+    }
+    let before = g.needed([value]);
+    let needed = g.needed([logits]);
+    let mut crossing = BTreeSet::new();
+    for id in g.ids().filter(|&id| id != value && before[id.index()]) {
+        let crosses = || g.users(id).iter().any(|u| needed[u.index()] && !before[u.index()] && live[u.index()]);
+        if live[id.index()] {
+            if crosses() {
+                crossing.insert(describe(g, id, names));
+            }
+        } else if let Op::Variable(v) = &g.node(id).op
+            && g.variables[v.index()].kind == VarKind::Weight
+            && used_after(g, id, &before, &needed)
+        {
+            return Some(format!("weight \"{}\" is used before and after it", g.variables[v.index()].name));
+        }
+    }
+    if crossing.is_empty() {
+        return None;
+    }
+    let list: Vec<&str> = crossing.iter().take(3).map(String::as_str).collect();
+    let more = if crossing.len() > 3 { ", .." } else { "" };
+    Some(format!("{} tensors are live here: itself and {}{more}", crossing.len() + 1, list.join(", ")))
+}
+
+/// Whether a weight reaches a node that comes after the cut without passing it.
+fn used_after(g: &Graph, weight: NodeId, before: &[bool], needed: &[bool]) -> bool {
+    g.users(weight).iter().any(|u| needed[u.index()] && !before[u.index()])
+}
+
+/// The ONNX value a node belongs to: its own, or the node that made it.
+fn describe(g: &Graph, id: NodeId, names: &BTreeMap<NodeId, &ImportedNode>) -> String {
+    match names.get(&id) {
+        Some(n) => format!("\"{}\"", n.output),
+        None => format!("a part of \"{}\"", g.origin(id)),
+    }
+}

@@ -1,0 +1,57 @@
+//! Partition: where to cut the network into modules.
+//!
+//! A cut is a value that alone carries everything differentiable from what comes before to what comes after.
+//! [`candidates`] finds every cut and says of every other value why not; [`choose`] picks cuts by the spec,
+//! given the cost of a segment; [`apply`] puts a `detach` at each and says which module every node is in;
+//! [`verify_isolation`] proves that nothing else crosses. Costs come from the caller: this pass calls no other.
+
+mod candidates;
+mod choose;
+mod split;
+
+pub use candidates::{Candidate, Candidates, Rejected, candidates};
+pub use choose::{Cost, choose};
+pub use split::{IsolationError, Partitioned, apply, module_graph, verify_isolation};
+
+/// A partition that cannot be made; the user's to change.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PartitionError {
+    /// More modules than cuts allow.
+    #[error("{wanted} modules need {} cuts, but the network allows only {cuts}{}", wanted - 1, hint(reasons))]
+    TooMany {
+        /// Modules asked for.
+        wanted: usize,
+        /// Cuts there are.
+        cuts: usize,
+        /// Why there are not more.
+        reasons: Vec<Rejected>,
+    },
+    /// `--at` names something that is no node.
+    #[error("cannot cut at \"{name}\": the network has no such node or value{}", near(nearest))]
+    NoSuchNode {
+        /// The name given.
+        name: String,
+        /// A name that resembles it.
+        nearest: Option<String>,
+    },
+    /// `--at` names a node where no cut is possible.
+    #[error("cannot cut at \"{name}\": {reason}")]
+    NoCut {
+        /// The name given.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+}
+
+fn hint(reasons: &[Rejected]) -> String {
+    if reasons.is_empty() {
+        return String::new();
+    }
+    let lines: Vec<String> = reasons.iter().take(8).map(|r| format!("\n  {}: {}", r.node, r.reason)).collect();
+    format!("; places where it cannot be cut:{}", lines.concat())
+}
+
+fn near(name: &Option<String>) -> String {
+    name.as_ref().map_or(String::new(), |n| format!("; did you mean \"{n}\"?"))
+}

@@ -1,0 +1,78 @@
+//! Passes that tidy: choosing a mode, expanding composites, dropping what no root needs. Local laws are applied by the
+//! builder as graphs are rebuilt; see [`crate::ir::identities`].
+
+use std::collections::BTreeMap;
+
+use slrc_plan::ScalarFn;
+
+use crate::ir::builder::Builder;
+use crate::ir::graph::{Graph, NodeId};
+use crate::ir::op::Op;
+use crate::ir::ops::map::Map;
+use crate::ir::rewrite::{extract, rebuild};
+
+/// Training or inference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Batch statistics, dropout on.
+    Train,
+    /// Running statistics, dropout off.
+    Eval,
+}
+
+/// Resolves every mode selection.
+pub fn specialise(graph: &Graph, mode: Mode) -> Graph {
+    rebuild(graph, |_, id, operands| match (&graph.node(id).op, mode) {
+        (Op::ModeSelect(_), Mode::Train) => Some(operands[0]),
+        (Op::ModeSelect(_), Mode::Eval) => Some(operands[1]),
+        _ => None,
+    })
+}
+
+/// Writes composites in terms of what kernels compute, removes gradient barriers (they have done their work), and drops
+/// unused nodes and table entries.
+pub fn close(graph: &Graph) -> Graph {
+    // Log-sum-exp node (new) -> its shifted exponentials and their sum, for softmaxes of the same operand.
+    let mut expanded: BTreeMap<NodeId, (NodeId, NodeId, NodeId)> = BTreeMap::new();
+    let closed = rebuild(graph, |b, id, x| match &graph.node(id).op {
+        Op::Detach(_) => Some(x[0]),
+        Op::LogSumExp(l) => {
+            let m = b.max(x[0], &l.axes);
+            let e = shifted_exp(b, x[0], m);
+            let s = b.sum(e, &l.axes);
+            let log = b.map(ScalarFn::Log, &[s]);
+            let lse = b.add(m, log);
+            expanded.insert(lse, (x[0], e, s));
+            Some(lse)
+        }
+        // e^(x - lse) = e^(x - m) / sum
+        Op::Map(Map(ScalarFn::Exp)) => {
+            let (z, wide) = as_sub(b, x[0])?;
+            let lse = as_broadcast(b, wide)?;
+            let &(of, e, s) = expanded.get(&lse)?;
+            (of == z).then(|| {
+                let r = b.map(ScalarFn::Recip, &[s]);
+                let shape = b.shape(e);
+                let wide = b.broadcast(r, &shape);
+                b.mul(e, wide)
+            })
+        }
+        _ => None,
+    });
+    extract(&closed, &closed.roots, None, Graph::new(closed.name.clone()))
+}
+
+fn shifted_exp(b: &mut Builder<'_>, x: NodeId, m: NodeId) -> NodeId {
+    let shifted = crate::layers::centre(b, x, m);
+    b.map(ScalarFn::Exp, &[shifted])
+}
+
+fn as_sub(b: &Builder<'_>, x: NodeId) -> Option<(NodeId, NodeId)> {
+    let n = b.graph().node(x);
+    matches!(n.op, Op::Map(Map(ScalarFn::Sub))).then(|| (n.operands[0], n.operands[1]))
+}
+
+fn as_broadcast(b: &Builder<'_>, x: NodeId) -> Option<NodeId> {
+    let n = b.graph().node(x);
+    matches!(n.op, Op::Broadcast(_)).then(|| n.operands[0])
+}

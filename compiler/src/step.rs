@@ -1,0 +1,162 @@
+//! A module's two programs as graphs: its training step, and inference. This is where head, loss, reconciliation and
+//! optimizer meet; each is a pass of its own.
+
+use crate::heads;
+use crate::ir::builder::Builder;
+use crate::ir::graph::{Graph, Input, InputKind, NodeId, Root, RootKind, VarKind};
+use crate::ir::op::Op;
+use crate::ir::types::Type;
+use crate::loss::{add_labels, cross_entropy};
+use crate::optimizer;
+use crate::reconcile::{Objective, ReconcileError, reconcile};
+use crate::simplify::{Mode, close, specialise};
+use crate::spec::{ReconcileMode, Spec};
+
+/// Names of [`RootKind::Report`] roots.
+pub mod report {
+    /// Mean loss.
+    pub const LOSS: &str = "loss";
+    /// Fraction correct.
+    pub const ACCURACY: &str = "accuracy";
+    /// `R` at the module's input.
+    pub const DISCORD: &str = "discord";
+    /// Cosine of g and e at the module's input.
+    pub const COSINE: &str = "cosine";
+    /// `|g| / |e|` at the module's input.
+    pub const RATIO: &str = "ratio";
+    /// Inference: logits.
+    pub const LOGITS: &str = "logits";
+    /// Inference: loss of each sample.
+    pub const SAMPLE_LOSS: &str = "sample_loss";
+    /// Inference: fraction correct of each sample.
+    pub const SAMPLE_CORRECT: &str = "sample_correct";
+}
+
+/// Name of the root that carries a module's output.
+pub const OUTPUT: &str = "x";
+/// Name of the root that carries a head's logits while a module is being put together.
+pub const LOGITS: &str = "logits";
+
+/// What a module is in its network.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// From 1.
+    pub index: usize,
+    /// Whether another module follows.
+    pub last: bool,
+    /// Type of the network's own logits.
+    pub logits: Type,
+}
+
+/// A module's head could not be attached or its gradients not built.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// See [`heads::HeadError`].
+    #[error(transparent)]
+    Head(#[from] heads::HeadError),
+    /// See [`ReconcileError`].
+    #[error(transparent)]
+    Reconcile(#[from] ReconcileError),
+}
+
+/// A module's graphs.
+#[derive(Clone, Debug)]
+pub struct ModuleGraphs {
+    /// The training step, closed: ready for fusion.
+    pub train: Graph,
+    /// Inference, closed.
+    pub eval: Graph,
+    /// Kind of the head; `network` for the network's own.
+    pub head: &'static str,
+}
+
+/// Puts a module's programs together from its part of the network (see [`crate::partition::module_graph`]).
+pub fn build(mut module: Graph, place: &Place, spec: &Spec) -> Result<ModuleGraphs, StepError> {
+    let output = output_of(&module);
+    let mut head = "network";
+    if !place.last {
+        let kind = heads::resolve(spec.head, module.ty(output).rank());
+        let logits = heads::attach(&mut module, output, spec.head, place.index, &place.logits)?;
+        module.roots.push(Root { kind: RootKind::Output(LOGITS.into()), value: logits });
+        head = kind.name();
+    }
+    let train = train_graph(&module, place, spec)?;
+    let eval = eval_graph(&module);
+    Ok(ModuleGraphs { train, eval, head })
+}
+
+/// The first output root: the boundary value, or the logits of the last module.
+fn output_of(g: &Graph) -> NodeId {
+    g.root(|k| matches!(k, RootKind::Output(_))).expect("invariant: a module has an output")
+}
+
+fn logits_of(g: &Graph) -> NodeId {
+    g.root(|k| *k == RootKind::Output(LOGITS.into())).expect("invariant: every module has logits")
+}
+
+fn boundary_of(g: &Graph) -> Option<NodeId> {
+    g.root(|k| *k == RootKind::Output(OUTPUT.into()))
+}
+
+fn train_graph(module: &Graph, place: &Place, spec: &Spec) -> Result<Graph, StepError> {
+    let mut g = specialise(module, Mode::Train);
+    let (logits, output) = (logits_of(&g), boundary_of(&g));
+    let logits_ty = g.ty(logits).clone();
+    let labels = add_labels(&mut g, &logits_ty);
+    let loss = cross_entropy(&mut g, logits, labels);
+    let weights: Vec<NodeId> = g
+        .ids()
+        .filter(|&id| matches!(g.node(id).op, Op::Variable(v) if g.variables[v.index()].kind == VarKind::Weight))
+        .collect();
+    let input = g.input_of(InputKind::Boundary).and_then(|i| g.input_node(i));
+    let compared = spec.reconcile.monitor || spec.reconcile.mode != ReconcileMode::Off;
+    let upstream = input.filter(|_| compared).map(|x| {
+        let ty = g.ty(x).clone();
+        let id = g.add_input(Input { name: "@e".into(), kind: InputKind::BoundaryGradient, ty });
+        Builder::new(&mut g).input(id)
+    });
+    let objective = Objective {
+        index: place.index,
+        input,
+        upstream,
+        output: output.filter(|_| compared),
+        loss: loss.mean,
+        weights: weights.clone(),
+    };
+    let grads = reconcile(&mut g, &objective, &spec.reconcile)?;
+    let mut roots: Vec<Root> = Vec::new();
+    roots.extend(output.map(|value| Root { kind: RootKind::Output(OUTPUT.into()), value }));
+    roots.extend(grads.output.map(|value| Root { kind: RootKind::OutputGradient, value }));
+    let mut reports = vec![(report::LOSS, loss.mean), (report::ACCURACY, loss.accuracy)];
+    if let Some(n) = grads.boundary {
+        reports.extend([(report::DISCORD, n.discord), (report::COSINE, n.cosine), (report::RATIO, n.ratio)]);
+    }
+    roots.extend(reports.into_iter().map(|(name, value)| Root { kind: RootKind::Report(name.into()), value }));
+    roots.extend(g.roots.iter().filter(|r| matches!(r.kind, RootKind::Update(_))).cloned());
+    g.roots = roots;
+    optimizer::apply(&mut g, &weights, &grads.weights, &spec.optimizer);
+    Ok(close(&g))
+}
+
+fn eval_graph(module: &Graph) -> Graph {
+    let mut g = specialise(module, Mode::Eval);
+    let (logits, output) = (logits_of(&g), boundary_of(&g));
+    let ty = g.ty(logits).clone();
+    let labels = add_labels(&mut g, &ty);
+    let loss = cross_entropy(&mut g, logits, labels);
+    let mut roots: Vec<Root> = Vec::new();
+    roots.extend(output.map(|value| Root { kind: RootKind::Output(OUTPUT.into()), value }));
+    let reports =
+        [(report::LOGITS, logits), (report::SAMPLE_LOSS, loss.per_sample), (report::SAMPLE_CORRECT, loss.correct)];
+    roots.extend(reports.map(|(name, value)| Root { kind: RootKind::Report(name.into()), value }));
+    g.roots = roots;
+    close(&g)
+}
+
+/// Trained numbers of a training graph, and how many of them are the head's.
+pub fn parameter_counts(train: &Graph) -> (usize, usize) {
+    let weights = || train.variables.iter().filter(|v| v.kind == VarKind::Weight);
+    let all = weights().map(|v| v.ty.count()).sum();
+    let head = weights().filter(|v| v.name.starts_with("head.")).map(|v| v.ty.count()).sum();
+    (all, head)
+}
