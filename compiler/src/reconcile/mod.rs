@@ -218,6 +218,8 @@ fn finite_difference(
     let wide = b.broadcast_to(t, &shape);
     let step = b.mul(wide, v);
     let moved = b.add(x, step);
+    // t and v are held constant.
+    let moved = b.detach(moved);
     let frozen = spec.kinks == Kinks::Frozen;
     let loss = substitute(b, &[o.loss], &BTreeMap::from([(x, moved)]), |g, id| frozen && g.is_discrete(id))[0];
     let second = gradients(b, loss, &o.weights);
