@@ -333,13 +333,24 @@ pub(crate) fn transpose(b: &mut Builder<'_>, x: NodeId, p: &[usize]) -> Option<N
         return Some(b.reshape(x, &shape));
     }
     let n = b.graph().node(x);
-    match (&n.op, n.operands.first()) {
-        (Op::Transpose(Transpose { permutation: q }), Some(&y)) => {
+    match (&n.op, &n.operands.clone()[..]) {
+        (Op::Transpose(Transpose { permutation: q }), &[y]) => {
             let composed: Vec<usize> = p.iter().map(|&d| q[d]).collect();
             Some(b.transpose(y, &composed))
         }
+        // (A B)^T = B^T A^T: the product is written the way it is read.
+        (Op::MatMul(_), &[l, r]) if is_matrix_transpose(p) => {
+            let (lt, rt) = (b.matrix_transpose(l), b.matrix_transpose(r));
+            Some(b.matmul(rt, lt))
+        }
         _ => None,
     }
+}
+
+/// Whether a permutation exchanges the last two dimensions and nothing else.
+fn is_matrix_transpose(p: &[usize]) -> bool {
+    let n = p.len();
+    n >= 2 && p[n - 1] == n - 2 && p[n - 2] == n - 1 && (0..n - 2).all(|d| p[d] == d)
 }
 
 pub(crate) fn slice(b: &mut Builder<'_>, x: NodeId, s: &Slice) -> Option<NodeId> {

@@ -7,20 +7,20 @@ use std::path::{Path, PathBuf};
 use slrc_compiler::onnx::file::OnnxFile;
 
 /// The repository's models folder.
-pub fn models() -> PathBuf {
+pub(crate) fn models() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models")
 }
 
 /// Names of the small models that hold their weights.
-pub const SMALL: &[&str] = &["mnist_cnn", "mnist_deep8", "mnist_mlp", "mnist_vit", "tokens_bert"];
+pub(crate) const SMALL: &[&str] = &["mnist_cnn", "mnist_deep8", "mnist_mlp", "mnist_vit", "tokens_bert"];
 
 /// Opens a small model.
-pub fn small(name: &str) -> OnnxFile {
+pub(crate) fn small(name: &str) -> OnnxFile {
     OnnxFile::open(&models().join(name).join("model.onnx")).expect(name)
 }
 
 /// Names of the weightless exports of large models, `model.exporter`.
-pub fn exports() -> Vec<String> {
+pub(crate) fn exports() -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(models().join("exports"))
         .expect("models/exports")
         .filter_map(|e| e.expect("entry").file_name().to_str()?.strip_suffix(".onnx.gz").map(str::to_string))
@@ -31,7 +31,7 @@ pub fn exports() -> Vec<String> {
 }
 
 /// Opens an export; its large weights have no data, which import does not need.
-pub fn export(name: &str) -> OnnxFile {
+pub(crate) fn export(name: &str) -> OnnxFile {
     let packed = std::fs::File::open(models().join("exports").join(format!("{name}.onnx.gz"))).expect(name);
     let mut bytes = Vec::new();
     flate2::read::GzDecoder::new(packed).read_to_end(&mut bytes).expect(name);

@@ -1,0 +1,289 @@
+//! Lays out everything outside the arenas and writes the plan down.
+
+use std::collections::BTreeMap;
+
+use slrc_plan::buffer::align;
+use slrc_plan::plan::{
+    BoundaryDecl, BoundaryMetrics, ConstantDecl, EvalOutputs, FORMAT, InputDecl, LabelsDecl, Memory, Metrics,
+    ModelInfo, ModulePlan, OptimizerDecl, ParameterDecl, Plan, Program, Role, Settings,
+};
+use slrc_plan::schedule::StepScalar;
+use slrc_plan::{Buffer, DType, Dims, Space};
+
+use crate::fuse::layout::{boundary_order, variable_order};
+use crate::ir::graph::{Graph, InputKind, VarId, VarKind};
+use crate::ir::op::Op;
+use crate::ir::types::Type;
+use crate::lower::{Draft, Names};
+use crate::memory::Arena;
+use crate::step::{parameter_counts, report};
+
+/// A module ready to be written down.
+#[derive(Clone, Debug)]
+pub struct CompiledModule {
+    /// Its training graph, closed.
+    pub train: Graph,
+    /// Its inference graph, closed.
+    pub eval: Graph,
+    /// Kind of its head.
+    pub head: &'static str,
+    /// First ONNX node.
+    pub first: String,
+    /// Last ONNX node.
+    pub last: String,
+    /// ONNX name of its output, if another module follows.
+    pub output: Option<String>,
+    /// Training kernels and their arena.
+    pub step: (Draft, Arena),
+    /// Inference kernels and their arena.
+    pub inference: (Draft, Arena),
+}
+
+/// Gives consecutive places in one space.
+struct SpaceLayout {
+    space: Space,
+    end: usize,
+}
+
+impl SpaceLayout {
+    fn new(space: Space) -> SpaceLayout {
+        SpaceLayout { space, end: 0 }
+    }
+
+    fn add(&mut self, id: String, ty: &Type, order: Vec<usize>) -> Buffer {
+        let identity: Vec<usize> = (0..ty.rank()).collect();
+        let offset = self.end;
+        self.end += align(ty.bytes());
+        Buffer {
+            id,
+            space: self.space,
+            dtype: ty.dtype,
+            shape: Dims(ty.shape.clone()),
+            order: (order != identity).then(|| Dims(order.clone())),
+            offset,
+            bytes: ty.bytes(),
+            live: None,
+        }
+    }
+}
+
+/// Writes the plan.
+pub fn assemble(model: ModelInfo, settings: Settings, modules: &[CompiledModule], names: &Names) -> Plan {
+    let mut buffers: Vec<Buffer> = Vec::new();
+    let mut memory = Memory::default();
+    let (parameters, optimizer_state) = variables(modules, names, &mut buffers, &mut memory);
+    let constants = constants(names, &mut buffers, &mut memory);
+    let (inputs, labels) = inputs(modules, &mut buffers, &mut memory);
+    let scalars = scalars(names, &mut buffers, &mut memory);
+    let boundaries = boundaries(modules, &mut buffers, &mut memory);
+    let mut metric_space = SpaceLayout::new(Space::Metric);
+    let mut plans = Vec::new();
+    for (i, m) in modules.iter().enumerate() {
+        let index = i + 1;
+        let metrics = metrics(m, index, &mut buffers, &mut metric_space);
+        let (all, head) = parameter_counts(&m.train);
+        memory.arena = memory.arena.max(m.step.1.bytes);
+        memory.eval_arena = memory.eval_arena.max(m.inference.1.bytes);
+        let eval_report = |name: &str| m.inference.0.reports[name].clone();
+        plans.push(ModulePlan {
+            index,
+            first: m.first.clone(),
+            last: m.last.clone(),
+            parameters: all,
+            head: m.head.to_string(),
+            head_parameters: head,
+            metrics,
+            step: program(&m.step),
+            eval: program(&m.inference),
+            eval_outputs: EvalOutputs {
+                logits: eval_report(report::LOGITS),
+                loss: eval_report(report::SAMPLE_LOSS),
+                correct: eval_report(report::SAMPLE_CORRECT),
+            },
+        });
+    }
+    memory.metric = metric_space.end;
+    Plan {
+        format: FORMAT.into(),
+        model,
+        settings,
+        memory,
+        inputs,
+        labels,
+        scalars,
+        parameters,
+        optimizer_state,
+        constants,
+        boundaries,
+        buffers,
+        modules: plans,
+    }
+}
+
+fn program((draft, arena): &(Draft, Arena)) -> Program {
+    Program {
+        arena_bytes: arena.bytes,
+        live_bytes: arena.live_bytes,
+        flops: draft.kernels.iter().map(|k| k.flops).sum(),
+        buffers: arena.buffers.clone(),
+        kernels: draft.kernels.clone(),
+    }
+}
+
+fn variables(
+    modules: &[CompiledModule],
+    names: &Names,
+    buffers: &mut Vec<Buffer>,
+    memory: &mut Memory,
+) -> (Vec<ParameterDecl>, Vec<OptimizerDecl>) {
+    let mut parameter_space = SpaceLayout::new(Space::Parameter);
+    let mut optimizer_space = SpaceLayout::new(Space::Optimizer);
+    let (mut parameters, mut optimizer): (Vec<ParameterDecl>, Vec<OptimizerDecl>) = (Vec::new(), Vec::new());
+    for (i, m) in modules.iter().enumerate() {
+        for g in [&m.train, &m.eval] {
+            for (v, var) in g.variables.iter().enumerate() {
+                let Some(id) = names.variables.get(&var.name) else { continue };
+                if parameters.iter().any(|p| p.name == var.name) || optimizer.iter().any(|o| o.name == var.name) {
+                    continue;
+                }
+                let order = variable_order(g, VarId(v as u32));
+                let role = match var.kind {
+                    VarKind::Weight => Role::Weight,
+                    VarKind::RunningStatistic => Role::RunningStatistic,
+                    VarKind::Frozen => Role::Frozen,
+                    VarKind::Optimizer => {
+                        buffers.push(optimizer_space.add(id.clone(), &var.ty, order));
+                        optimizer.push(OptimizerDecl { name: var.name.clone(), buffer: id.clone(), module: i + 1 });
+                        continue;
+                    }
+                };
+                buffers.push(parameter_space.add(id.clone(), &var.ty, order));
+                parameters.push(ParameterDecl { name: var.name.clone(), buffer: id.clone(), role, module: i + 1 });
+            }
+        }
+    }
+    memory.parameter = parameter_space.end;
+    memory.optimizer = optimizer_space.end;
+    (parameters, optimizer)
+}
+
+fn constants(names: &Names, buffers: &mut Vec<Buffer>, memory: &mut Memory) -> Vec<ConstantDecl> {
+    let mut space = SpaceLayout::new(Space::Constant);
+    let mut out = Vec::new();
+    for (c, id) in &names.constants {
+        buffers.push(space.add(id.clone(), &c.ty, (0..c.ty.rank()).collect()));
+        out.push(ConstantDecl { name: id.clone(), buffer: id.clone() });
+    }
+    memory.constant = space.end;
+    out
+}
+
+fn inputs(modules: &[CompiledModule], buffers: &mut Vec<Buffer>, memory: &mut Memory) -> (Vec<InputDecl>, LabelsDecl) {
+    let mut space = SpaceLayout::new(Space::Input);
+    let mut out: Vec<InputDecl> = Vec::new();
+    for m in modules {
+        for g in [&m.train, &m.eval] {
+            for input in g.inputs.iter().filter(|i| i.kind == InputKind::Data) {
+                let bound = index_bound(g, &input.name);
+                if let Some(seen) = out.iter_mut().find(|i| i.name == input.name) {
+                    seen.index_below = seen.index_below.into_iter().chain(bound).min();
+                    continue;
+                }
+                let id = Names::data(&input.name);
+                buffers.push(space.add(id.clone(), &input.ty, (0..input.ty.rank()).collect()));
+                out.push(InputDecl { name: input.name.clone(), buffer: id, index_below: bound });
+            }
+        }
+    }
+    let labels = modules.iter().find_map(|m| m.train.input_of(InputKind::Labels).map(|i| &m.train.inputs[i.index()]));
+    let ty = labels.map_or(Type::new(DType::I32, []), |l| l.ty.clone());
+    let classes = modules.last().and_then(|m| {
+        m.eval
+            .root(|k| *k == crate::ir::RootKind::Report(report::LOGITS.into()))
+            .and_then(|l| m.eval.shape(l).last().copied())
+    });
+    buffers.push(space.add(Names::labels(), &ty, (0..ty.rank()).collect()));
+    memory.input = space.end;
+    (out, LabelsDecl { buffer: Names::labels(), classes: classes.unwrap_or(1) })
+}
+
+/// Rows of the smallest table a data input indexes.
+fn index_bound(g: &Graph, input: &str) -> Option<usize> {
+    g.ids()
+        .filter_map(|id| {
+            let n = g.node(id);
+            let rows = match &n.op {
+                Op::Gather(_) => g.shape(n.operands[0])[0],
+                Op::ScatterAdd(s) => s.rows,
+                _ => return None,
+            };
+            let mut at = n.operands[1];
+            while let Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) = g.node(at).op {
+                at = g.node(at).operands[0];
+            }
+            matches!(g.node(at).op, Op::Input(i) if g.inputs[i.index()].name == input).then_some(rows)
+        })
+        .min()
+}
+
+fn scalars(names: &Names, buffers: &mut Vec<Buffer>, memory: &mut Memory) -> Vec<StepScalar> {
+    let mut space = SpaceLayout::new(Space::Scalar);
+    let mut out = Vec::new();
+    for (s, id) in &names.scalars {
+        buffers.push(space.add(id.clone(), &Type::f32([]), Vec::new()));
+        out.push(StepScalar { name: s.name.clone(), buffer: id.clone(), schedule: s.schedule.clone() });
+    }
+    memory.scalar = space.end;
+    out
+}
+
+/// Boundaries use two slots in turn: when module `k` runs, boundary `k - 1` is read and boundary `k` written.
+fn boundaries(modules: &[CompiledModule], buffers: &mut Vec<Buffer>, memory: &mut Memory) -> Vec<BoundaryDecl> {
+    let mut sizes = [0usize; 2];
+    let mut found: Vec<(usize, BTreeMap<&str, (String, Type)>, String)> = Vec::new();
+    for (i, m) in modules.iter().enumerate() {
+        let Some(value) = &m.output else { continue };
+        let root = |want: &dyn Fn(&crate::ir::RootKind) -> bool| m.train.root(want).map(|r| m.train.ty(r).clone());
+        let mut parts = BTreeMap::new();
+        if let Some(ty) = root(&|k| matches!(k, crate::ir::RootKind::Output(_))) {
+            parts.insert("x", (Names::boundary(i + 1), ty));
+        }
+        if let Some(ty) = root(&|k| *k == crate::ir::RootKind::OutputGradient) {
+            parts.insert("e", (Names::boundary_gradient(i + 1), ty));
+        }
+        let bytes: usize = parts.values().map(|(_, ty)| align(ty.bytes())).sum();
+        sizes[i % 2] = sizes[i % 2].max(bytes);
+        found.push((i, parts, value.clone()));
+    }
+    memory.boundary = sizes[0] + sizes[1];
+    let mut out = Vec::new();
+    for (i, parts, value) in found {
+        let mut slot = SpaceLayout { space: Space::Boundary, end: if i % 2 == 0 { 0 } else { sizes[0] } };
+        // x before e.
+        for (id, ty) in ["x", "e"].iter().filter_map(|p| parts.get(p)) {
+            buffers.push(slot.add(id.clone(), ty, boundary_order(ty.rank())));
+        }
+        let id = |part: &str| parts.get(part).map(|(id, _)| id.clone());
+        out.push(BoundaryDecl { index: i + 1, value, x: id("x").unwrap_or_default(), e: id("e") });
+    }
+    out
+}
+
+fn metrics(m: &CompiledModule, index: usize, buffers: &mut Vec<Buffer>, space: &mut SpaceLayout) -> Metrics {
+    let mut metric = |name: &str| {
+        let id = m.step.0.reports.get(name)?.clone();
+        buffers.push(space.add(id.clone(), &Type::f32([]), Vec::new()));
+        Some(id)
+    };
+    let own = |name: &str| Names::metric(index, name);
+    let loss = metric(report::LOSS).unwrap_or_else(|| own(report::LOSS));
+    let accuracy = metric(report::ACCURACY).unwrap_or_else(|| own(report::ACCURACY));
+    let boundary = (|| {
+        Some(BoundaryMetrics {
+            discord: metric(report::DISCORD)?,
+            cosine: metric(report::COSINE)?,
+            ratio: metric(report::RATIO)?,
+        })
+    })();
+    Metrics { loss, accuracy, boundary }
+}

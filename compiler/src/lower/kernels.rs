@@ -1,0 +1,273 @@
+//! Kernel nodes, copies and exports.
+
+use slrc_plan::Dims;
+use slrc_plan::View;
+use slrc_plan::kernel::{
+    Conv, ConvDirection, Copy, Fill, Gather, KernelOp, Matmul, MatmulSplit, Random, Window, WindowGeometry, WindowOp,
+};
+
+use crate::fuse::{Layout, Owner};
+use crate::ir::graph::NodeId;
+use crate::ir::op::Op;
+use crate::ir::ops::contract::ConvShape;
+use crate::lower::Lowering;
+
+/// A weight gradient of at most this many elements is computed in groups of samples.
+const SPLIT_WEIGHTS: usize = 1 << 17;
+/// Most groups.
+const MAX_GROUPS: usize = 8;
+/// A product with at least this inner extent and at most this many results is split.
+const SPLIT_INNER: usize = 1 << 14;
+const SPLIT_RESULTS: usize = 1 << 14;
+
+impl Lowering<'_> {
+    fn operand(&self, id: NodeId, slot: usize) -> Layout {
+        self.l.operands[&(id, slot)].clone()
+    }
+
+    fn result(&self, id: NodeId) -> Layout {
+        self.l.memory(id).expect("invariant: kernels store their result").clone()
+    }
+
+    /// A view of a channels-last tensor over `N, H, W, C` (weights: `O, kh, kw, C`).
+    fn image(&mut self, layout: &Layout) -> View {
+        let v = self.view(layout);
+        let s = &v.strides;
+        View { strides: vec![s[0], s[2], s[3], s[1]], ..v }
+    }
+
+    pub(super) fn kernel(&mut self, id: NodeId) {
+        let n = self.g.node(id).clone();
+        match &n.op {
+            Op::Conv(c) => self.conv(id, &c.0, ConvDirection::Forward),
+            Op::ConvInputGrad(c) => self.conv(id, &c.0, ConvDirection::InputGrad),
+            Op::ConvWeightGrad(c) => self.conv(id, &c.0, ConvDirection::WeightGrad),
+            Op::MatMul(_) => self.matmul(id),
+            Op::WindowMaxIndex(w) => self.window(id, &w.0, WindowOp::MaxIndex),
+            Op::WindowSelect(w) => self.window(id, &w.0, WindowOp::Select),
+            Op::WindowUnselect(w) => self.window(id, &w.0, WindowOp::Unselect),
+            Op::WindowSum(w) => self.window(id, &w.0, WindowOp::Sum),
+            Op::WindowSpread(w) => self.window(id, &w.0, WindowOp::Spread),
+            Op::Gather(_) | Op::ScatterAdd(_) => self.gather(id),
+            Op::Concat(c) => {
+                let mut start = 0;
+                let to = self.result(id);
+                for (slot, &o) in n.operands.iter().enumerate() {
+                    let shape = self.g.shape(o).to_vec();
+                    let part = Layout { offset: to.offset + start * to.strides[c.axis], ..to.clone() };
+                    start += shape[c.axis];
+                    let from = self.operand(id, slot);
+                    self.copy_between(id, &shape, &from, &part);
+                }
+            }
+            Op::Pad(p) => {
+                let to = self.result(id);
+                self.fill(id, &n.ty.shape, &to, 0.0);
+                let shape = self.g.shape(n.operands[0]).to_vec();
+                let offset = to.offset + p.low.iter().zip(&to.strides).map(|(a, s)| a * s).sum::<usize>();
+                let strides = p.interior.iter().zip(&to.strides).map(|(i, s)| (i + 1) * s).collect();
+                let from = self.operand(id, 0);
+                self.copy_between(id, &shape, &from, &Layout { offset, strides, ..to });
+            }
+            Op::Splat(s) => {
+                let to = self.result(id);
+                self.fill(id, &n.ty.shape, &to, s.value.0 as f32);
+            }
+            Op::Random(r) => {
+                let buffer = self.buffer(Owner::Node(id));
+                let count = n.ty.count();
+                let run = KernelOp::Random(Random { stream: r.stream, count, to: View::new(buffer, vec![1]) });
+                self.push(&[id], count as u64 * 20, run);
+            }
+            Op::Input(_)
+            | Op::Variable(_)
+            | Op::Constant(_)
+            | Op::StepScalar(_)
+            | Op::Map(_)
+            | Op::Reduce(_)
+            | Op::LogSumExp(_)
+            | Op::Broadcast(_)
+            | Op::Reshape(_)
+            | Op::Transpose(_)
+            | Op::Slice(_)
+            | Op::Detach(_)
+            | Op::ModeSelect(_) => unreachable!("invariant: {} is not a kernel", n.op),
+        }
+    }
+
+    fn conv(&mut self, id: NodeId, c: &ConvShape, direction: ConvDirection) {
+        let (a, b) = (self.operand(id, 0), self.operand(id, 1));
+        let out = self.result(id);
+        let node = self.g.node(id);
+        let (sa, sb, so) = (self.g.shape(node.operands[0]), self.g.shape(node.operands[1]), &node.ty.shape);
+        let (x_shape, w_shape, y_shape, x, w, y) = match direction {
+            ConvDirection::Forward => (sa, sb, &so[..], a, b, out),
+            ConvDirection::InputGrad => (&so[..], sa, sb, out, a, b),
+            ConvDirection::WeightGrad => (sa, &so[..], sb, a, out, b),
+        };
+        let (batch, in_channels, out_channels) = (x_shape[0], x_shape[1], y_shape[1]);
+        let weights: usize = w_shape.iter().product();
+        let positions: usize = batch * y_shape[2] * y_shape[3];
+        let flops = 2 * (positions * weights) as u64;
+        let groups = MAX_GROUPS.min(batch).min(SPLIT_WEIGHTS / weights.max(1));
+        let split = (direction == ConvDirection::WeightGrad && groups > 1).then(|| MatmulSplit {
+            count: groups,
+            partials: View::new(self.workspace(id, groups * weights), vec![weights, 1]),
+        });
+        let run = Conv {
+            direction,
+            batch,
+            in_channels,
+            out_channels,
+            groups: c.groups,
+            geometry: c.geometry.clone(),
+            x: self.image(&x),
+            w: self.image(&w),
+            y: self.image(&y),
+            split,
+        };
+        self.push(&[id], flops, KernelOp::Conv(run));
+    }
+
+    fn matmul(&mut self, id: NodeId) {
+        let (a, b, c) = (self.operand(id, 0), self.operand(id, 1), self.result(id));
+        let node = self.g.node(id);
+        let (sa, sc) = (self.g.shape(node.operands[0]), &node.ty.shape);
+        let rank = sc.len();
+        let (m, n, k) = (sc[rank - 2], sc[rank - 1], sa[rank - 1]);
+        let batch: Vec<usize> = sc[..rank - 2].to_vec();
+        let flops = 2 * (batch.iter().product::<usize>() * m * n * k) as u64;
+        let splits = k / (SPLIT_INNER / MAX_GROUPS);
+        let split = (batch.is_empty() && k >= SPLIT_INNER && m * n <= SPLIT_RESULTS).then(|| {
+            let count = splits.min(MAX_GROUPS);
+            MatmulSplit { count, partials: View::new(self.workspace(id, count * m * n), vec![m * n, n, 1]) }
+        });
+        let (mut a, mut b, mut c) = (self.view(&a), self.view(&b), self.view(&c));
+        let batch = collapse_batch(batch, &mut [&mut a, &mut b, &mut c]);
+        self.push(&[id], flops, KernelOp::Matmul(Matmul { batch: Dims(batch), m, n, k, a, b, c, split }));
+    }
+
+    fn window(&mut self, id: NodeId, g: &WindowGeometry, op: WindowOp) {
+        let node = self.g.node(id).clone();
+        let first = self.operand(id, 0);
+        let index = (node.operands.len() > 1).then(|| self.operand(id, 1));
+        let result = self.result(id);
+        let (large, small) = match op {
+            WindowOp::MaxIndex | WindowOp::Select | WindowOp::Sum => (first, result),
+            WindowOp::Unselect | WindowOp::Spread => (result, first),
+        };
+        let shape = &node.ty.shape;
+        let taps = g.kernel[0] * g.kernel[1];
+        let run = Window {
+            op,
+            batch: shape[0],
+            channels: shape[1],
+            geometry: g.clone(),
+            large: self.image(&large),
+            small: self.image(&small),
+            index: index.map(|i| self.image(&i)),
+        };
+        let windows = shape[0] * shape[1] * g.output[0] * g.output[1];
+        self.push(&[id], (windows * taps) as u64, KernelOp::Window(run));
+    }
+
+    fn gather(&mut self, id: NodeId) {
+        let node = self.g.node(id).clone();
+        let (first, index, result) = (self.operand(id, 0), self.operand(id, 1), self.result(id));
+        let scatter = matches!(node.op, Op::ScatterAdd(_));
+        let (table, rows) = if scatter { (&result, &first) } else { (&first, &result) };
+        let table_shape = if scatter { node.ty.shape.clone() } else { self.g.shape(node.operands[0]).to_vec() };
+        let count = self.g.shape(node.operands[1])[0];
+        let run = Gather {
+            table_rows: table_shape[0],
+            count,
+            width: table_shape[1],
+            table: self.view(table),
+            index: self.view(&index),
+            rows: self.view(rows),
+        };
+        let flops = if scatter { (count * table_shape[1]) as u64 } else { 0 };
+        self.push(&[id], flops, if scatter { KernelOp::ScatterAdd(run) } else { KernelOp::Gather(run) });
+    }
+
+    pub(super) fn copy(&mut self, index: usize) {
+        let c = self.l.copies[index].clone();
+        let to = Layout { owner: Owner::Copy(index), offset: 0, strides: c.to };
+        self.copy_between(c.of, &c.shape, &c.from, &to);
+    }
+
+    /// Copies a root's value to its place.
+    pub(super) fn export(&mut self, root: usize) {
+        let value = self.g.roots[root].value;
+        let shape = self.g.shape(value).to_vec();
+        let from = self.l.memory(value).expect("invariant: roots are stored").clone();
+        let order = crate::fuse::layout::required_order(self.g, value).unwrap_or_default();
+        let from = self.view(&from);
+        let strides = slrc_plan::buffer::strides_of(&shape, &order);
+        let to = View { buffer: self.root_buffer(root), offset: 0, strides };
+        self.copy_views(value, &shape, from, to);
+    }
+
+    fn copy_between(&mut self, id: NodeId, shape: &[usize], from: &Layout, to: &Layout) {
+        let (from, to) = (self.view(from), self.view(to));
+        self.copy_views(id, shape, from, to);
+    }
+
+    /// A copy with its dimensions in the target's memory order, neighbours joined.
+    fn copy_views(&mut self, id: NodeId, shape: &[usize], from: View, to: View) {
+        let (space, mut views) = by_target(shape, vec![to, from]);
+        let from = views.pop().expect("two views");
+        let to = views.pop().expect("two views");
+        self.push(&[id], 0, KernelOp::Copy(Copy { space: Dims(space), from, to }));
+    }
+
+    fn fill(&mut self, id: NodeId, shape: &[usize], to: &Layout, value: f32) {
+        let to = self.view(to);
+        let (space, mut views) = by_target(shape, vec![to]);
+        let to = views.pop().expect("one view");
+        self.push(&[id], 0, KernelOp::Fill(Fill { space: Dims(space), value, to }));
+    }
+}
+
+/// Sorts dimensions by the first view's strides, outermost first, leaves out extents of 1 and joins neighbours.
+fn by_target(shape: &[usize], views: Vec<View>) -> (Vec<usize>, Vec<View>) {
+    let mut order: Vec<usize> = (0..shape.len()).filter(|&d| shape[d] != 1).collect();
+    order.sort_by_key(|&d| std::cmp::Reverse(views[0].strides[d]));
+    let mut space: Vec<usize> = order.iter().map(|&d| shape[d]).collect();
+    let mut views: Vec<View> =
+        views.into_iter().map(|v| View { strides: order.iter().map(|&d| v.strides[d]).collect(), ..v }).collect();
+    let mut d = 0;
+    while d + 1 < space.len() {
+        if views.iter().all(|v| v.strides[d] == v.strides[d + 1] * space[d + 1]) {
+            let inner = space.remove(d + 1);
+            space[d] *= inner;
+            views.iter_mut().for_each(|v| {
+                v.strides.remove(d);
+            });
+        } else {
+            d += 1;
+        }
+    }
+    (space, views)
+}
+
+/// Joins batch dimensions that every operand walks as one, and drops extents of 1.
+fn collapse_batch(mut batch: Vec<usize>, views: &mut [&mut View]) -> Vec<usize> {
+    let mut d = 0;
+    while d < batch.len() {
+        let unit = batch[d] == 1;
+        let joins = d + 1 < batch.len() && views.iter().all(|v| v.strides[d] == v.strides[d + 1] * batch[d + 1]);
+        if unit || joins {
+            if joins && !unit {
+                batch[d + 1] *= batch[d];
+            }
+            batch.remove(d);
+            views.iter_mut().for_each(|v| {
+                v.strides.remove(d);
+            });
+        } else {
+            d += 1;
+        }
+    }
+    batch
+}

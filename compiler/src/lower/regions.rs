@@ -1,0 +1,215 @@
+//! Fused regions as `map`, `row` and `reduce` kernels.
+
+use std::collections::BTreeMap;
+
+use slrc_plan::kernel::KernelOp;
+use slrc_plan::region::{Load, Region as PlanRegion, Split, Store};
+use slrc_plan::statement::{Arg, Statement, StatementOp};
+use slrc_plan::{Dims, View};
+
+use crate::fuse::expression::{Leaf, Map, Step, step};
+use crate::fuse::regions::operand_map;
+use crate::fuse::{Owner, Region};
+use crate::ir::graph::NodeId;
+use crate::ir::op::Op;
+use crate::ir::ops::map::Map as Elementwise;
+use crate::lower::{DraftBuffer, Lowering};
+
+/// A reduction over fewer elements than this is not split.
+const SPLIT_ELEMENTS: usize = 1 << 15;
+/// Most groups of a split.
+const MAX_SPLIT: usize = 16;
+
+struct Body<'a, 'b> {
+    low: &'a mut Lowering<'b>,
+    region: &'a Region,
+    loads: Vec<(Leaf, String)>,
+    statements: Vec<Statement>,
+    values: BTreeMap<(NodeId, Map), Arg>,
+    sinks: BTreeMap<NodeId, Arg>,
+}
+
+impl Body<'_, '_> {
+    fn value(&mut self, id: NodeId, map: &Map) -> Arg {
+        if let Some(v) = self.values.get(&(id, map.clone())) {
+            return v.clone();
+        }
+        let v = match step(self.low.g, self.low.l, id, map, self.region.space.len()) {
+            Step::Number(x) => Arg::Number(x as f32),
+            Step::Leaf(leaf) => match leaf.owner {
+                Owner::Node(n) if self.sinks.contains_key(&n) => self.sinks[&n].clone(),
+                _ => self.load(leaf),
+            },
+            Step::Through(inner, map) => self.value(inner, &map),
+            Step::Apply => self.apply(id, map),
+        };
+        self.values.insert((id, map.clone()), v.clone());
+        v
+    }
+
+    fn load(&mut self, leaf: Leaf) -> Arg {
+        if let Some((_, name)) = self.loads.iter().find(|(l, _)| *l == leaf) {
+            return Arg::Value(name.clone());
+        }
+        let name = format!("x{}", self.loads.len());
+        self.loads.push((leaf, name.clone()));
+        Arg::Value(name)
+    }
+
+    fn apply(&mut self, id: NodeId, map: &Map) -> Arg {
+        let n = self.low.g.node(id);
+        let op = match &n.op {
+            Op::Map(Elementwise(f)) => StatementOp::Scalar(*f),
+            Op::Reduce(r) => StatementOp::Reduce(r.combine),
+            op => unreachable!("invariant: {op} is not part of a region"),
+        };
+        let operands = n.operands.clone();
+        let args: Vec<Arg> = operands.iter().map(|&o| self.value(o, map)).collect();
+        let name = format!("v{}", self.statements.len());
+        self.statements.push(Statement { name: name.clone(), op, args });
+        Arg::Value(name)
+    }
+}
+
+impl Lowering<'_> {
+    pub(super) fn region(&mut self, item: usize, region: &Region) {
+        let (g, l) = (self.g, self.l);
+        let mut body = Body {
+            low: self,
+            region,
+            loads: Vec::new(),
+            statements: Vec::new(),
+            values: BTreeMap::new(),
+            sinks: BTreeMap::new(),
+        };
+        for (sink, map) in &region.sinks {
+            let operands = operand_map(g, *sink, map, region);
+            let v = body.apply(*sink, &operands);
+            body.sinks.insert(*sink, v);
+        }
+        let Body { loads, statements, sinks, .. } = body;
+        let position = |strides: &[usize]| region.order.iter().map(|&d| strides[d]).collect::<Vec<_>>();
+        let mut plan = PlanRegion {
+            space: Dims(region.order.iter().map(|&d| region.space[d]).collect()),
+            reduce: (0..region.order.len()).filter(|&i| region.axes.contains(&region.order[i])).collect(),
+            loads: Vec::new(),
+            body: statements,
+            stores: Vec::new(),
+            split: None,
+        };
+        for (leaf, name) in loads {
+            let view = View { buffer: self.buffer(leaf.owner), offset: leaf.offset, strides: position(&leaf.strides) };
+            plan.loads.push(Load { name, view });
+        }
+        for (sink, map) in &region.sinks {
+            let Arg::Value(value) = &sinks[sink] else { unreachable!("invariant: sinks are statements") };
+            let layout = l.memory(*sink).expect("invariant: sinks are stored");
+            let mut strides = vec![0; region.space.len()];
+            for (d, at) in map.iter().enumerate() {
+                if let Some(at) = at {
+                    strides[*at] = layout.strides[d];
+                }
+            }
+            let mut targets: Vec<String> = Vec::new();
+            let read_elsewhere = self.readers.get(&Owner::Node(*sink)).is_some_and(|r| r.iter().any(|&i| i != item));
+            for root in self.roots_of(*sink) {
+                targets.push(self.root_buffer(root));
+            }
+            if read_elsewhere {
+                let own = self.buffer(Owner::Node(*sink));
+                if !targets.contains(&own) {
+                    targets.push(own);
+                }
+            }
+            for buffer in targets {
+                let view = View { buffer, offset: 0, strides: position(&strides) };
+                plan.stores.push(Store { view, value: value.clone() });
+            }
+        }
+        prune(&mut plan);
+        let nodes: Vec<NodeId> = region.sinks.iter().map(|s| s.0).collect();
+        let row = region.is_row();
+        collapse(&mut plan);
+        let elements: usize = plan.space.iter().product();
+        let flops = (elements * plan.body.len()) as u64;
+        let run = if plan.reduce.is_empty() {
+            KernelOp::Map(plan)
+        } else if row {
+            KernelOp::Row(plan)
+        } else {
+            self.split(&mut plan, nodes[0]);
+            KernelOp::Reduce(plan)
+        };
+        self.push(&nodes, flops, run);
+    }
+
+    /// Splits the outermost reduced dimension where too few kept elements lie outside it to work on at once.
+    fn split(&mut self, plan: &mut PlanRegion, node: NodeId) {
+        let elements: usize = plan.space.iter().product();
+        let first = plan.reduce[0];
+        let outside: usize = plan.space[..first].iter().product();
+        if elements < SPLIT_ELEMENTS || outside >= MAX_SPLIT / 2 {
+            return;
+        }
+        let count = MAX_SPLIT.min(plan.space[first]).min(elements / (SPLIT_ELEMENTS / 4));
+        if count < 2 {
+            return;
+        }
+        let (reductions, kept) = (plan.reductions(), plan.kept_count());
+        let id = self.workspace(node, count * reductions * kept);
+        plan.split = Some(Split { count, partials: View::new(id, vec![reductions * kept, kept, 1]) });
+    }
+
+    /// Arena memory used only while one kernel runs.
+    pub(super) fn workspace(&mut self, node: NodeId, count: usize) -> String {
+        let base = self.arena_id(node, Owner::Node(node));
+        let id = format!("{base}.partials");
+        self.draft.buffers.push(DraftBuffer {
+            id: id.clone(),
+            dtype: slrc_plan::DType::F32,
+            shape: vec![count],
+            order: vec![0],
+            keep: false,
+        });
+        id
+    }
+}
+
+/// Drops statements and loads that no store needs.
+fn prune(r: &mut PlanRegion) {
+    let mut needed: std::collections::BTreeSet<String> = r.stores.iter().map(|s| s.value.clone()).collect();
+    for s in r.body.iter().rev() {
+        if needed.contains(&s.name) {
+            for a in &s.args {
+                if let Arg::Value(v) = a {
+                    needed.insert(v.clone());
+                }
+            }
+        }
+    }
+    r.body.retain(|s| needed.contains(&s.name));
+    r.loads.retain(|l| needed.contains(&l.name));
+}
+
+/// Joins neighbouring dimensions that every view walks as one, and drops extents of 1.
+pub(super) fn collapse(r: &mut PlanRegion) {
+    let mut d = 0;
+    while d + 1 < r.space.len() {
+        let (outer, inner) = (r.space.0[d], r.space.0[d + 1]);
+        let same_kind = r.reduce.contains(&d) == r.reduce.contains(&(d + 1));
+        let views = || r.loads.iter().map(|l| &l.view).chain(r.stores.iter().map(|s| &s.view));
+        let joins = |v: &View| v.strides[d] == v.strides[d + 1] * inner;
+        if same_kind && views().all(joins) {
+            r.space.0[d] = outer * inner;
+            r.space.0.remove(d + 1);
+            for v in r.loads.iter_mut().map(|l| &mut l.view).chain(r.stores.iter_mut().map(|s| &mut s.view)) {
+                v.strides.remove(d);
+            }
+            let gone = d + 1;
+            r.reduce.retain(|&x| x != gone);
+            r.reduce.iter_mut().filter(|x| **x > gone).for_each(|x| *x -= 1);
+        } else {
+            d += 1;
+        }
+    }
+}

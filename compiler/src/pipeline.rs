@@ -1,0 +1,255 @@
+//! The pipeline: every stage in order, verified after each.
+
+use std::collections::BTreeMap;
+
+use slrc_plan::buffer::align;
+use slrc_plan::plan::{ModelInfo, Plan, Settings};
+use slrc_plan::validate::{InvalidPlan, validate};
+
+use crate::emit::{CompiledModule, assemble};
+use crate::fuse::layout::layout;
+use crate::fuse::regions::{collect, merge};
+use crate::fuse::store::store;
+use crate::ir::graph::{Graph, InputKind, RootKind};
+use crate::ir::verify::{Spec as VerifySpec, VerifyError, verify};
+use crate::lower::{Draft, Names, Program, lower};
+use crate::memory::{Arena, place};
+use crate::onnx::OnnxError;
+use crate::onnx::file::{OnnxFile, sha256_hex};
+use crate::onnx::import::{Imported, import};
+use crate::partition::{
+    Candidate, Candidates, Cost, IsolationError, PartitionError, Partitioned, apply, candidates, choose, module_graph,
+    verify_isolation,
+};
+use crate::schedule::schedule;
+use crate::spec::{OptimizerRule, PartitionSpec, Spec, SpecError, SpecFile};
+use crate::step::{self, ModuleGraphs, Place, StepError};
+
+/// A model could not be compiled.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// The model's fault, or something slrc does not support yet.
+    #[error(transparent)]
+    Onnx(#[from] OnnxError),
+    /// The spec's fault.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The cuts asked for cannot be made.
+    #[error(transparent)]
+    Partition(#[from] PartitionError),
+    /// A head or a reconciliation mode does not fit.
+    #[error(transparent)]
+    Step(#[from] StepError),
+    /// The network cannot be trained as a classifier.
+    #[error("{0}")]
+    Network(String),
+    /// slrc's fault.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// slrc's fault.
+    #[error(transparent)]
+    Isolation(#[from] IsolationError),
+    /// slrc's fault.
+    #[error("internal error: the plan does not hold: {0}; please report this with the model")]
+    Plan(#[from] InvalidPlan),
+}
+
+/// Result of a compilation.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// The plan.
+    pub plan: Plan,
+    /// The imported network.
+    pub network: Imported,
+    /// Every place where the network could be cut, and why not elsewhere.
+    pub candidates: Candidates,
+    /// The cuts taken.
+    pub cuts: Vec<Candidate>,
+    /// Modules, with their graphs.
+    pub modules: Vec<CompiledModule>,
+    /// Buffer names of variables and constants.
+    pub names: Names,
+    /// The resolved spec.
+    pub spec: Spec,
+}
+
+/// Compiles a model.
+pub fn compile(file: &OnnxFile, spec_file: &SpecFile) -> Result<Compiled, CompileError> {
+    let spec = spec_file.resolve()?;
+    let network = import(file, &spec_file.import_options()?)?;
+    verify(&network.graph, VerifySpec::open("import"))?;
+    check_network(&network)?;
+    let found = candidates(&network);
+    let cuts = partition(&network, &found, &spec)?;
+    let parts = apply(&network, &cuts);
+    verify(&parts.graph, VerifySpec::open("partition"))?;
+    verify_isolation(&parts)?;
+    let mut names = Names::default();
+    let modules = (1..=cuts.len() + 1)
+        .map(|k| compile_module(&network, &parts, &cuts, k, &spec, &mut names))
+        .collect::<Result<Vec<_>, _>>()?;
+    let model =
+        ModelInfo { name: network.graph.name.clone(), sha256: file.sha256.clone(), output: network.output.clone() };
+    let settings = settings(spec_file, &spec, network.batch);
+    let plan = assemble(model, settings, &modules, &names);
+    validate(&plan)?;
+    Ok(Compiled { plan, network, candidates: found, cuts, modules, names, spec })
+}
+
+fn check_network(n: &Imported) -> Result<(), CompileError> {
+    let ty = n.graph.ty(n.logits);
+    if !(2..=3).contains(&ty.rank()) || ty.shape[0] != n.batch {
+        return Err(CompileError::Network(format!(
+            "output \"{}\" has type {ty}; slrc trains classifiers, whose output is [N, classes] or [N, tokens, classes]; \
+             choose another with output: in the spec",
+            n.output
+        )));
+    }
+    if n.sources.is_empty() {
+        return Err(CompileError::Network("the network has no weights to train".into()));
+    }
+    Ok(())
+}
+
+/// Chooses cuts; segments are costed by compiling them.
+fn partition(network: &Imported, found: &Candidates, spec: &Spec) -> Result<Vec<Candidate>, CompileError> {
+    let last = found.cuts.len() + 1;
+    // Segments of equal structure cost the same: compile one of each.
+    let mut known: BTreeMap<String, Cost> = BTreeMap::new();
+    choose(found, &spec.partition, |i, j| {
+        let cuts: Vec<Candidate> =
+            [i, j].into_iter().filter(|&c| c > 0 && c < last).map(|c| found.cuts[c - 1].clone()).collect();
+        let parts = apply(network, &cuts);
+        let k = if i == 0 { 1 } else { 2 };
+        let mut module = module_graph(&parts, k);
+        let signature = format!("{} {k} {}", j == last, structure(&module));
+        if let Some(cost) = known.get(&signature) {
+            return Ok(*cost);
+        }
+        module.name = String::new();
+        let place = Place { index: k, last: j == last, logits: parts.graph.ty(parts.logits).clone() };
+        let graphs = step::build(module, &place, spec)?;
+        let (draft, arena) = program(&graphs.train, k, Program::Step, &mut Names::default());
+        let cost = Cost {
+            peak: arena.bytes + boundary_bytes(&graphs.train),
+            flops: draft.kernels.iter().map(|k| k.flops).sum(),
+        };
+        known.insert(signature, cost);
+        Ok(cost)
+    })
+}
+
+/// What of a graph its cost depends on: everything but names.
+fn structure(g: &Graph) -> String {
+    let mut out = String::new();
+    for id in g.ids() {
+        let n = g.node(id);
+        let what = match &n.op {
+            crate::ir::Op::Variable(v) => format!("variable {:?}", g.variables[v.index()].kind),
+            crate::ir::Op::Input(i) => format!("input {:?}", g.inputs[i.index()].kind),
+            op => op.to_string(),
+        };
+        out.push_str(&format!("{what}{:?}:{};", n.operands, n.ty));
+    }
+    out.push_str(&format!("{:?}", g.roots.iter().map(|r| r.value).collect::<Vec<_>>()));
+    sha256_hex(out.as_bytes())
+}
+
+/// Bytes of the boundaries a module reads and writes.
+fn boundary_bytes(train: &Graph) -> usize {
+    let read = train
+        .inputs
+        .iter()
+        .filter(|i| matches!(i.kind, InputKind::Boundary | InputKind::BoundaryGradient))
+        .map(|i| align(i.ty.bytes()));
+    let written = train
+        .roots
+        .iter()
+        .filter(|r| matches!(r.kind, RootKind::Output(_) | RootKind::OutputGradient))
+        .map(|r| align(train.ty(r.value).bytes()));
+    read.chain(written).sum()
+}
+
+/// Fuses, schedules, lowers and places one program.
+pub fn program(g: &Graph, k: usize, kind: Program, names: &mut Names) -> (Draft, Arena) {
+    let mut layouts = layout(g);
+    let mut items = collect(g, &layouts);
+    merge(g, &layouts, &mut items);
+    store(g, &mut layouts, &mut items);
+    // What is read from memory now no longer ties regions together.
+    merge(g, &layouts, &mut items);
+    let order = schedule(g, &layouts, &items);
+    let draft = lower(g, &layouts, &items, &order, k, kind, names);
+    let arena = place(&draft);
+    (draft, arena)
+}
+
+fn compile_module(
+    network: &Imported,
+    parts: &Partitioned,
+    cuts: &[Candidate],
+    k: usize,
+    spec: &Spec,
+    names: &mut Names,
+) -> Result<CompiledModule, CompileError> {
+    let last = k == cuts.len() + 1;
+    let module = module_graph(parts, k);
+    verify(&module, VerifySpec::open("split"))?;
+    let origins = nodes_of(network, parts, k);
+    let place = Place { index: k, last, logits: parts.graph.ty(parts.logits).clone() };
+    let ModuleGraphs { train, eval, head } = step::build(module, &place, spec)?;
+    verify(&train, VerifySpec::closed("train"))?;
+    verify(&eval, VerifySpec::closed("eval"))?;
+    let step = program(&train, k, Program::Step, names);
+    let inference = program(&eval, k, Program::Eval, names);
+    Ok(CompiledModule {
+        train,
+        eval,
+        head,
+        first: origins.first().cloned().unwrap_or_default(),
+        last: origins.last().cloned().unwrap_or_default(),
+        output: (!last).then(|| cuts[k - 1].name.clone()),
+        step,
+        inference,
+    })
+}
+
+/// Names of the ONNX nodes of module `k`, in the model's order.
+fn nodes_of(network: &Imported, parts: &Partitioned, k: usize) -> Vec<String> {
+    let present: std::collections::BTreeSet<&str> =
+        parts.graph.ids().filter(|id| parts.module[id.index()] == Some(k)).map(|id| parts.graph.origin(id)).collect();
+    network.nodes.iter().filter(|n| present.contains(n.name.as_str())).map(|n| n.name.clone()).collect()
+}
+
+fn settings(file: &SpecFile, spec: &Spec, batch: usize) -> Settings {
+    let optimizer = match spec.optimizer.rule {
+        OptimizerRule::Sgd { momentum, nesterov } => {
+            let kind = if nesterov { "sgd nesterov" } else { "sgd" };
+            format!(
+                "{kind} lr={} momentum={momentum} weight-decay={}",
+                spec.optimizer.lr.base, spec.optimizer.weight_decay
+            )
+        }
+        OptimizerRule::AdamW { betas, eps } => format!(
+            "adamw lr={} betas={},{} eps={eps} weight-decay={}",
+            spec.optimizer.lr.base, betas[0], betas[1], spec.optimizer.weight_decay
+        ),
+    };
+    // The hash covers what was asked for, not where the files lie.
+    let anonymous = SpecFile { model: None, init_from: None, ..file.clone() };
+    let text = slrc_plan::yaml::to_string(&anonymous).unwrap_or_default();
+    Settings {
+        spec_sha256: sha256_hex(text.as_bytes()),
+        target: "cpu".into(),
+        batch,
+        seed: spec.seed,
+        partition: match &spec.partition {
+            PartitionSpec::Modules(k) => format!("modules {k}"),
+            PartitionSpec::PerLayer => "per-layer".into(),
+            PartitionSpec::At(names) => format!("at {}", names.join(", ")),
+        },
+        reconcile: spec.reconcile.mode.name().into(),
+        distance: spec.reconcile.distance.name().into(),
+        optimizer,
+    }
+}
