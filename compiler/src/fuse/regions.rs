@@ -30,10 +30,21 @@ pub struct Region {
     pub order: Vec<usize>,
     /// Item dimensions that reductions run over; empty in a map.
     pub axes: Vec<usize>,
-    /// Values computed, in node order, with their index maps.
-    pub sinks: Vec<(NodeId, Map)>,
+    /// Values computed, in node order.
+    pub sinks: Vec<Sink>,
     /// Memory read.
     pub leaves: Vec<Leaf>,
+}
+
+/// A value a region computes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Sink {
+    /// The value.
+    pub node: NodeId,
+    /// Where its elements lie among the region's.
+    pub map: Map,
+    /// Whose memory its expression reads, values of the region included.
+    reads: Vec<Owner>,
 }
 
 /// Something to run.
@@ -70,12 +81,12 @@ impl Region {
     }
 
     fn contains(&self, id: NodeId) -> bool {
-        self.sinks.iter().any(|(s, _)| *s == id)
+        self.sinks.iter().any(|s| s.node == id)
     }
 
     /// How the region itself would read a sink of its own.
     fn canonical(&self, l: &Layouts, id: NodeId) -> Option<Leaf> {
-        let (_, map) = self.sinks.iter().find(|(s, _)| *s == id)?;
+        let map = &self.sinks.iter().find(|s| s.node == id)?.map;
         let layout = l.memory(id)?;
         let mut strides = vec![0; self.space.len()];
         for (d, at) in map.iter().enumerate() {
@@ -86,22 +97,38 @@ impl Region {
         Some(Leaf { owner: layout.owner, offset: layout.offset, strides })
     }
 
-    fn refresh(&mut self, g: &Graph, l: &Layouts) {
-        let operands: Vec<(NodeId, Map)> =
-            self.sinks.iter().map(|(s, map)| (*s, operand_map(g, *s, map, self))).collect();
-        let inside = |n: NodeId| self.contains(n);
-        self.leaves = reads(g, l, &operands, self.space.len(), &inside).0;
+    /// Finds out again what memory the region reads.
+    pub(crate) fn refresh(&mut self, g: &Graph, l: &Layouts) {
+        let rank = self.space.len();
+        let mut all: Vec<Leaf> = Vec::new();
+        let operands: Vec<(NodeId, Map)> = self.sinks.iter().map(|s| (s.node, operand_map(g, s, self))).collect();
+        for (sink, operand) in self.sinks.iter_mut().zip(operands) {
+            let leaves = reads(g, l, &[operand], rank, &|_| false).0;
+            sink.reads = leaves.iter().map(|x| x.owner).collect();
+            for leaf in leaves {
+                if !all.contains(&leaf) {
+                    all.push(leaf);
+                }
+            }
+        }
+        self.leaves = all.into_iter().filter(|x| !matches!(x.owner, Owner::Node(n) if self.contains(n))).collect();
+    }
+
+    /// Adds a value to compute.
+    pub(crate) fn add_sink(&mut self, g: &Graph, l: &Layouts, node: NodeId, map: Map) {
+        self.sinks.push(Sink { node, map, reads: Vec::new() });
+        self.sinks.sort();
+        self.refresh(g, l);
     }
 }
 
 /// The map under which a sink's operands are read: a reduction's operand runs along the reduced dimensions too.
-pub(crate) fn operand_map(g: &Graph, sink: NodeId, map: &Map, region: &Region) -> Map {
-    if matches!(g.node(sink).op, Op::Reduce(_)) {
-        let shape = work_shape(g, sink);
-        debug_assert_eq!(item_space(g, sink), region.space);
-        identity_map(shape)
+pub(crate) fn operand_map(g: &Graph, sink: &Sink, region: &Region) -> Map {
+    if matches!(g.node(sink.node).op, Op::Reduce(_)) {
+        debug_assert_eq!(item_space(g, sink.node), region.space);
+        identity_map(work_shape(g, sink.node))
     } else {
-        map.clone()
+        sink.map.clone()
     }
 }
 
@@ -129,7 +156,8 @@ fn new_region(g: &Graph, l: &Layouts, id: NodeId) -> Region {
         Op::Reduce(_) => reduced_map(g, id),
         _ => (identity_map(shape), Vec::new()),
     };
-    let mut r = Region { space: item_space(g, id), order, axes, sinks: vec![(id, map)], leaves: Vec::new() };
+    let sinks = vec![Sink { node: id, map, reads: Vec::new() }];
+    let mut r = Region { space: item_space(g, id), order, axes, sinks, leaves: Vec::new() };
     r.refresh(g, l);
     r
 }
@@ -204,7 +232,7 @@ impl Items {
         let mut out = BTreeMap::new();
         for (i, item) in self.items.iter().enumerate() {
             match item {
-                Some(Item::Region(r)) => out.extend(r.sinks.iter().map(|(s, _)| (Owner::Node(*s), i))),
+                Some(Item::Region(r)) => out.extend(r.sinks.iter().map(|s| (Owner::Node(s.node), i))),
                 Some(Item::Kernel(id)) => {
                     out.insert(Owner::Node(*id), i);
                 }
@@ -284,7 +312,7 @@ impl Items {
             .items
             .iter()
             .map(|item| match item {
-                Some(Item::Region(r)) => 2 * u64::from(r.sinks[0].0.0) + 1,
+                Some(Item::Region(r)) => 2 * u64::from(r.sinks[0].node.0) + 1,
                 Some(Item::Kernel(id)) => 2 * u64::from(id.0) + 1,
                 Some(Item::Export(r)) => 2 * u64::from(g.roots[*r].value.0) + 1,
                 Some(Item::Copy(_)) | None => u64::MAX,
@@ -305,9 +333,10 @@ impl Items {
 
 /// Merges regions.
 pub fn merge(g: &Graph, l: &Layouts, items: &mut Items) {
-    let mut m = Merger::new(items, g, l);
     let keys = items.keys(g, l);
-    for i in items.topological(|i| keys[i]) {
+    let order = items.topological(|i| keys[i]);
+    let mut m = Merger::new(items, &order, g, l);
+    for i in order {
         m.extend(items, i);
     }
     items.order(g, l);
@@ -316,19 +345,41 @@ pub fn merge(g: &Graph, l: &Layouts, items: &mut Items) {
 struct Merger<'a> {
     g: &'a Graph,
     l: &'a Layouts,
-    /// Items directly after each, kept up to date.
+    /// Items directly after each.
     after: Vec<BTreeSet<usize>>,
-    before: Vec<BTreeSet<usize>>,
-    /// Topological places of an item's first and last members.
-    span: Vec<(usize, usize)>,
+    /// Items that come after each, directly or not.
+    reach: Vec<Bits>,
+    /// Where each item went when it was merged.
+    into: Vec<usize>,
     /// Regions that read a leaf along every dimension.
     readers: BTreeMap<Leaf, BTreeSet<usize>>,
-    /// Where an item went when it was merged.
     makers: BTreeMap<Owner, usize>,
 }
 
+/// A set of small integers.
+#[derive(Clone)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn new(n: usize) -> Bits {
+        Bits(vec![0; n.div_ceil(64)])
+    }
+
+    fn insert(&mut self, i: usize) {
+        self.0[i / 64] |= 1 << (i % 64);
+    }
+
+    fn contains(&self, i: usize) -> bool {
+        self.0[i / 64] >> (i % 64) & 1 == 1
+    }
+
+    fn add(&mut self, other: &Bits) {
+        self.0.iter_mut().zip(&other.0).for_each(|(a, b)| *a |= b);
+    }
+}
+
 impl<'a> Merger<'a> {
-    fn new(items: &Items, g: &'a Graph, l: &'a Layouts) -> Merger<'a> {
+    fn new(items: &Items, order: &[usize], g: &'a Graph, l: &'a Layouts) -> Merger<'a> {
         let n = items.items.len();
         let mut after = vec![BTreeSet::new(); n];
         for (i, b) in items.before.iter().enumerate() {
@@ -336,37 +387,47 @@ impl<'a> Merger<'a> {
                 after[x].insert(i);
             });
         }
-        let mut span = vec![(0, 0); n];
-        let keys = items.keys(g, l);
-        for (at, i) in items.topological(|i| keys[i]).into_iter().enumerate() {
-            span[i] = (at, at);
+        let mut reach = vec![Bits::new(n); n];
+        for &i in order.iter().rev() {
+            let mut bits = Bits::new(n);
+            for &x in &after[i] {
+                bits.insert(x);
+                bits.add(&reach[x]);
+            }
+            reach[i] = bits;
         }
-        Merger { g, l, after, before: items.before.clone(), span, readers: BTreeMap::new(), makers: items.makers() }
+        Merger { g, l, after, reach, into: (0..n).collect(), readers: BTreeMap::new(), makers: items.makers() }
+    }
+
+    /// The item that item `i` is now part of.
+    fn find(&self, mut i: usize) -> usize {
+        while self.into[i] != i {
+            i = self.into[i];
+        }
+        i
     }
 
     /// Merges item `i` into what came before, as often as possible, then remembers what it reads.
     fn extend(&mut self, items: &mut Items, i: usize) {
         let Some(Item::Region(first)) = &items.items[i] else { return };
         let leaves = first.leaves.clone();
-        let mut candidates: Vec<usize> = Vec::new();
         let producers: BTreeSet<usize> =
-            leaves.iter().filter_map(|x| self.makers.get(&x.owner).copied()).filter(|&p| p != i).collect();
-        candidates.extend(producers.iter().rev());
+            leaves.iter().filter_map(|x| self.makers.get(&x.owner).map(|&p| self.find(p))).filter(|&p| p != i).collect();
+        let mut candidates: Vec<usize> = producers.iter().rev().copied().collect();
         for leaf in leaves.iter().filter(|x| is_full(x)) {
-            let siblings = self.readers.get(leaf).into_iter().flatten().rev();
-            candidates.extend(siblings.filter(|s| !producers.contains(s)));
+            candidates.extend(self.readers.get(leaf).into_iter().flatten().rev());
         }
         let mut at = i;
         for c in candidates {
-            // A candidate may have been merged meanwhile.
-            if c == at || items.items[c].is_none() {
+            let c = self.find(c);
+            if c == at {
                 continue;
             }
             let (Some(Item::Region(a)), Some(Item::Region(b))) = (&items.items[c], &items.items[at]) else { continue };
-            let Some(merged) = self.fit(a, b) else { continue };
-            if self.connected_otherwise(items, c, at) {
+            if self.connected_otherwise(c, at) {
                 continue;
             }
+            let Some(merged) = self.fit(a, b) else { continue };
             items.items[c] = Some(Item::Region(merged));
             items.items[at] = None;
             self.absorb(c, at);
@@ -374,122 +435,68 @@ impl<'a> Merger<'a> {
         }
         let Some(Item::Region(r)) = &items.items[at] else { return };
         for leaf in r.leaves.iter().filter(|x| is_full(x)) {
-            let set = self.readers.entry(leaf.clone()).or_default();
-            set.insert(at);
+            self.readers.entry(leaf.clone()).or_default().insert(at);
         }
     }
 
     /// Whether a path leads from one to the other through a third item.
-    fn connected_otherwise(&self, items: &Items, a: usize, b: usize) -> bool {
-        self.path(items, a, b) || self.path(items, b, a)
-    }
-
-    fn path(&self, items: &Items, from: usize, to: usize) -> bool {
-        let limit = self.span[to].1;
-        let mut stack: Vec<usize> = self.after[from].iter().copied().filter(|&x| x != to).collect();
-        let mut seen: BTreeSet<usize> = stack.iter().copied().collect();
-        while let Some(x) = stack.pop() {
-            if x == to {
-                return true;
-            }
-            if self.span[x].0 > limit || items.items[x].is_none() {
-                continue;
-            }
-            for &y in &self.after[x] {
-                if seen.insert(y) {
-                    stack.push(y);
-                }
-            }
-        }
-        false
+    fn connected_otherwise(&self, a: usize, b: usize) -> bool {
+        let through = |from: usize, to: usize| {
+            self.after[from].iter().map(|&x| self.find(x)).any(|x| x != to && x != from && self.reach[x].contains(to))
+        };
+        through(a, b) || through(b, a)
     }
 
     /// Item `gone` is now part of `into`.
     fn absorb(&mut self, into: usize, gone: usize) {
-        let (after, before) = (std::mem::take(&mut self.after[gone]), std::mem::take(&mut self.before[gone]));
-        for &x in &after {
-            self.before[x].remove(&gone);
-            if x != into {
-                self.before[x].insert(into);
-                self.after[into].insert(x);
-            }
-        }
-        for &x in &before {
-            self.after[x].remove(&gone);
-            if x != into {
-                self.after[x].insert(into);
-                self.before[into].insert(x);
-            }
-        }
+        self.into[gone] = into;
+        let after = std::mem::take(&mut self.after[gone]);
+        self.after[into].extend(after);
         self.after[into].remove(&gone);
-        self.before[into].remove(&gone);
-        self.span[into] = (self.span[into].0.min(self.span[gone].0), self.span[into].1.max(self.span[gone].1));
-        for m in self.makers.values_mut().filter(|m| **m == gone) {
-            *m = into;
-        }
-        for set in self.readers.values_mut() {
-            if set.remove(&gone) {
-                set.insert(into);
+        self.after[into].remove(&into);
+        let mut all = self.reach[into].clone();
+        all.add(&self.reach[gone]);
+        self.reach[into] = all.clone();
+        // Everything that comes before either comes before what follows both; `gone` stands for `into` from now on.
+        for i in 0..self.reach.len() {
+            if self.reach[i].contains(into) || self.reach[i].contains(gone) {
+                self.reach[i].insert(into);
+                self.reach[i].add(&all);
             }
         }
     }
 
     /// The two regions as one, if they can be.
     fn fit(&self, a: &Region, b: &Region) -> Option<Region> {
-        let merged =
-            if a.space == b.space && a.order == b.order && (a.axes == b.axes || a.axes.is_empty() || b.axes.is_empty())
-            {
-                self.same_space(a, b)
-            } else if b.axes.is_empty() {
-                self.on_reduced(a, b)
-            } else {
-                None
-            }?;
-        (merged.leaves.len() <= MAX_LEAVES && merged.sinks.len() <= MAX_SINKS).then_some(merged)
+        if a.sinks.len() + b.sinks.len() > MAX_SINKS {
+            return None;
+        }
+        let same_axes = a.axes == b.axes || a.axes.is_empty() || b.axes.is_empty();
+        let merged = if a.space == b.space && a.order == b.order && same_axes {
+            let related =
+                a.leaves.iter().any(|x| is_full(x) && b.leaves.contains(x)) || reads_from(b, a) || reads_from(a, b);
+            if related { self.join(a, b)? } else { return None }
+        } else if b.axes.is_empty() && !a.axes.is_empty() && reads_from(b, a) {
+            self.join(a, &on_kept(a, b)?)?
+        } else {
+            return None;
+        };
+        (merged.leaves.len() <= MAX_LEAVES).then_some(merged)
     }
 
-    /// Both walk the same elements.
-    fn same_space(&self, a: &Region, b: &Region) -> Option<Region> {
+    /// Two regions over one space as one, if every read of the one by the other is of the element being worked on.
+    fn join(&self, a: &Region, b: &Region) -> Option<Region> {
         let axes = if a.axes.is_empty() { b.axes.clone() } else { a.axes.clone() };
         let mut merged = Region { axes, ..a.clone() };
-        for s in &b.sinks {
-            if !merged.contains(s.0) {
-                merged.sinks.push(s.clone());
-            }
-        }
+        merged.sinks.extend(b.sinks.iter().cloned());
         merged.sinks.sort();
-        let related =
-            a.leaves.iter().any(|x| is_full(x) && b.leaves.contains(x)) || reads_from(b, a) || reads_from(a, b);
-        if !related || !self.reads_own_values_in_place(&merged, a, b) {
+        if !self.reads_own_values_in_place(&merged, a, b) {
             return None;
         }
-        merged.refresh(self.g, self.l);
-        Some(merged)
-    }
-
-    /// `b` works on values that `a` reduces to.
-    fn on_reduced(&self, a: &Region, b: &Region) -> Option<Region> {
-        let kept = a.kept();
-        if a.axes.is_empty() || !b.space.iter().copied().eq(kept.iter().map(|&d| a.space[d])) || !reads_from(b, a) {
-            return None;
-        }
-        let order: Vec<usize> = a.order.iter().filter_map(|d| kept.iter().position(|k| k == d)).collect();
-        if b.order != order {
-            return None;
-        }
-        let lift = |map: &Map| map.iter().map(|d| d.map(|d| kept[d])).collect::<Map>();
-        let mut lifted = b.clone();
-        lifted.space = a.space.clone();
-        lifted.order = a.order.clone();
-        lifted.sinks = b.sinks.iter().map(|(s, m)| (*s, lift(m))).collect();
-        lifted.refresh(self.g, self.l);
-        let mut merged = a.clone();
-        merged.sinks.extend(lifted.sinks.iter().cloned());
-        merged.sinks.sort();
-        if !self.reads_own_values_in_place(&merged, a, &lifted) {
-            return None;
-        }
-        merged.refresh(self.g, self.l);
+        let fresh = b.leaves.iter().filter(|x| !a.leaves.contains(x)).cloned();
+        merged.leaves.extend(fresh);
+        let own = |x: &Leaf| matches!(x.owner, Owner::Node(n) if merged.contains(n));
+        merged.leaves = merged.leaves.iter().filter(|x| !own(x)).cloned().collect();
         Some(merged)
     }
 
@@ -510,21 +517,41 @@ impl<'a> Merger<'a> {
     fn element_uses_reduced(&self, r: &Region) -> bool {
         // Values that exist only after the reduction: reductions, and kept-level work that uses them.
         let mut late: BTreeSet<NodeId> = BTreeSet::new();
-        for (s, map) in &r.sinks {
-            let reduction = matches!(self.g.node(*s).op, Op::Reduce(_));
-            let operand = operand_map(self.g, *s, map, r);
-            let leaves = reads(self.g, self.l, &[(*s, operand)], r.space.len(), &|_| false).0;
-            let uses_late = leaves.iter().any(|x| matches!(x.owner, Owner::Node(n) if late.contains(&n)));
-            let element = r.axes.iter().any(|a| map.contains(&Some(*a)));
+        for s in &r.sinks {
+            let reduction = matches!(self.g.node(s.node).op, Op::Reduce(_));
+            let uses_late = s.reads.iter().any(|x| matches!(x, Owner::Node(n) if late.contains(n)));
+            let element = r.axes.iter().any(|a| s.map.contains(&Some(*a)));
             if uses_late && (reduction || element) {
                 return true;
             }
             if reduction || uses_late {
-                late.insert(*s);
+                late.insert(s.node);
             }
         }
         false
     }
+}
+
+/// `b`, which works on values that `a` reduces to, in the dimensions of `a`.
+fn on_kept(a: &Region, b: &Region) -> Option<Region> {
+    let kept = a.kept();
+    let order: Vec<usize> = a.order.iter().filter_map(|d| kept.iter().position(|k| k == d)).collect();
+    if !b.space.iter().copied().eq(kept.iter().map(|&d| a.space[d])) || b.order != order {
+        return None;
+    }
+    let lift = |map: &Map| map.iter().map(|d| d.map(|d| kept[d])).collect::<Map>();
+    let spread = |leaf: &Leaf| {
+        let mut strides = vec![0; a.space.len()];
+        kept.iter().zip(&leaf.strides).for_each(|(&d, &s)| strides[d] = s);
+        Leaf { strides, ..leaf.clone() }
+    };
+    Some(Region {
+        space: a.space.clone(),
+        order: a.order.clone(),
+        axes: Vec::new(),
+        sinks: b.sinks.iter().map(|s| Sink { map: lift(&s.map), ..s.clone() }).collect(),
+        leaves: b.leaves.iter().map(spread).collect(),
+    })
 }
 
 /// Whether `reader` reads something `maker` computes.

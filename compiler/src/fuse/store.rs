@@ -28,11 +28,8 @@ pub fn store(g: &Graph, l: &mut Layouts, items: &mut Items) {
     let mut uses: BTreeMap<NodeId, BTreeSet<usize>> = BTreeMap::new();
     for &i in &order {
         let Some(Item::Region(r)) = &items.items[i] else { continue };
-        for (id, map) in expressions(g, l, r) {
-            // Only values that have an element for each of the region's.
-            if map == identity_map(g.shape(id)) && item_space(g, id) == r.space {
-                uses.entry(id).or_default().insert(i);
-            }
+        for (id, _) in expressions(g, l, r) {
+            uses.entry(id).or_default().insert(i);
         }
     }
     let mut changed = false;
@@ -51,9 +48,13 @@ pub fn store(g: &Graph, l: &mut Layouts, items: &mut Items) {
         if regions.len() < 2 {
             continue;
         }
-        if let Some(Item::Region(r)) = &items.items[regions[0]] {
-            l.orders[id.index()] = logical_order(g, id, &r.order);
+        // The first region that computes the value is the one to store it, if it does so element for element.
+        let Some(Item::Region(first)) = &items.items[regions[0]] else { continue };
+        let whole = (id, identity_map(g.shape(id)));
+        if item_space(g, id) != first.space || !expressions(g, l, first).contains(&whole) {
+            continue;
         }
+        l.orders[id.index()] = logical_order(g, id, &first.order);
         if !worth_storing(g, l, items, id, &regions) {
             continue;
         }
@@ -62,10 +63,10 @@ pub fn store(g: &Graph, l: &mut Layouts, items: &mut Items) {
         for (n, &i) in regions.iter().enumerate() {
             let Some(Item::Region(r)) = &mut items.items[i] else { continue };
             if n == 0 {
-                r.sinks.push((id, identity_map(g.shape(id))));
-                r.sinks.sort();
+                r.add_sink(g, l, id, identity_map(g.shape(id)));
+            } else {
+                r.refresh(g, l);
             }
-            r.leaves = leaves_of(g, l, r);
         }
     }
     if changed {
@@ -74,11 +75,11 @@ pub fn store(g: &Graph, l: &mut Layouts, items: &mut Items) {
 }
 
 fn operand_maps(g: &Graph, r: &Region) -> Vec<(NodeId, Map)> {
-    r.sinks.iter().map(|(s, map)| (*s, operand_map(g, *s, map, r))).collect()
+    r.sinks.iter().map(|s| (s.node, operand_map(g, s, r))).collect()
 }
 
 fn is_sink(r: &Region, n: NodeId) -> bool {
-    r.sinks.iter().any(|(s, _)| *s == n)
+    r.sinks.iter().any(|s| s.node == n)
 }
 
 fn expressions(g: &Graph, l: &Layouts, r: &Region) -> BTreeSet<(NodeId, Map)> {

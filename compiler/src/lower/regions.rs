@@ -8,7 +8,7 @@ use slrc_plan::statement::{Arg, Statement, StatementOp};
 use slrc_plan::{Dims, View};
 
 use crate::fuse::expression::{Leaf, Map, Step, step};
-use crate::fuse::regions::operand_map;
+use crate::fuse::regions::{Sink, operand_map};
 use crate::fuse::{Owner, Region};
 use crate::ir::graph::NodeId;
 use crate::ir::op::Op;
@@ -82,10 +82,10 @@ impl Lowering<'_> {
             values: BTreeMap::new(),
             sinks: BTreeMap::new(),
         };
-        for (sink, map) in &region.sinks {
-            let operands = operand_map(g, *sink, map, region);
-            let v = body.apply(*sink, &operands);
-            body.sinks.insert(*sink, v);
+        for sink in &region.sinks {
+            let operands = operand_map(g, sink, region);
+            let v = body.apply(sink.node, &operands);
+            body.sinks.insert(sink.node, v);
         }
         let Body { loads, statements, sinks, .. } = body;
         let position = |strides: &[usize]| region.order.iter().map(|&d| strides[d]).collect::<Vec<_>>();
@@ -101,7 +101,7 @@ impl Lowering<'_> {
             let view = View { buffer: self.buffer(leaf.owner), offset: leaf.offset, strides: position(&leaf.strides) };
             plan.loads.push(Load { name, view });
         }
-        for (sink, map) in &region.sinks {
+        for Sink { node: sink, map, .. } in &region.sinks {
             let Arg::Value(value) = &sinks[sink] else { unreachable!("invariant: sinks are statements") };
             let layout = l.memory(*sink).expect("invariant: sinks are stored");
             let mut strides = vec![0; region.space.len()];
@@ -127,7 +127,7 @@ impl Lowering<'_> {
             }
         }
         prune(&mut plan);
-        let nodes: Vec<NodeId> = region.sinks.iter().map(|s| s.0).collect();
+        let nodes: Vec<NodeId> = region.sinks.iter().map(|s| s.node).collect();
         let row = region.is_row();
         collapse(&mut plan);
         let elements: usize = plan.space.iter().product();

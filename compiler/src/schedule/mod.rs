@@ -12,7 +12,7 @@ use crate::ir::graph::Graph;
 pub fn schedule(g: &Graph, l: &Layouts, items: &Items) -> Vec<usize> {
     let keys = items.keys(g, l);
     let is_update = |i: usize| match &items.items[i] {
-        Some(Item::Region(r)) => r.sinks.iter().all(|(s, _)| g.node(*s).phase == Phase::Update),
+        Some(Item::Region(r)) => r.sinks.iter().all(|s| g.node(s.node).phase == Phase::Update),
         _ => false,
     };
     items.topological(|i| if is_update(i) { 0 } else { keys[i] })
