@@ -1,3 +1,11 @@
-//! slrc's runtime: executes training plans on a device, and trains. It knows no compiler crate.
+//! slrc's runtime: executes training plans on a device, and trains.
+//!
+//! It knows no compiler crate: a plan folder is all it needs. Begin with [`device::Device`] (what a device does),
+//! [`cpu::CpuDevice`] (the embedded default) and [`session::Session`] (a plan with its state on a device);
+//! [`trainer`] is the loop around them.
 
+pub mod cpu;
 pub mod data;
+pub mod device;
+pub mod reorder;
+pub mod session;

@@ -411,8 +411,11 @@ impl<'a> Merger<'a> {
     fn extend(&mut self, items: &mut Items, i: usize) {
         let Some(Item::Region(first)) = &items.items[i] else { return };
         let leaves = first.leaves.clone();
-        let producers: BTreeSet<usize> =
-            leaves.iter().filter_map(|x| self.makers.get(&x.owner).map(|&p| self.find(p))).filter(|&p| p != i).collect();
+        let producers: BTreeSet<usize> = leaves
+            .iter()
+            .filter_map(|x| self.makers.get(&x.owner).map(|&p| self.find(p)))
+            .filter(|&p| p != i)
+            .collect();
         let mut candidates: Vec<usize> = producers.iter().rev().copied().collect();
         for leaf in leaves.iter().filter(|x| is_full(x)) {
             candidates.extend(self.readers.get(leaf).into_iter().flatten().rev());

@@ -114,6 +114,10 @@ impl Lowering<'_> {
             count: groups,
             partials: View::new(self.workspace(id, groups * weights), vec![weights, 1]),
         });
+        // Depthwise filters are used where they lie.
+        let depthwise = c.groups > 1 && c.groups == in_channels && c.groups == out_channels;
+        let packs = direction == ConvDirection::InputGrad && !c.geometry.is_pointwise() && !depthwise;
+        let packed = packs.then(|| View::new(self.workspace(id, weights), vec![1]));
         let run = Conv {
             direction,
             batch,
@@ -125,6 +129,7 @@ impl Lowering<'_> {
             w: self.image(&w),
             y: self.image(&y),
             split,
+            packed,
         };
         self.push(&[id], flops, KernelOp::Conv(run));
     }

@@ -173,6 +173,11 @@ pub struct WindowGeometry {
 }
 
 impl WindowGeometry {
+    /// Whether every window is one element and every element one window.
+    pub fn is_pointwise(&self) -> bool {
+        self.kernel[..] == [1, 1] && self.strides[..] == [1, 1] && self.pads[..] == [0, 0] && self.input == self.output
+    }
+
     /// Input coordinate along spatial dimension `d` of window `out` at kernel position `tap`; `None` in the padding.
     #[inline]
     pub fn source(&self, d: usize, out: usize, tap: usize) -> Option<usize> {
@@ -206,6 +211,10 @@ pub struct Conv {
     /// Weight gradient only: fixed groups of samples whose partial gradients are summed in order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<MatmulSplit>,
+    /// Input gradient only, unless the kernel is 1x1 with stride 1: f32 workspace for the weights in another order, as
+    /// many elements as `w`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packed: Option<View>,
 }
 
 /// What a pooling kernel does.
@@ -358,6 +367,9 @@ impl KernelOp {
                 if let Some(s) = &c.split {
                     out.push(op(Write, &s.partials, &[s.count, w.iter().product()]));
                 }
+                if let Some(p) = &c.packed {
+                    out.push(op(Write, p, &[w.iter().product()]));
+                }
                 out
             }
             KernelOp::Window(w) => {
@@ -412,6 +424,7 @@ impl KernelOp {
             KernelOp::Conv(c) => {
                 views.extend([&mut c.x, &mut c.w, &mut c.y]);
                 views.extend(c.split.iter_mut().map(|s| &mut s.partials));
+                views.extend(c.packed.iter_mut());
             }
             KernelOp::Window(w) => {
                 views.extend([&mut w.large, &mut w.small]);

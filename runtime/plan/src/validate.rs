@@ -357,6 +357,11 @@ fn check_conv(c: &Conv) -> Result<(), String> {
     if c.groups == 0 || c.in_channels % c.groups != 0 || c.out_channels % c.groups != 0 {
         return Err(format!("{} groups do not divide {} and {} channels", c.groups, c.in_channels, c.out_channels));
     }
+    let depthwise = c.groups > 1 && c.groups == c.in_channels && c.groups == c.out_channels;
+    let packs = c.direction == ConvDirection::InputGrad && !c.geometry.is_pointwise() && !depthwise;
+    if packs != c.packed.is_some() {
+        return Err("an input gradient whose windows are not single elements, and only it, packs its weights".into());
+    }
     if c.split.is_some() && c.direction != ConvDirection::WeightGrad {
         return Err("only a weight gradient is split".into());
     }

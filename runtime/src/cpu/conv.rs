@@ -1,0 +1,392 @@
+//! Convolution and its two gradients as matrix products over patches.
+//!
+//! A task gathers the patches of some pixels into its scratch memory (one row a pixel, in the order of the weights) and
+//! multiplies. The input gradient gathers output pixels instead: input pixels of one residue modulo the stride see the
+//! same kernel positions, so each residue is a dense product. The weight gradient cuts the patch's columns among tasks
+//! and walks the pixels in order.
+
+use slrc_plan::kernel::{Conv as Plan, ConvDirection, WindowGeometry};
+
+use crate::cpu::matmul::{Matrix, product};
+use crate::cpu::memory::{Memory, Operand};
+use crate::cpu::parallel::{for_each, part, scratch, tasks_for};
+
+/// Patch elements a task gathers at a time.
+const PATCHES: usize = 1 << 18;
+/// Pixels of a product: enough to hide packing, few enough to leave tasks for every thread.
+const MIN_PIXELS: usize = 256;
+const MAX_PIXELS: usize = 1024;
+/// Tasks a weight gradient is cut into, groups of samples included.
+const WEIGHT_TASKS: usize = 16;
+/// Fewest patch columns of such a task.
+const MIN_COLUMNS: usize = 96;
+
+/// Input pixels of one residue modulo the strides.
+struct Residue {
+    /// First input row and column.
+    start: [usize; 2],
+    /// Rows and columns of such pixels.
+    extent: [usize; 2],
+    /// Kernel positions that reach them, by dimension.
+    taps: [Vec<usize>; 2],
+    /// Where its weights begin among the packed ones, in rows of `in_channels / groups`.
+    packed: usize,
+}
+
+/// A prepared `conv` kernel.
+pub(super) struct Conv {
+    direction: ConvDirection,
+    batch: usize,
+    in_channels: usize,
+    out_channels: usize,
+    groups: usize,
+    geometry: WindowGeometry,
+    x: Operand,
+    w: Operand,
+    y: Operand,
+    split: Option<(usize, Operand)>,
+    packed: Option<Operand>,
+    /// Patches are the pixels themselves.
+    pointwise: bool,
+    residues: Vec<Residue>,
+}
+
+impl Conv {
+    pub(super) fn new(memory: &Memory, p: &Plan) -> Conv {
+        let g = &p.geometry;
+        let residues =
+            if p.direction == ConvDirection::InputGrad { residues(g, p.out_channels / p.groups) } else { Vec::new() };
+        Conv {
+            direction: p.direction,
+            batch: p.batch,
+            in_channels: p.in_channels,
+            out_channels: p.out_channels,
+            groups: p.groups,
+            geometry: g.clone(),
+            x: memory.operand(&p.x),
+            w: memory.operand(&p.w),
+            y: memory.operand(&p.y),
+            split: p.split.as_ref().map(|s| (s.count, memory.operand(&s.partials))),
+            packed: p.packed.as_ref().map(|v| memory.operand(v)),
+            pointwise: g.is_pointwise(),
+            residues,
+        }
+    }
+
+    pub(super) fn run(&self) {
+        match self.direction {
+            ConvDirection::Forward => self.forward(),
+            ConvDirection::InputGrad => self.input_grad(),
+            ConvDirection::WeightGrad => self.weight_grad(),
+        }
+    }
+
+    fn group_channels(&self) -> (usize, usize) {
+        (self.in_channels / self.groups, self.out_channels / self.groups)
+    }
+
+    fn taps(&self) -> usize {
+        self.geometry.kernel[0] * self.geometry.kernel[1]
+    }
+
+    fn pixels(&self) -> usize {
+        self.batch * self.geometry.output[0] * self.geometry.output[1]
+    }
+
+    fn forward(&self) {
+        let (ci, co) = self.group_channels();
+        let k = self.taps() * ci;
+        let pixels = self.pixels();
+        let tile = pixel_tile(k, pixels);
+        let tasks = pixels.div_ceil(tile);
+        for_each(tasks, |t| {
+            let range = part(pixels, tasks, t);
+            scratch(if self.pointwise { 0 } else { range.len() * k }, |patches| {
+                for g in 0..self.groups {
+                    let a = if self.pointwise {
+                        Matrix {
+                            at: self.x.f32(range.start * self.in_channels + g * ci),
+                            row: self.in_channels,
+                            col: 1,
+                        }
+                    } else {
+                        self.gather(range.clone(), g, 0..k, patches);
+                        Matrix { at: patches.as_mut_ptr(), row: k, col: 1 }
+                    };
+                    let b = Matrix { at: self.w.f32(g * co * k), row: 1, col: k };
+                    let at = self.y.f32(range.start * self.out_channels + g * co);
+                    let c = Matrix { at, row: self.out_channels, col: 1 };
+                    // SAFETY: views lie in their buffers; tasks write disjoint pixels.
+                    unsafe { product(range.len(), co, k, c, a, b, false) };
+                }
+            });
+        });
+    }
+
+    /// Columns `columns` of the patches of output pixels `pixels` in group `group`, one row a pixel.
+    fn gather(&self, pixels: std::ops::Range<usize>, group: usize, columns: std::ops::Range<usize>, to: &mut [f32]) {
+        let g = &self.geometry;
+        let (ci, _) = self.group_channels();
+        let (kw, width) = (g.kernel[1], columns.len());
+        let whole_rows = self.groups == 1 && g.dilations[1] == 1 && width == self.taps() * ci;
+        for (row, p) in to.chunks_exact_mut(width).zip(pixels) {
+            let (n, oy, ox) = (p / (g.output[0] * g.output[1]), p / g.output[1] % g.output[0], p % g.output[1]);
+            if whole_rows {
+                for (ky, part) in row.chunks_exact_mut(kw * ci).enumerate() {
+                    match g.source(0, oy, ky) {
+                        Some(iy) => self.gather_row(n, iy, ox, part),
+                        None => part.fill(0.0),
+                    }
+                }
+                continue;
+            }
+            let mut column = columns.start;
+            let mut at = 0;
+            while column < columns.end {
+                let (tap, channel) = (column / ci, column % ci);
+                let run = (ci - channel).min(columns.end - column);
+                let part = &mut row[at..at + run];
+                match (g.source(0, oy, tap / kw), g.source(1, ox, tap % kw)) {
+                    (Some(iy), Some(ix)) => {
+                        let from = ((n * g.input[0] + iy) * g.input[1] + ix) * self.in_channels + group * ci + channel;
+                        copy(&self.x, from, part);
+                    }
+                    _ => part.fill(0.0),
+                }
+                column += run;
+                at += run;
+            }
+        }
+    }
+
+    /// One row of a patch whose columns are neighbours in the image: padding, pixels, padding.
+    fn gather_row(&self, n: usize, iy: usize, ox: usize, to: &mut [f32]) {
+        let g = &self.geometry;
+        let c = self.in_channels;
+        let first = ox * g.strides[1];
+        let left = g.pads[1].saturating_sub(first).min(g.kernel[1]);
+        let start = (first + left).saturating_sub(g.pads[1]);
+        let inside = g.input[1].saturating_sub(start).min(g.kernel[1] - left);
+        to[..left * c].fill(0.0);
+        let from = ((n * g.input[0] + iy) * g.input[1] + start) * c;
+        copy(&self.x, from, &mut to[left * c..(left + inside) * c]);
+        to[(left + inside) * c..].fill(0.0);
+    }
+
+    fn input_grad(&self) {
+        let (ci, co) = self.group_channels();
+        if !self.pointwise {
+            self.pack_weights();
+        }
+        // One residue's pixels after the other, cut into tiles.
+        let mut tiles: Vec<(usize, std::ops::Range<usize>)> = Vec::new();
+        for (r, residue) in self.residues.iter().enumerate() {
+            let pixels = self.batch * residue.extent[0] * residue.extent[1];
+            let k = residue.taps[0].len() * residue.taps[1].len() * co;
+            let count = pixels.div_ceil(pixel_tile(k.max(1), pixels.max(1)));
+            tiles.extend((0..count).map(|t| (r, part(pixels, count, t))));
+        }
+        let dense = self.geometry.strides[..] == [1, 1];
+        for_each(tiles.len(), |t| {
+            let (residue, range) = (&self.residues[tiles[t].0], tiles[t].1.clone());
+            let k = residue.taps[0].len() * residue.taps[1].len() * co;
+            let patch = if self.pointwise { 0 } else { range.len() * k };
+            scratch(patch + if dense { 0 } else { range.len() * ci }, |memory| {
+                let (patches, results) = memory.split_at_mut(patch);
+                for g in 0..self.groups {
+                    let (a, b);
+                    if self.pointwise {
+                        let at = self.y.f32(range.start * self.out_channels + g * co);
+                        a = Matrix { at, row: self.out_channels, col: 1 };
+                        b = Matrix { at: self.w.f32(g * co * ci), row: ci, col: 1 };
+                    } else {
+                        self.gather_outputs(residue, range.clone(), g, patches);
+                        a = Matrix { at: patches.as_mut_ptr(), row: k, col: 1 };
+                        let packed =
+                            self.packed.as_ref().expect("invariant: the plan has a workspace for packed weights");
+                        let size = self.taps() * co * ci;
+                        b = Matrix { at: packed.f32(g * size + residue.packed * ci), row: ci, col: 1 };
+                    }
+                    let c = if dense {
+                        let at = self.x.f32(range.start * self.in_channels + g * ci);
+                        Matrix { at, row: self.in_channels, col: 1 }
+                    } else {
+                        Matrix { at: results.as_mut_ptr(), row: ci, col: 1 }
+                    };
+                    if k == 0 {
+                        results.fill(0.0);
+                    } else {
+                        // SAFETY: views lie in their buffers; tasks write disjoint pixels.
+                        unsafe { product(range.len(), ci, k, c, a, b, false) };
+                    }
+                    if !dense {
+                        self.scatter(residue, range.clone(), g, results);
+                    }
+                }
+            });
+        });
+    }
+
+    /// Weights as `[group][residue][tap, output channel][input channel]`, residues in order.
+    fn pack_weights(&self) {
+        let packed = self.packed.as_ref().expect("invariant: the plan has a workspace for packed weights");
+        let (ci, co) = self.group_channels();
+        let (kw, size) = (self.geometry.kernel[1], self.taps() * co * ci);
+        // (first packed row, tap) of every kernel position that is used.
+        let mut rows: Vec<(usize, usize)> = Vec::new();
+        for r in &self.residues {
+            for (i, &ky) in r.taps[0].iter().enumerate() {
+                for (j, &kx) in r.taps[1].iter().enumerate() {
+                    rows.push((r.packed + (i * r.taps[1].len() + j) * co, ky * kw + kx));
+                }
+            }
+        }
+        let tasks = tasks_for(self.groups * rows.len(), co * ci);
+        for_each(tasks, |t| {
+            for i in part(self.groups * rows.len(), tasks, t) {
+                let (group, (row, tap)) = (i / rows.len(), rows[i % rows.len()]);
+                for o in 0..co {
+                    let from = ((group * co + o) * self.taps() + tap) * ci;
+                    // SAFETY: views lie in their buffers; tasks write disjoint rows.
+                    let to = unsafe { std::slice::from_raw_parts_mut(packed.f32(group * size + (row + o) * ci), ci) };
+                    copy(&self.w, from, to);
+                }
+            }
+        });
+    }
+
+    /// For input pixels of a residue: the output channels at every kernel position that reaches them, one row a pixel.
+    fn gather_outputs(&self, r: &Residue, pixels: std::ops::Range<usize>, group: usize, to: &mut [f32]) {
+        let g = &self.geometry;
+        let (_, co) = self.group_channels();
+        let width = r.taps[0].len() * r.taps[1].len() * co;
+        if width == 0 {
+            return;
+        }
+        let target = |d: usize, i: usize, k: usize| {
+            let at = (i + g.pads[d]).checked_sub(k * g.dilations[d])? / g.strides[d];
+            (at < g.output[d]).then_some(at)
+        };
+        for (row, p) in to.chunks_exact_mut(width).zip(pixels) {
+            let (n, rest) = (p / (r.extent[0] * r.extent[1]), p % (r.extent[0] * r.extent[1]));
+            let iy = r.start[0] + rest / r.extent[1] * g.strides[0];
+            let ix = r.start[1] + rest % r.extent[1] * g.strides[1];
+            let mut parts = row.chunks_exact_mut(co);
+            for &ky in &r.taps[0] {
+                let oy = target(0, iy, ky);
+                for &kx in &r.taps[1] {
+                    let part = parts.next().expect("invariant: a part per tap");
+                    match (oy, target(1, ix, kx)) {
+                        (Some(oy), Some(ox)) => {
+                            let from = ((n * g.output[0] + oy) * g.output[1] + ox) * self.out_channels + group * co;
+                            copy(&self.y, from, part);
+                        }
+                        _ => part.fill(0.0),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts results of a residue's pixels where they belong.
+    fn scatter(&self, r: &Residue, pixels: std::ops::Range<usize>, group: usize, from: &[f32]) {
+        let g = &self.geometry;
+        let (ci, _) = self.group_channels();
+        for (row, p) in from.chunks_exact(ci).zip(pixels) {
+            let (n, rest) = (p / (r.extent[0] * r.extent[1]), p % (r.extent[0] * r.extent[1]));
+            let iy = r.start[0] + rest / r.extent[1] * g.strides[0];
+            let ix = r.start[1] + rest % r.extent[1] * g.strides[1];
+            let at = ((n * g.input[0] + iy) * g.input[1] + ix) * self.in_channels + group * ci;
+            // SAFETY: views lie in their buffers; tasks write disjoint pixels.
+            unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), self.x.f32(at), ci) };
+        }
+    }
+
+    fn weight_grad(&self) {
+        let (ci, co) = self.group_channels();
+        let k = self.taps() * ci;
+        let size = self.out_channels * k;
+        let (count, partials) = match &self.split {
+            Some((count, partials)) => (*count, Some(partials)),
+            None => (1, None),
+        };
+        let slices = (WEIGHT_TASKS / count).min(k.div_ceil(MIN_COLUMNS)).max(1);
+        for_each(count * slices, |t| {
+            let (group, columns) = (t / slices, part(k, slices, t % slices));
+            let samples = part(self.batch, count, group);
+            let each = self.geometry.output[0] * self.geometry.output[1];
+            let pixels = samples.start * each..samples.end * each;
+            let to = |g: usize| {
+                let at = g * co * k + columns.start;
+                let at = partials.map_or_else(|| self.w.f32(at), |p| p.f32(group * size + at));
+                Matrix { at, row: k, col: 1 }
+            };
+            let outputs = |p: usize, g: usize| Matrix {
+                at: self.y.f32(p * self.out_channels + g * co),
+                row: 1,
+                col: self.out_channels,
+            };
+            if self.pointwise {
+                for g in 0..self.groups {
+                    let at = self.x.f32(pixels.start * self.in_channels + g * ci + columns.start);
+                    let b = Matrix { at, row: self.in_channels, col: 1 };
+                    // SAFETY: views lie in their buffers; tasks write disjoint columns.
+                    unsafe { product(co, columns.len(), pixels.len(), to(g), outputs(pixels.start, g), b, false) };
+                }
+                return;
+            }
+            let tile = pixel_tile(columns.len(), pixels.len().max(1));
+            let tiles = pixels.len().div_ceil(tile);
+            scratch(tile * columns.len(), |patches| {
+                for i in 0..tiles {
+                    let range = part(pixels.len(), tiles, i);
+                    let range = pixels.start + range.start..pixels.start + range.end;
+                    for g in 0..self.groups {
+                        self.gather(range.clone(), g, columns.clone(), patches);
+                        let b = Matrix { at: patches.as_mut_ptr(), row: columns.len(), col: 1 };
+                        // SAFETY: as above.
+                        unsafe { product(co, columns.len(), range.len(), to(g), outputs(range.start, g), b, i > 0) };
+                    }
+                }
+            });
+        });
+        if let Some(p) = partials {
+            let tasks = tasks_for(size, count);
+            for_each(tasks, |t| {
+                for i in part(size, tasks, t) {
+                    // SAFETY: partials of every group are complete; tasks write disjoint elements.
+                    unsafe { *self.w.f32(i) = (1..count).fold(*p.f32(i), |x, g| x + *p.f32(g * size + i)) };
+                }
+            });
+        }
+    }
+}
+
+/// Copies consecutive f32 of an operand.
+fn copy(o: &Operand, at: usize, to: &mut [f32]) {
+    // SAFETY: views lie in their buffers; `to` is scratch or another buffer.
+    unsafe { std::ptr::copy_nonoverlapping(o.f32(at), to.as_mut_ptr(), to.len()) };
+}
+
+/// Pixels of a product with `k` patch columns.
+fn pixel_tile(k: usize, pixels: usize) -> usize {
+    (PATCHES / k).clamp(MIN_PIXELS, MAX_PIXELS).min(pixels)
+}
+
+fn residues(g: &WindowGeometry, out_channels: usize) -> Vec<Residue> {
+    let along = |d: usize, first: usize| -> Vec<usize> {
+        (0..g.kernel[d]).filter(|k| (first + g.pads[d]) % g.strides[d] == k * g.dilations[d] % g.strides[d]).collect()
+    };
+    let extent = |d: usize, first: usize| g.input[d].saturating_sub(first).div_ceil(g.strides[d]);
+    let mut out = Vec::new();
+    let mut packed = 0;
+    for y in 0..g.strides[0].min(g.input[0]) {
+        for x in 0..g.strides[1].min(g.input[1]) {
+            let taps = [along(0, y), along(1, x)];
+            let rows = taps[0].len() * taps[1].len() * out_channels;
+            out.push(Residue { start: [y, x], extent: [extent(0, y), extent(1, x)], taps, packed });
+            packed += rows;
+        }
+    }
+    out
+}

@@ -1,0 +1,111 @@
+//! One allocation per space, and operands as pointers into them.
+
+use std::collections::BTreeMap;
+
+use bytemuck::{Pod, Zeroable};
+use slrc_plan::{Buffer, DType, Plan, Space, View};
+
+use crate::device::DeviceError;
+
+/// The unit of allocation: a cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+// SAFETY: plain bytes without padding; any bit pattern is valid.
+unsafe impl Zeroable for Line {}
+// SAFETY: as above.
+unsafe impl Pod for Line {}
+
+/// A plan's memory. Pages are touched only when they are used.
+pub(super) struct Memory {
+    spaces: BTreeMap<Space, Vec<Line>>,
+    buffers: BTreeMap<String, Buffer>,
+    /// Start of every space; the allocations above are never resized.
+    bases: BTreeMap<Space, Pointer>,
+}
+
+/// A pointer that threads may share; see the contract in [`crate::cpu`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pointer(pub(super) *mut u8);
+
+// SAFETY: tasks write disjoint elements, by the contract of the folder.
+unsafe impl Send for Pointer {}
+// SAFETY: as above.
+unsafe impl Sync for Pointer {}
+
+/// A view resolved to memory.
+#[derive(Clone, Debug)]
+pub(super) struct Operand {
+    pub(super) base: Pointer,
+    /// Element type.
+    pub(super) dtype: DType,
+    /// Elements to step per unit of each index dimension.
+    pub(super) strides: Vec<usize>,
+    /// First and one past the last byte of the buffer, to tell which operands share memory.
+    pub(super) range: (usize, usize),
+}
+
+impl Operand {
+    /// Pointer to element `at` (in elements) of an f32 operand.
+    pub(super) fn f32(&self, at: usize) -> *mut f32 {
+        debug_assert_eq!(self.dtype, DType::F32);
+        self.base.0.cast::<f32>().wrapping_add(at)
+    }
+
+    /// Pointer to element `at` of an i32 operand.
+    pub(super) fn i32(&self, at: usize) -> *mut i32 {
+        debug_assert_eq!(self.dtype, DType::I32);
+        self.base.0.cast::<i32>().wrapping_add(at)
+    }
+
+    /// Pointer to element `at` of a u8 operand.
+    pub(super) fn u8(&self, at: usize) -> *mut u8 {
+        debug_assert_eq!(self.dtype, DType::U8);
+        self.base.0.wrapping_add(at)
+    }
+
+    /// Pointer to the bytes of element `at`.
+    pub(super) fn bytes(&self, at: usize) -> *mut u8 {
+        self.base.0.wrapping_add(at * self.dtype.size())
+    }
+
+    /// Whether two operands may share memory.
+    pub(super) fn overlaps(&self, other: &Operand) -> bool {
+        self.range.0 < other.range.1 && other.range.0 < self.range.1
+    }
+}
+
+impl Memory {
+    pub(super) fn allocate(plan: &Plan) -> Result<Memory, DeviceError> {
+        let mut spaces = BTreeMap::new();
+        let mut bases = BTreeMap::new();
+        for &space in Space::ALL {
+            let lines = plan.memory.of(space).div_ceil(64);
+            let mut block = bytemuck::allocation::try_zeroed_vec::<Line>(lines)
+                .map_err(|()| DeviceError::OutOfMemory { needed: plan.memory.of(space) })?;
+            bases.insert(space, Pointer(block.as_mut_ptr().cast()));
+            spaces.insert(space, block);
+        }
+        let buffers = plan.all_buffers().map(|b| (b.id.clone(), b.clone())).collect();
+        Ok(Memory { spaces, buffers, bases })
+    }
+
+    pub(super) fn bytes(&self, b: &Buffer) -> &[u8] {
+        &bytemuck::cast_slice(&self.spaces[&b.space])[b.offset..b.offset + b.bytes]
+    }
+
+    pub(super) fn bytes_mut(&mut self, b: &Buffer) -> &mut [u8] {
+        let block = self.spaces.get_mut(&b.space).expect("invariant: every space is allocated");
+        &mut bytemuck::cast_slice_mut(block)[b.offset..b.offset + b.bytes]
+    }
+
+    /// Resolves a view.
+    pub(super) fn operand(&self, v: &View) -> Operand {
+        let b = &self.buffers[&v.buffer];
+        let space = self.bases[&b.space].0;
+        let start = space.wrapping_add(b.offset);
+        let base = Pointer(start.wrapping_add(v.offset * b.dtype.size()));
+        Operand { base, dtype: b.dtype, strides: v.strides.clone(), range: (start as usize, start as usize + b.bytes) }
+    }
+}

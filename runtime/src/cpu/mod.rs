@@ -1,0 +1,108 @@
+//! The CPU device: a plan's kernels on rayon's threads.
+//!
+//! Every kernel is prepared once, when the plan is loaded: operands become pointers, statements become instructions.
+//! Work is divided into tasks whose number and bounds depend on the plan alone, so results do not depend on the thread
+//! count. Fused work runs tile by tile in cache-sized vectors ([`tile`]); products run on the `gemm` crate.
+//!
+//! Unsafe code is allowed in this folder and nowhere else in the runtime. Its contract: a plan passes
+//! [`slrc_plan::validate`] before it is prepared, so every view lies in its buffer, every buffer in its allocation, and
+//! buffers that are live together do not overlap, except an elementwise result over an operand of the same walk; and
+//! tasks of one kernel write disjoint elements.
+#![allow(unsafe_code, reason = "kernels work on views of one arena through raw pointers; see the contract above")]
+
+mod conv;
+mod copy;
+mod depthwise;
+mod gather;
+mod instruction;
+mod kernel;
+mod map;
+mod math;
+mod matmul;
+mod memory;
+mod parallel;
+mod random;
+mod reduce;
+mod row;
+mod tile;
+mod window;
+
+pub use math::{Vector, evaluate};
+
+use slrc_plan::kernel::Kernel;
+use slrc_plan::{Buffer, Plan};
+
+use crate::cpu::kernel::{Prepared, prepare};
+use crate::cpu::memory::Memory;
+use crate::device::{Device, DeviceError, ProgramKind, StepContext};
+
+/// A plan on the CPU.
+pub struct CpuDevice {
+    memory: Memory,
+    pool: rayon::ThreadPool,
+    programs: Vec<[Vec<(Kernel, Prepared)>; 2]>,
+}
+
+impl CpuDevice {
+    /// Allocates a validated plan's memory and prepares its kernels for `threads` threads (all cores where absent).
+    pub fn load(plan: &Plan, threads: Option<usize>) -> Result<CpuDevice, DeviceError> {
+        let mut builder = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("slrc-{i}"));
+        if let Some(n) = threads {
+            builder = builder.num_threads(n);
+        }
+        let pool = builder.build().map_err(|e| DeviceError::Unsupported(format!("threads cannot be started: {e}")))?;
+        let memory = Memory::allocate(plan)?;
+        let all = |kernels: &[Kernel]| -> Result<Vec<(Kernel, Prepared)>, DeviceError> {
+            kernels.iter().map(|k| Ok((k.clone(), prepare(k, &memory)?))).collect()
+        };
+        let programs = plan
+            .modules
+            .iter()
+            .map(|m| Ok([all(&m.step.kernels)?, all(&m.eval.kernels)?]))
+            .collect::<Result<_, DeviceError>>()?;
+        Ok(CpuDevice { memory, pool, programs })
+    }
+
+    /// Runs one program and calls `after` with each kernel and the seconds it took.
+    pub fn profile(
+        &mut self,
+        module: usize,
+        program: ProgramKind,
+        context: StepContext,
+        after: &mut (dyn FnMut(&Kernel, f64) + Send),
+    ) -> Result<(), DeviceError> {
+        let kernels = &self.programs[module - 1][program as usize];
+        self.pool.install(|| {
+            for (k, p) in kernels {
+                let start = std::time::Instant::now();
+                run(module, k, p, context)?;
+                after(k, start.elapsed().as_secs_f64());
+            }
+            Ok(())
+        })
+    }
+}
+
+fn run(module: usize, k: &Kernel, p: &Prepared, context: StepContext) -> Result<(), DeviceError> {
+    p.run(context).map_err(|reason| DeviceError::Kernel {
+        module,
+        kernel: k.id.clone(),
+        nodes: k.nodes.join(", "),
+        reason,
+    })
+}
+
+impl Device for CpuDevice {
+    fn write(&mut self, buffer: &Buffer, bytes: &[u8]) {
+        self.memory.bytes_mut(buffer).copy_from_slice(bytes);
+    }
+
+    fn read(&self, buffer: &Buffer) -> Vec<u8> {
+        self.memory.bytes(buffer).to_vec()
+    }
+
+    fn run(&mut self, module: usize, program: ProgramKind, context: StepContext) -> Result<(), DeviceError> {
+        let kernels = &self.programs[module - 1][program as usize];
+        self.pool.install(|| kernels.iter().try_for_each(|(k, p)| run(module, k, p, context)))
+    }
+}

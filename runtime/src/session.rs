@@ -1,0 +1,220 @@
+//! A plan with its state on a device: load weights, feed batches, step, evaluate, read state back.
+
+use std::collections::BTreeMap;
+
+use slrc_plan::plan::Role;
+use slrc_plan::{Buffer, DType, Plan};
+
+use crate::device::{Device, DeviceError, ProgramKind, StepContext};
+use crate::reorder::{to_memory, to_row_major};
+
+/// A named tensor of a checkpoint or a weights file: row-major f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedTensor {
+    /// Its name.
+    pub name: String,
+    /// Extents.
+    pub shape: Vec<usize>,
+    /// Row-major elements.
+    pub data: Vec<f32>,
+}
+
+/// State does not fit the plan.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A tensor the plan needs is missing.
+    #[error("tensor \"{0}\" is missing")]
+    Missing(String),
+    /// A tensor has another shape than the plan's.
+    #[error("tensor \"{name}\" has shape {found:?}, the plan needs {wanted:?}")]
+    Shape {
+        /// Its name.
+        name: String,
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// Shape in the plan.
+        wanted: Vec<usize>,
+    },
+}
+
+/// Numbers a module reports of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ModuleReport {
+    /// Mean loss of the batch.
+    pub loss: f32,
+    /// Fraction of labels that are the arg-max.
+    pub accuracy: f32,
+    /// At its input, where monitored.
+    pub boundary: Option<BoundaryReport>,
+}
+
+/// How the gradients on the two sides of a boundary agree.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BoundaryReport {
+    /// `R = B sum((g - e)^2)`.
+    pub discord: f32,
+    /// Cosine of the angle between g and e.
+    pub cosine: f32,
+    /// `|g| / |e|`.
+    pub ratio: f32,
+}
+
+/// What inference of a batch yields at one head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EvalReport {
+    /// Loss of each sample.
+    pub loss: Vec<f32>,
+    /// Fraction of each sample's labels that are the arg-max.
+    pub correct: Vec<f32>,
+}
+
+/// A plan on a device.
+pub struct Session {
+    plan: Plan,
+    device: Box<dyn Device>,
+    buffers: BTreeMap<String, Buffer>,
+}
+
+impl Session {
+    /// Puts a plan's state on a device that has loaded the plan. Every parameter and constant must be given.
+    pub fn new(plan: Plan, device: Box<dyn Device>, tensors: &[NamedTensor]) -> Result<Session, StateError> {
+        let buffers = plan.all_buffers().map(|b| (b.id.clone(), b.clone())).collect();
+        let mut session = Session { plan, device, buffers };
+        let wanted: Vec<(String, String)> = session
+            .plan
+            .parameters
+            .iter()
+            .map(|p| (p.name.clone(), p.buffer.clone()))
+            .chain(session.plan.constants.iter().map(|c| (c.name.clone(), c.buffer.clone())))
+            .collect();
+        session.write_all(&wanted, tensors)?;
+        Ok(session)
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn write_all(&mut self, wanted: &[(String, String)], tensors: &[NamedTensor]) -> Result<(), StateError> {
+        let given: BTreeMap<&str, &NamedTensor> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+        for (name, id) in wanted {
+            let t = given.get(name.as_str()).ok_or_else(|| StateError::Missing(name.clone()))?;
+            let b = self.buffers[id].clone();
+            if t.shape != b.shape.0 || t.data.len() != b.count() {
+                let (found, wanted) = (t.shape.clone(), b.shape.0.clone());
+                return Err(StateError::Shape { name: name.clone(), found, wanted });
+            }
+            let bytes = match b.dtype {
+                DType::F32 => bytemuck::cast_slice(&t.data).to_vec(),
+                DType::I32 => t.data.iter().flat_map(|&x| (x as i32).to_le_bytes()).collect(),
+                DType::U8 => t.data.iter().map(|&x| x as u8).collect(),
+            };
+            self.device.write(&b, &to_memory(&b, &bytes));
+        }
+        Ok(())
+    }
+
+    /// Sets optimizer state; every tensor of it must be given.
+    pub fn set_optimizer_state(&mut self, tensors: &[NamedTensor]) -> Result<(), StateError> {
+        let wanted: Vec<(String, String)> =
+            self.plan.optimizer_state.iter().map(|o| (o.name.clone(), o.buffer.clone())).collect();
+        self.write_all(&wanted, tensors)
+    }
+
+    fn tensor(&self, name: &str, id: &str) -> NamedTensor {
+        let b = &self.buffers[id];
+        let bytes = to_row_major(b, &self.device.read(b));
+        NamedTensor { name: name.to_string(), shape: b.shape.0.clone(), data: bytemuck::pod_collect_to_vec(&bytes) }
+    }
+
+    /// Weights and running statistics, in plan order.
+    pub fn parameters(&self) -> Vec<NamedTensor> {
+        self.plan.parameters.iter().map(|p| self.tensor(&p.name, &p.buffer)).collect()
+    }
+
+    /// Names of parameters that training changes or that exports write.
+    pub fn trained(&self) -> impl Iterator<Item = &str> {
+        self.plan.parameters.iter().filter(|p| p.role != Role::Frozen).map(|p| p.name.as_str())
+    }
+
+    /// Optimizer state, in plan order.
+    pub fn optimizer_state(&self) -> Vec<NamedTensor> {
+        self.plan.optimizer_state.iter().map(|o| self.tensor(&o.name, &o.buffer)).collect()
+    }
+
+    /// The buffer of a data input.
+    pub fn input_buffer(&self, name: &str) -> Option<&Buffer> {
+        let decl = self.plan.inputs.iter().find(|i| i.name == name)?;
+        self.buffers.get(&decl.buffer)
+    }
+
+    /// The buffer of the labels.
+    pub fn labels_buffer(&self) -> &Buffer {
+        &self.buffers[&self.plan.labels.buffer]
+    }
+
+    /// Fills a data input with a batch in row-major order, in the input's type.
+    pub fn set_input(&mut self, name: &str, bytes: &[u8]) {
+        let b = self.input_buffer(name).expect("invariant: callers use the plan's input names").clone();
+        self.device.write(&b, bytes);
+    }
+
+    /// Fills the labels.
+    pub fn set_labels(&mut self, labels: &[i32]) {
+        let b = self.labels_buffer().clone();
+        self.device.write(&b, bytemuck::cast_slice(labels));
+    }
+
+    /// Trains one step: every module in turn. `run_steps` is the length of the run, which schedules may depend on.
+    pub fn step(&mut self, step: u64, run_steps: u64) -> Result<Vec<ModuleReport>, DeviceError> {
+        for s in &self.plan.scalars {
+            let value = s.schedule.at(step, run_steps) as f32;
+            self.device.write(&self.buffers[&s.buffer], &value.to_le_bytes());
+        }
+        let context = StepContext { seed: self.plan.settings.seed, step };
+        for m in &self.plan.modules {
+            self.device.run(m.index, ProgramKind::Step, context)?;
+        }
+        Ok(self.plan.modules.iter().map(|m| self.report(&m.metrics)).collect())
+    }
+
+    fn number(&self, id: &str) -> f32 {
+        let bytes = self.device.read(&self.buffers[id]);
+        f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+
+    fn report(&self, m: &slrc_plan::plan::Metrics) -> ModuleReport {
+        ModuleReport {
+            loss: self.number(&m.loss),
+            accuracy: self.number(&m.accuracy),
+            boundary: m.boundary.as_ref().map(|b| BoundaryReport {
+                discord: self.number(&b.discord),
+                cosine: self.number(&b.cosine),
+                ratio: self.number(&b.ratio),
+            }),
+        }
+    }
+
+    fn floats(&self, id: &str) -> Vec<f32> {
+        let b = &self.buffers[id];
+        bytemuck::pod_collect_to_vec(&to_row_major(b, &self.device.read(b)))
+    }
+
+    /// Inference of the batch: what every head yields, in module order, and the network's logits, row-major.
+    pub fn eval(&mut self) -> Result<(Vec<EvalReport>, Vec<f32>), DeviceError> {
+        let context = StepContext { seed: self.plan.settings.seed, step: 0 };
+        let mut reports = Vec::new();
+        let mut logits = Vec::new();
+        for m in &self.plan.modules {
+            self.device.run(m.index, ProgramKind::Eval, context)?;
+            // The next module's program reuses the arena.
+            let o = &m.eval_outputs;
+            reports.push(EvalReport { loss: self.floats(&o.loss), correct: self.floats(&o.correct) });
+            if m.index == self.plan.modules.len() {
+                logits = self.floats(&o.logits);
+            }
+        }
+        Ok((reports, logits))
+    }
+}

@@ -1,0 +1,148 @@
+//! Plans of single graphs, to run any graph on a device.
+
+use slrc_compiler::ir::graph::{Input, RootKind, VarKind};
+use slrc_compiler::ir::{Builder, Graph, Root, Tensor};
+use slrc_compiler::lower::{Names, Program as Kind};
+use slrc_compiler::pipeline::program;
+use slrc_compiler::simplify::{Mode, close, specialise};
+use slrc_plan::buffer::align;
+use slrc_plan::plan::{
+    EvalOutputs, FORMAT, InputDecl, LabelsDecl, Memory, Metrics, ModelInfo, ModulePlan, ParameterDecl, Plan, Program, Role, Settings,
+};
+use slrc_plan::{Buffer, DType, Dims, Space};
+use slrc_runtime::cpu::CpuDevice;
+use slrc_runtime::device::{Device, ProgramKind, StepContext};
+use slrc_runtime::reorder::{to_memory, to_row_major};
+
+fn buffer(id: &str, space: Space, dtype: DType, shape: &[usize], order: Option<Vec<usize>>, end: &mut usize) -> Buffer {
+    let bytes = shape.iter().product::<usize>() * dtype.size();
+    let b = Buffer {
+        id: id.into(),
+        space,
+        dtype,
+        shape: Dims(shape.to_vec()),
+        order: order.map(Dims),
+        offset: *end,
+        bytes,
+        live: None,
+    };
+    *end += align(bytes);
+    b
+}
+
+/// The first root's value, computed by the CPU device in one eval program; `inputs` and `variables` in table order.
+pub(crate) fn run_on_cpu(g: &Graph, inputs: &[Tensor], variables: &[Tensor], threads: usize) -> Tensor {
+    let mut g = specialise(g, Mode::Train);
+    let value = g.roots[0].value;
+    let value = Builder::new(&mut g).number(value);
+    g.roots = vec![Root { kind: RootKind::Report("y".into()), value }];
+    let g = close(&g);
+    let mut names = Names::default();
+    let (draft, arena) = program(&g, 1, Kind::Eval, &mut names);
+    let y = draft.reports["y"].clone();
+    let mut buffers = Vec::new();
+    let mut memory = Memory { eval_arena: arena.bytes, ..Memory::default() };
+    let mut input_decls = Vec::new();
+    for i in &g.inputs {
+        let id = Names::input(i, 1);
+        buffers.push(buffer(&id, Space::Input, i.ty.dtype, &i.ty.shape, None, &mut memory.input));
+        input_decls.push(InputDecl { name: i.name.clone(), buffer: id, index_below: None });
+    }
+    buffers.push(buffer("labels", Space::Input, DType::I32, &[1], None, &mut memory.input));
+    let mut parameters = Vec::new();
+    for (i, v) in g.variables.iter().enumerate() {
+        let id = names.variable(&v.name);
+        let order = slrc_compiler::fuse::layout::variable_order(&g, slrc_compiler::ir::graph::VarId(i as u32));
+        assert_eq!(v.kind, VarKind::Weight);
+        buffers.push(buffer(&id, Space::Parameter, v.ty.dtype, &v.ty.shape, Some(order), &mut memory.parameter));
+        parameters.push(ParameterDecl { name: v.name.clone(), buffer: id, role: Role::Weight, module: 1 });
+    }
+    for (c, id) in &names.constants {
+        buffers.push(buffer(id, Space::Constant, c.ty.dtype, &c.ty.shape, None, &mut memory.constant));
+    }
+    for (_, id) in &names.scalars {
+        buffers.push(buffer(id, Space::Scalar, DType::F32, &[], None, &mut memory.scalar));
+    }
+    for id in ["m1.loss", "m1.accuracy"] {
+        buffers.push(buffer(id, Space::Metric, DType::F32, &[], None, &mut memory.metric));
+    }
+    let empty = Program { arena_bytes: 0, live_bytes: 0, flops: 0, buffers: vec![], kernels: vec![] };
+    let eval = Program {
+        arena_bytes: arena.bytes,
+        live_bytes: arena.live_bytes,
+        flops: 0,
+        buffers: arena.buffers,
+        kernels: draft.kernels,
+    };
+    let plan = Plan {
+        format: FORMAT.into(),
+        model: ModelInfo { name: "graph".into(), sha256: String::new(), output: "y".into() },
+        settings: Settings {
+            spec_sha256: String::new(),
+            target: "cpu".into(),
+            batch: 1,
+            seed: 0,
+            partition: String::new(),
+            reconcile: String::new(),
+            distance: String::new(),
+            optimizer: String::new(),
+        },
+        memory,
+        inputs: input_decls,
+        labels: LabelsDecl { buffer: "labels".into(), classes: 1 },
+        scalars: vec![],
+        parameters,
+        optimizer_state: vec![],
+        constants: vec![],
+        boundaries: vec![],
+        buffers: buffers.clone(),
+        modules: vec![ModulePlan {
+            index: 1,
+            first: String::new(),
+            last: String::new(),
+            parameters: 0,
+            head: "network".into(),
+            head_parameters: 0,
+            metrics: Metrics { loss: "m1.loss".into(), accuracy: "m1.accuracy".into(), boundary: None },
+            step: empty,
+            eval,
+            eval_outputs: EvalOutputs { logits: y.clone(), loss: y.clone(), correct: y.clone() },
+        }],
+    };
+    slrc_plan::validate::validate(&plan).unwrap_or_else(|e| panic!("{e}\n{}", slrc_plan::yaml::to_string(&plan).expect("yaml")));
+    let mut device = CpuDevice::load(&plan, Some(threads)).expect("device");
+    let put = |device: &mut CpuDevice, id: &str, t: &[f64]| {
+        let b = buffers.iter().find(|b| b.id == id).expect("buffer");
+        let bytes: Vec<u8> = match b.dtype {
+            DType::F32 => t.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
+            DType::I32 => t.iter().flat_map(|&x| (x as i32).to_le_bytes()).collect(),
+            DType::U8 => t.iter().map(|&x| x as u8).collect(),
+        };
+        device.write(b, &to_memory(b, &bytes));
+    };
+    for (i, t) in g.inputs.iter().zip(inputs_for(&g, inputs)) {
+        put(&mut device, &Names::input(i, 1), &t.data);
+    }
+    for (v, t) in g.variables.iter().zip(variables) {
+        put(&mut device, &names.variable(&v.name), &t.data);
+    }
+    for (c, id) in &names.constants {
+        put(&mut device, id, &c.data);
+    }
+    for (s, id) in &names.scalars {
+        put(&mut device, id, &[s.schedule.at(0, 1)]);
+    }
+    device.run(1, ProgramKind::Eval, StepContext { seed: 0, step: 0 }).expect("run");
+    let b = plan.modules[0].eval.buffers.iter().find(|b| b.id == y).expect("result");
+    let bytes = to_row_major(b, &device.read(b));
+    let data = bytes.chunks_exact(4).map(|x| f64::from(f32::from_le_bytes([x[0], x[1], x[2], x[3]]))).collect();
+    Tensor::new(b.shape.0.clone(), data)
+}
+
+/// Closing a graph may drop inputs: those left, matched by name `x<i>`.
+fn inputs_for<'a>(g: &'a Graph, inputs: &'a [Tensor]) -> impl Iterator<Item = &'a Tensor> {
+    g.inputs.iter().map(move |i: &Input| {
+        let at: usize = i.name.strip_prefix('x').and_then(|n| n.parse().ok()).expect("inputs are named x0, x1, ..");
+        &inputs[at]
+    })
+}
