@@ -25,7 +25,7 @@ fn build(g: &Goldens, text: &str) -> (Compiled, Session) {
     if spec.partition.modules.is_none() {
         spec.partition.at = g.cuts();
     }
-    let c = compile(&file, &spec).unwrap_or_else(|e| panic!("{e}"));
+    let c = compile(&file, &spec, &mut |_, _| {}).unwrap_or_else(|e| panic!("{e}"));
     let mut tensors: Vec<NamedTensor> = Vec::new();
     for p in &c.plan.parameters {
         let (shape, data) = if let Some(s) = c.network.sources.get(&p.name) {
@@ -54,7 +54,13 @@ fn by_name(tensors: Vec<NamedTensor>) -> BTreeMap<String, Vec<f64>> {
     tensors.into_iter().map(|t| (t.name, t.data.into_iter().map(f64::from).collect())).collect()
 }
 
-fn check(worst: &mut BTreeMap<&'static str, (f64, String)>, kind: &'static str, what: String, ours: &[f64], golden: &[f64]) {
+fn check(
+    worst: &mut BTreeMap<&'static str, (f64, String)>,
+    kind: &'static str,
+    what: String,
+    ours: &[f64],
+    golden: &[f64],
+) {
     let r = support::relative(ours, golden);
     let w = worst.entry(kind).or_insert((0.0, String::new()));
     if r.is_nan() || r > w.0 {
@@ -76,7 +82,9 @@ fn compare(g: &Goldens, method: &str, text: &str) {
         check(&mut worst, "loss", format!("accuracy at step {s}"), &accuracy, &row("accuracy", k));
         if k > 1 {
             let boundary: Vec<_> = report.iter().filter_map(|r| r.boundary).collect();
-            let of = |f: &dyn Fn(&slrc_runtime::session::BoundaryReport) -> f32| boundary.iter().map(|b| f64::from(f(b))).collect::<Vec<f64>>();
+            let of = |f: &dyn Fn(&slrc_runtime::session::BoundaryReport) -> f32| {
+                boundary.iter().map(|b| f64::from(f(b))).collect::<Vec<f64>>()
+            };
             check(&mut worst, "gradient", format!("discord at step {s}"), &of(&|b| b.discord), &row("discord", k - 1));
             check(&mut worst, "gradient", format!("ratio at step {s}"), &of(&|b| b.ratio), &row("ratio", k - 1));
             let cosine: Vec<f64> = of(&|b| b.cosine).iter().map(|c| c + 2.0).collect();
@@ -101,7 +109,13 @@ fn compare(g: &Goldens, method: &str, text: &str) {
             if s + 1 == at {
                 let state = by_name(session.parameters());
                 for name in g.below(&format!("{method}/{prefix}/")) {
-                    check(&mut worst, "weight", format!("{name} after step {at}"), &state[&name], &g.get(&format!("{method}/{prefix}/{name}")));
+                    check(
+                        &mut worst,
+                        "weight",
+                        format!("{name} after step {at}"),
+                        &state[&name],
+                        &g.get(&format!("{method}/{prefix}/{name}")),
+                    );
                 }
             }
         }

@@ -27,7 +27,8 @@ fn draw(s: &Sample, rng: &mut Sequence) -> (Vec<Tensor>, Vec<Tensor>) {
             })
         })
         .collect();
-    let variables = s.graph.variables.iter().map(|v| Tensor::from_fn(v.ty.shape.clone(), |_| f64::from(rng.normal()))).collect();
+    let variables =
+        s.graph.variables.iter().map(|v| Tensor::from_fn(v.ty.shape.clone(), |_| f64::from(rng.normal()))).collect();
     (inputs, variables)
 }
 
@@ -45,7 +46,12 @@ fn compare(what: &str, g: &Graph, inputs: &[Tensor], variables: &[Tensor]) {
         assert_eq!(got.shape, want.shape, "{what}");
         let r = support::relative(&got.data, &want.data);
         let scale = want.data.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-        assert!(r < TOLERANCE || scale < 1e-12, "{what}, {threads} threads: {r:e}\n got {:?}\nwant {:?}", got.data, want.data);
+        assert!(
+            r < TOLERANCE || scale < 1e-12,
+            "{what}, {threads} threads: {r:e}\n got {:?}\nwant {:?}",
+            got.data,
+            want.data
+        );
     }
 }
 

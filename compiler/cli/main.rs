@@ -1,2 +1,37 @@
-//! x
-fn main() {}
+//! The `slrc` command: one verb a file. Results go to stdout, progress and errors to stderr.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
+
+mod args;
+mod compile;
+mod eval;
+mod export;
+mod failure;
+mod ops;
+mod partition;
+mod plan;
+mod report;
+mod table;
+mod train;
+
+use clap::Parser;
+
+use crate::args::{Cli, PlanVerb, Verb};
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.verb {
+        Verb::Partition(a) => partition::run(&a),
+        Verb::Train(a) => train::run(&a),
+        Verb::Eval(a) => eval::run(&a),
+        Verb::Export(a) => export::run(&a),
+        Verb::Plan(PlanVerb::Show(a)) => plan::show(&a),
+        Verb::Ops => ops::run(),
+    };
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(f) => {
+            eprintln!("error: {f}");
+            f.exit_code()
+        }
+    }
+}

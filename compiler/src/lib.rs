@@ -23,3 +23,4 @@ pub mod schedule;
 pub mod simplify;
 pub mod spec;
 pub mod step;
+pub mod weights;

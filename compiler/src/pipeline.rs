@@ -73,14 +73,18 @@ pub struct Compiled {
     pub spec: Spec,
 }
 
-/// Compiles a model.
-pub fn compile(file: &OnnxFile, spec_file: &SpecFile) -> Result<Compiled, CompileError> {
+/// Compiles a model. `progress` is told how many of how many segments have been costed.
+pub fn compile(
+    file: &OnnxFile,
+    spec_file: &SpecFile,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Compiled, CompileError> {
     let spec = spec_file.resolve()?;
     let network = import(file, &spec_file.import_options()?)?;
     verify(&network.graph, VerifySpec::open("import"))?;
     check_network(&network)?;
     let found = candidates(&network);
-    let cuts = partition(&network, &found, &spec)?;
+    let cuts = partition(&network, &found, &spec, progress)?;
     let parts = apply(&network, &cuts);
     verify(&parts.graph, VerifySpec::open("partition"))?;
     verify_isolation(&parts)?;
@@ -112,11 +116,19 @@ fn check_network(n: &Imported) -> Result<(), CompileError> {
 }
 
 /// Chooses cuts; segments are costed by compiling them.
-fn partition(network: &Imported, found: &Candidates, spec: &Spec) -> Result<Vec<Candidate>, CompileError> {
+fn partition(
+    network: &Imported,
+    found: &Candidates,
+    spec: &Spec,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Vec<Candidate>, CompileError> {
     let last = found.cuts.len() + 1;
+    let mut done = 0;
     // Segments of equal structure cost the same: compile one of each.
     let mut known: BTreeMap<String, Cost> = BTreeMap::new();
     choose(found, &spec.partition, |i, j| {
+        done += 1;
+        progress(done, last * (last + 1) / 2);
         let cuts: Vec<Candidate> =
             [i, j].into_iter().filter(|&c| c > 0 && c < last).map(|c| found.cuts[c - 1].clone()).collect();
         let parts = apply(network, &cuts);

@@ -12,7 +12,7 @@ fn dbg() {
     let spec: SpecFile =
         slrc_plan::yaml::from_str(&std::env::var("SPEC").unwrap_or_else(|_| "{}".into())).expect("spec");
     let t = std::time::Instant::now();
-    let c = compile(&file, &spec).unwrap_or_else(|e| panic!("{e}"));
+    let c = compile(&file, &spec, &mut |_, _| {}).unwrap_or_else(|e| panic!("{e}"));
     println!("compiled in {:?}", t.elapsed());
     for m in &c.plan.modules {
         println!(

@@ -7,5 +7,8 @@
 pub mod cpu;
 pub mod data;
 pub mod device;
+pub mod files;
+pub mod folder;
 pub mod reorder;
 pub mod session;
+pub mod trainer;

@@ -7,7 +7,8 @@ use slrc_compiler::pipeline::program;
 use slrc_compiler::simplify::{Mode, close, specialise};
 use slrc_plan::buffer::align;
 use slrc_plan::plan::{
-    EvalOutputs, FORMAT, InputDecl, LabelsDecl, Memory, Metrics, ModelInfo, ModulePlan, ParameterDecl, Plan, Program, Role, Settings,
+    EvalOutputs, FORMAT, InputDecl, LabelsDecl, Memory, Metrics, ModelInfo, ModulePlan, ParameterDecl, Plan, Program,
+    Role, Settings,
 };
 use slrc_plan::{Buffer, DType, Dims, Space};
 use slrc_runtime::cpu::CpuDevice;
@@ -109,7 +110,8 @@ pub(crate) fn run_on_cpu(g: &Graph, inputs: &[Tensor], variables: &[Tensor], thr
             eval_outputs: EvalOutputs { logits: y.clone(), loss: y.clone(), correct: y.clone() },
         }],
     };
-    slrc_plan::validate::validate(&plan).unwrap_or_else(|e| panic!("{e}\n{}", slrc_plan::yaml::to_string(&plan).expect("yaml")));
+    slrc_plan::validate::validate(&plan)
+        .unwrap_or_else(|e| panic!("{e}\n{}", slrc_plan::yaml::to_string(&plan).expect("yaml")));
     let mut device = CpuDevice::load(&plan, Some(threads)).expect("device");
     let put = |device: &mut CpuDevice, id: &str, t: &[f64]| {
         let b = buffers.iter().find(|b| b.id == id).expect("buffer");

@@ -1,1 +1,175 @@
 //! Trained weights back into the user's own graph.
+//!
+//! A plan folder holds the model without the values of its weights ([`skeleton`]) and, in its metadata, where each
+//! weight is used. [`export`] puts values in: a weight that several uses shared in the file, but that was trained
+//! apart, gets an initializer of its own; batch normalisation and dropout are set to inference.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use onnx_protobuf::{
+    AttributeProto, Message as _, ModelProto, NodeProto, StringStringEntryProto, TensorProto,
+    attribute_proto::AttributeType, tensor_proto::DataLocation, tensor_proto::DataType,
+};
+use protobuf::Enum as _;
+
+use crate::onnx::OnnxError;
+use crate::onnx::file::OnnxFile;
+use crate::onnx::import::{Source, VariableSource};
+
+/// Metadata key of a skeleton's weights: `slrc.weight.<n>` -> `name`, newline, uses as `node:slot` separated by spaces.
+const WEIGHT_KEY: &str = "slrc.weight.";
+
+/// The model without the values of its weights, serialized.
+pub fn skeleton(file: &OnnxFile, sources: &BTreeMap<String, VariableSource>) -> Result<Vec<u8>, OnnxError> {
+    let mut model = file.proto.clone();
+    let trained = |t: &TensorProto| {
+        let mine = Source::Initializer(t.name.clone());
+        sources.values().any(|s| s.source == mine)
+    };
+    // Values that something else than a weight's use reads must stay.
+    let weight_uses: BTreeSet<(usize, usize)> = sources.values().flat_map(|s| s.uses.iter().copied()).collect();
+    let mut read_otherwise: BTreeSet<String> = BTreeSet::new();
+    for (i, n) in model.graph.node.iter().enumerate() {
+        for (slot, name) in n.input.iter().enumerate() {
+            let harmless = n.op_type == "Shape" || n.op_type == "Size" || n.op_type == "Identity";
+            if !weight_uses.contains(&(i, slot)) && !harmless {
+                read_otherwise.insert(name.clone());
+            }
+        }
+    }
+    let initializers = std::mem::take(&mut model.graph.mut_or_insert_default().initializer);
+    for mut t in initializers {
+        if trained(&t) && !read_otherwise.contains(&t.name) {
+            clear_data(&mut t);
+        } else if let Some(raw) = file.raw(&t)?.map(|r| r.to_vec()) {
+            clear_data(&mut t);
+            t.raw_data = raw;
+        }
+        model.graph.mut_or_insert_default().initializer.push(t);
+    }
+    for (i, (name, s)) in sources.iter().enumerate() {
+        let uses: Vec<String> = s.uses.iter().map(|(n, slot)| format!("{n}:{slot}")).collect();
+        model.metadata_props.push(StringStringEntryProto {
+            key: format!("{WEIGHT_KEY}{i}"),
+            value: format!("{name}\n{}", uses.join(" ")),
+            ..Default::default()
+        });
+    }
+    serialize(&model)
+}
+
+fn clear_data(t: &mut TensorProto) {
+    t.raw_data.clear();
+    t.float_data.clear();
+    t.double_data.clear();
+    t.int32_data.clear();
+    t.external_data.clear();
+    t.data_location = DataLocation::DEFAULT.into();
+}
+
+fn serialize(model: &ModelProto) -> Result<Vec<u8>, OnnxError> {
+    model.write_to_bytes().map_err(|e| OnnxError::Graph(format!("the model cannot be written: {e}")))
+}
+
+/// A trained tensor.
+pub struct Trained<'a> {
+    /// Its name in the plan.
+    pub name: &'a str,
+    /// Extents.
+    pub shape: &'a [usize],
+    /// Row-major elements.
+    pub data: &'a [f32],
+}
+
+/// The model of a skeleton with trained values in it, for inference, serialized.
+pub fn export(skeleton: &OnnxFile, trained: &[Trained<'_>]) -> Result<Vec<u8>, OnnxError> {
+    let mut model = skeleton.proto.clone();
+    let uses = read_uses(&model)?;
+    model.metadata_props.retain(|p| !p.key.starts_with(WEIGHT_KEY));
+    let graph = model.graph.mut_or_insert_default();
+    let initializers = std::mem::take(&mut graph.initializer);
+    let mut kept: Vec<TensorProto> = Vec::new();
+    for mut t in initializers {
+        // Raw data that was left in the file is read now.
+        if let Some(raw) = skeleton.raw(&t)?.map(|r| r.to_vec()) {
+            clear_data(&mut t);
+            t.raw_data = raw;
+        }
+        kept.push(t);
+    }
+    for (name, places) in &uses {
+        let values = trained.iter().find(|t| t.name == *name).ok_or_else(|| OnnxError::Tensor {
+            name: name.clone(),
+            reason: "the checkpoint does not hold it".into(),
+        })?;
+        let tensor = tensor(values);
+        match kept.iter_mut().find(|t| t.name == *name) {
+            Some(t) => *t = tensor,
+            None => kept.push(tensor),
+        }
+        for &(node, slot) in places {
+            let input = graph.node.get_mut(node).and_then(|n| n.input.get_mut(slot));
+            *input.ok_or_else(|| {
+                OnnxError::Graph(format!("weight \"{name}\" is used by a node that does not exist"))
+            })? = name.clone();
+        }
+    }
+    // An Identity that gave a weight its name has done its work.
+    let named: BTreeSet<&str> = uses.keys().map(String::as_str).collect();
+    graph.node.retain(|n| !(n.op_type == "Identity" && n.output.first().is_some_and(|o| named.contains(o.as_str()))));
+    let read: BTreeSet<String> = graph.node.iter().flat_map(|n| n.input.iter().cloned()).collect();
+    let outputs: BTreeSet<String> = graph.output.iter().map(|o| o.name.clone()).collect();
+    kept.retain(|t| read.contains(&t.name) || outputs.contains(&t.name));
+    let present: BTreeSet<String> = kept.iter().map(|t| t.name.clone()).collect();
+    // Old IR versions list initializers as inputs too; those that are gone must go there as well.
+    let was_initializer: BTreeSet<String> = skeleton.proto.graph.initializer.iter().map(|t| t.name.clone()).collect();
+    graph.input.retain(|i| !was_initializer.contains(&i.name) || present.contains(&i.name));
+    graph.initializer = kept;
+    graph.value_info.retain(|v| !present.contains(&v.name));
+    graph.node.iter_mut().for_each(to_inference);
+    serialize(&model)
+}
+
+fn read_uses(model: &ModelProto) -> Result<BTreeMap<String, Vec<(usize, usize)>>, OnnxError> {
+    let bad = || OnnxError::Graph("the plan folder's model.onnx does not say where its weights are used".into());
+    let mut out = BTreeMap::new();
+    for p in model.metadata_props.iter().filter(|p| p.key.starts_with(WEIGHT_KEY)) {
+        let (name, uses) = p.value.rsplit_once('\n').ok_or_else(bad)?;
+        let uses = uses
+            .split(' ')
+            .filter(|u| !u.is_empty())
+            .map(|u| u.split_once(':').and_then(|(n, s)| Some((n.parse().ok()?, s.parse().ok()?))).ok_or_else(bad))
+            .collect::<Result<Vec<_>, _>>()?;
+        out.insert(name.to_string(), uses);
+    }
+    if out.is_empty() { Err(bad()) } else { Ok(out) }
+}
+
+fn tensor(t: &Trained<'_>) -> TensorProto {
+    TensorProto {
+        name: t.name.to_string(),
+        dims: t.shape.iter().map(|&d| d as i64).collect(),
+        data_type: DataType::FLOAT.value(),
+        raw_data: t.data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ..Default::default()
+    }
+}
+
+/// Sets a node that behaves differently in training to inference.
+fn to_inference(n: &mut NodeProto) {
+    match n.op_type.as_str() {
+        "BatchNormalization" => {
+            n.output.truncate(1);
+            if let Some(a) = n.attribute.iter_mut().find(|a| a.name == "training_mode") {
+                *a = AttributeProto {
+                    name: "training_mode".into(),
+                    type_: AttributeType::INT.into(),
+                    i: 0,
+                    ..Default::default()
+                };
+            }
+        }
+        "Dropout" if n.input.len() > 2 => n.input.truncate(2),
+        _ => {}
+    }
+}

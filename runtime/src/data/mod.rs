@@ -1,5 +1,7 @@
 //! Reading data sets.
 
+pub mod dataset;
+pub mod idx;
 pub mod npz;
 
 use std::path::PathBuf;

@@ -1,0 +1,190 @@
+//! The command line: verbs, options and their help.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use slrc_compiler::spec::{Distance, HeadKind, InitMode, OptimizerKind, ReconcileMode};
+
+/// Train an ONNX network locally: cut into gradient-isolated modules that reconcile their gradients.
+#[derive(Debug, Parser)]
+#[command(name = "slrc", version, max_term_width = 110, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Typical use:
+  slrc partition model.onnx --modules 4 --batch 64 -o plan    compile a training plan
+  slrc plan show plan                                         what it will need
+  slrc train plan --data data.npz --epochs 10 -o run          train it
+  slrc eval run --data test.npz                               score every head
+  slrc export run -o trained.onnx                             your own graph, trained
+
+Exit codes: 0 ok, 2 usage, 3 the model cannot be compiled, 4 data or run error.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Cut a model into modules and compile a training plan.
+    Partition(PartitionArgs),
+    /// Train a plan (or a spec, compiled first).
+    Train(TrainArgs),
+    /// Accuracy and loss of every local head, and of the network.
+    Eval(EvalArgs),
+    /// Write the trained network as ONNX: the same graph, inputs and outputs, local heads left out.
+    Export(ExportArgs),
+    /// Look at plans.
+    #[command(subcommand)]
+    Plan(PlanVerb),
+    /// ONNX operators that can be imported.
+    Ops,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PlanVerb {
+    /// Modules and memory of a plan.
+    Show(ShowArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PartitionArgs {
+    /// The model; may be left out if the spec names one.
+    pub(crate) model: Option<PathBuf>,
+    /// A YAML spec; options below override it (docs/spec.md).
+    #[arg(long, value_name = "S.yaml")]
+    pub(crate) spec: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) options: SpecArgs,
+    /// Folder to write: plan.yaml, weights.safetensors, model.onnx, partition.txt.
+    #[arg(short = 'o', long = "out", value_name = "DIR", default_value = "plan")]
+    pub(crate) out: PathBuf,
+}
+
+/// Options that override a spec.
+#[derive(Debug, Default, Args)]
+pub(crate) struct SpecArgs {
+    /// Number of modules, cut so that the largest module's training memory is smallest [default: 4; 1 is end-to-end backpropagation].
+    #[arg(long, value_name = "K", conflicts_with_all = ["per_layer", "at"], help_heading = "Partition")]
+    pub(crate) modules: Option<usize>,
+    /// One module per layer with weights.
+    #[arg(long, conflicts_with = "at", help_heading = "Partition")]
+    pub(crate) per_layer: bool,
+    /// Cut after these ONNX nodes (or values).
+    #[arg(long, value_name = "A,B", value_delimiter = ',', help_heading = "Partition")]
+    pub(crate) at: Vec<String>,
+    /// Kind of the local heads: auto, gap-linear, pool-linear, token, conv, mlp-sr, linear [default: auto, by the boundary's shape].
+    #[arg(long, value_name = "KIND", help_heading = "Partition")]
+    pub(crate) head: Option<HeadKind>,
+    /// Samples a step [default: the model's own if fixed above 1, else 32].
+    #[arg(long, value_name = "N", help_heading = "Input")]
+    pub(crate) batch: Option<usize>,
+    /// Shape of an input whose extents the model leaves open, such as input=Nx3x32x32; N is the batch. Repeatable.
+    #[arg(long, value_name = "IN=NxCxHxW", help_heading = "Input")]
+    pub(crate) shape: Vec<String>,
+    /// How modules are reconciled: off, exact, finite-difference, tangent, bp-free [default: finite-difference].
+    #[arg(long, value_name = "MODE", help_heading = "Reconciliation")]
+    pub(crate) reconcile: Option<ReconcileMode>,
+    /// Distance between neighbouring gradients: squared, relative, cosine [default: cosine].
+    #[arg(long, value_name = "D", help_heading = "Reconciliation")]
+    pub(crate) distance: Option<Distance>,
+    /// Weight of the distance [default: 0.3 for cosine, 3 for squared, 0.02 for relative].
+    #[arg(long, value_name = "F", help_heading = "Reconciliation")]
+    pub(crate) lambda: Option<f64>,
+    /// Do not report how gradients agree at boundaries; without reconciliation this saves memory and time.
+    #[arg(long, help_heading = "Reconciliation")]
+    pub(crate) no_monitor: bool,
+    /// sgd or adamw [default: sgd].
+    #[arg(long, value_name = "KIND", help_heading = "Optimizer")]
+    pub(crate) optimizer: Option<OptimizerKind>,
+    /// Learning rate [default: 0.05 for sgd, 0.001 for adamw].
+    #[arg(long, value_name = "F", help_heading = "Optimizer")]
+    pub(crate) lr: Option<f64>,
+    /// Momentum of sgd [default: 0.9].
+    #[arg(long, value_name = "F", help_heading = "Optimizer")]
+    pub(crate) momentum: Option<f64>,
+    /// Weight decay: added to the gradient by sgd, decoupled in adamw [default: 0].
+    #[arg(long, value_name = "F", help_heading = "Optimizer")]
+    pub(crate) weight_decay: Option<f64>,
+    /// Keep the model's weights or draw random ones [default: keep].
+    #[arg(long, value_name = "keep|random", help_heading = "Weights")]
+    pub(crate) init: Option<InitMode>,
+    /// Tensors that replace initial weights (heads too) by name.
+    #[arg(long, value_name = "F.safetensors", help_heading = "Weights")]
+    pub(crate) init_from: Option<PathBuf>,
+    /// Seed of random weights and dropout [default: 0].
+    #[arg(long, value_name = "N", help_heading = "Weights")]
+    pub(crate) seed: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    /// A plan folder, or a spec to compile first.
+    #[arg(value_name = "PLAN_DIR|SPEC.yaml")]
+    pub(crate) plan: PathBuf,
+    /// An .npz file with arrays x and y (or one per input, by name), a folder with train.npz, or MNIST's idx files.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: PathBuf,
+    /// Optimizer steps.
+    #[arg(long, value_name = "N", conflicts_with = "epochs")]
+    pub(crate) steps: Option<u64>,
+    /// Passes over the data [default: 1].
+    #[arg(long, value_name = "N")]
+    pub(crate) epochs: Option<u64>,
+    /// Take samples in file order.
+    #[arg(long)]
+    pub(crate) no_shuffle: bool,
+    /// Seed of the order of samples [default: the plan's].
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Threads [default: all cores]. Results do not depend on it.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Steps between lines of metrics.jsonl.
+    #[arg(long, value_name = "N", default_value_t = slrc_runtime::trainer::DEFAULT_LOG_EVERY)]
+    pub(crate) log_every: u64,
+    /// Steps between checkpoints [default: an epoch].
+    #[arg(long, value_name = "N")]
+    pub(crate) checkpoint_every: Option<u64>,
+    /// Run folder: plan, metrics.jsonl, checkpoint, report.html.
+    #[arg(short = 'o', long = "out", value_name = "RUN", default_value = "run")]
+    pub(crate) out: PathBuf,
+    /// Go on from the run's checkpoint.
+    #[arg(long)]
+    pub(crate) resume: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// A run folder.
+    pub(crate) run: PathBuf,
+    /// As for train; of a folder the test part is taken.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: PathBuf,
+    /// Write the network's logits here, an .npz file with one array.
+    #[arg(long, value_name = "F.npz")]
+    pub(crate) save_logits: Option<PathBuf>,
+    /// Threads [default: all cores].
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// A run folder.
+    pub(crate) run: PathBuf,
+    /// The ONNX file to write.
+    #[arg(short = 'o', long = "out", value_name = "OUT.onnx")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// A plan folder, a run folder, or a plan.yaml.
+    pub(crate) plan: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,122 @@
+//! From model and spec to a plan folder; shared by `partition` and `train`.
+
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use slrc_compiler::onnx::export::skeleton;
+use slrc_compiler::onnx::file::OnnxFile;
+use slrc_compiler::pipeline::{Compiled, compile};
+use slrc_compiler::spec::SpecFile;
+use slrc_compiler::weights::{WeightTensor, initial_weights};
+use slrc_plan::plan::files;
+use slrc_runtime::files::{read_safetensors, read_text, replace_folder, write_atomic, write_safetensors};
+use slrc_runtime::session::NamedTensor;
+
+use crate::args::SpecArgs;
+use crate::failure::Failure;
+
+/// A spec with its options applied, and the paths it names.
+pub(crate) struct Request {
+    pub(crate) spec: SpecFile,
+    pub(crate) model: PathBuf,
+    pub(crate) init_from: Option<PathBuf>,
+}
+
+impl Request {
+    /// Reads a spec file, if given, and applies options. Paths in a spec are relative to it.
+    pub(crate) fn new(spec_path: Option<&Path>, model: Option<&Path>, options: &SpecArgs) -> Result<Request, Failure> {
+        let mut spec = match spec_path {
+            None => SpecFile::default(),
+            Some(path) => {
+                let text = read_text(path).map_err(|e| Failure::Usage(e.to_string()))?;
+                slrc_plan::yaml::from_str(&text).map_err(|e| Failure::Usage(format!("{}: {e}", path.display())))?
+            }
+        };
+        let beside = |name: &str| spec_path.and_then(Path::parent).unwrap_or(Path::new("")).join(name);
+        let init_from = options.init_from.clone().or_else(|| spec.init_from.as_deref().map(beside));
+        let model = model.map(Path::to_path_buf).or_else(|| spec.model.as_deref().map(beside));
+        let model = model
+            .ok_or_else(|| Failure::Usage("name a model: slrc partition MODEL.onnx, or model: in the spec".into()))?;
+        apply(options, &mut spec)?;
+        Ok(Request { spec, model, init_from })
+    }
+}
+
+fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
+    if o.modules.is_some() || o.per_layer || !o.at.is_empty() {
+        spec.partition =
+            slrc_compiler::spec::PartitionFile { modules: o.modules, per_layer: o.per_layer, at: o.at.clone() };
+    }
+    fn set<T: Copy>(to: &mut Option<T>, from: Option<T>) {
+        if from.is_some() {
+            *to = from;
+        }
+    }
+    set(&mut spec.head.kind, o.head);
+    set(&mut spec.batch, o.batch);
+    for s in &o.shape {
+        let (name, shape) = s.split_once('=').ok_or_else(|| {
+            Failure::Usage(format!("--shape {s}: write an input and its shape, such as input=Nx3x32x32"))
+        })?;
+        spec.shapes.insert(name.into(), shape.into());
+    }
+    set(&mut spec.reconcile.mode, o.reconcile);
+    if o.distance.is_some() && o.distance != spec.reconcile.distance {
+        spec.reconcile.distance = o.distance;
+        spec.reconcile.lambda = None;
+    }
+    set(&mut spec.reconcile.lambda, o.lambda);
+    if o.no_monitor {
+        spec.reconcile.monitor = Some(false);
+    }
+    set(&mut spec.optimizer.kind, o.optimizer);
+    set(&mut spec.optimizer.lr, o.lr);
+    set(&mut spec.optimizer.momentum, o.momentum);
+    set(&mut spec.optimizer.weight_decay, o.weight_decay);
+    set(&mut spec.init, o.init);
+    set(&mut spec.seed, o.seed);
+    Ok(())
+}
+
+/// Name of the partition report in a plan folder.
+pub(crate) const PARTITION: &str = "partition.txt";
+
+/// Compiles and writes a plan folder, entirely or not at all.
+pub(crate) fn compile_to(request: &Request, out: &Path) -> Result<Compiled, Failure> {
+    let file = OnnxFile::open(&request.model)?;
+    let bar = ProgressBar::new(0);
+    let style = ProgressStyle::with_template("partition {bar:30} {pos}/{len} segments costed, {elapsed}, {eta} left");
+    bar.set_style(style.expect("invariant: the template is well formed"));
+    let compiled = compile(&file, &request.spec, &mut |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    for note in &compiled.network.notes {
+        eprintln!("note: {note}");
+    }
+    let replacements: Vec<WeightTensor> = match &request.init_from {
+        None => Vec::new(),
+        Some(path) => read_safetensors(path)?
+            .into_iter()
+            .map(|t| WeightTensor { name: t.name, shape: t.shape, data: t.data })
+            .collect(),
+    };
+    let (weights, unused) = initial_weights(&compiled, &file, &replacements)?;
+    if !unused.is_empty() {
+        let some: Vec<&str> = unused.iter().take(4).map(String::as_str).collect();
+        let more = if unused.len() > 4 { ", .." } else { "" };
+        eprintln!("note: {} tensors of --init-from are not in the plan: {}{more}", unused.len(), some.join(", "));
+    }
+    let tensors: Vec<NamedTensor> =
+        weights.into_iter().map(|w| NamedTensor { name: w.name, shape: w.shape, data: w.data }).collect();
+    let model = skeleton(&file, &compiled.network.sources)?;
+    let text = slrc_plan::yaml::to_string(&compiled.plan).map_err(|e| Failure::Run(e.to_string()))?;
+    replace_folder(out, files::PLAN, |folder| {
+        write_safetensors(&folder.join(files::WEIGHTS), &tensors)?;
+        write_atomic(&folder.join(files::MODEL), &model)?;
+        write_atomic(&folder.join(PARTITION), crate::partition::report(&compiled).as_bytes())?;
+        write_atomic(&folder.join(files::PLAN), text.as_bytes())
+    })?;
+    Ok(compiled)
+}

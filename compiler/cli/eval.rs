@@ -1,0 +1,59 @@
+//! `slrc eval`
+
+use indicatif::{ProgressBar, ProgressStyle};
+use slrc_runtime::cpu::CpuDevice;
+use slrc_runtime::data::dataset::{Dataset, Part};
+use slrc_runtime::data::npz::write_npz;
+use slrc_runtime::files::{FileError, write_atomic};
+use slrc_runtime::folder::read_plan;
+use slrc_runtime::session::Session;
+use slrc_runtime::trainer::checkpoint::Checkpoint;
+use slrc_runtime::trainer::{evaluate, read_constants};
+
+use crate::args::EvalArgs;
+use crate::failure::Failure;
+use crate::table::table;
+
+pub(crate) fn run(a: &EvalArgs) -> Result<(), Failure> {
+    let plan = read_plan(&a.run)?;
+    let mut tensors = Checkpoint::load(&a.run)?.parameters;
+    tensors.extend(read_constants(&a.run)?);
+    let data = Dataset::read(&a.data, Part::Test)?;
+    data.check(&plan)?;
+    let device = CpuDevice::load(&plan, a.threads)?;
+    let mut session = Session::new(plan, Box::new(device), &tensors)?;
+    let bar = ProgressBar::new(data.count as u64);
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} samples  {per_sec}  {eta} left");
+    bar.set_style(style.expect("invariant: the template is well formed"));
+    let e = evaluate(&mut session, &data, &mut |done, _| bar.set_position(done as u64))?;
+    bar.finish_and_clear();
+    if let Some(path) = &a.save_logits {
+        let width = e.logits.len() / data.count;
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        write_npz(&mut bytes, &[("logits", &[data.count, width], &e.logits)])
+            .map_err(|source| FileError::Write { path: path.clone(), source })?;
+        write_atomic(path, &bytes.into_inner())?;
+    }
+    let modules = &session.plan().modules;
+    if a.json {
+        let heads: Vec<serde_json::Value> = modules
+            .iter()
+            .zip(&e.heads)
+            .map(
+                |(m, h)| serde_json::json!({"module": m.index, "head": m.head, "loss": h.loss, "accuracy": h.accuracy}),
+            )
+            .collect();
+        println!("{}", serde_json::json!({"samples": data.count, "heads": heads}));
+        return Ok(());
+    }
+    let rows = modules
+        .iter()
+        .zip(&e.heads)
+        .map(|(m, h)| {
+            vec![m.index.to_string(), m.head.clone(), format!("{:.4}", h.loss), format!("{:.2} %", 100.0 * h.accuracy)]
+        })
+        .collect();
+    println!("{} samples of {}\n", data.count, a.data.display());
+    print!("{}", table(&["module", "head", "loss", "accuracy"], &[0, 2, 3], rows));
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! Failures and their exit codes, which scripts may rely on: 2 usage, 3 the model cannot be compiled, 4 data or run.
+
+use slrc_compiler::onnx::OnnxError;
+use slrc_compiler::pipeline::CompileError;
+use slrc_compiler::spec::SpecError;
+use slrc_compiler::weights::WeightError;
+use slrc_runtime::data::DataError;
+use slrc_runtime::device::DeviceError;
+use slrc_runtime::files::FileError;
+use slrc_runtime::session::StateError;
+use slrc_runtime::trainer::TrainError;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// What was asked for makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// The model cannot be compiled.
+    #[error("{0}")]
+    Model(String),
+    /// Data, files or the run itself.
+    #[error("{0}")]
+    Run(String),
+}
+
+impl Failure {
+    pub(crate) fn exit_code(&self) -> std::process::ExitCode {
+        std::process::ExitCode::from(match self {
+            Failure::Usage(_) => 2,
+            Failure::Model(_) => 3,
+            Failure::Run(_) => 4,
+        })
+    }
+}
+
+impl From<CompileError> for Failure {
+    fn from(e: CompileError) -> Failure {
+        match e {
+            CompileError::Spec(_) => Failure::Usage(e.to_string()),
+            CompileError::Onnx(_)
+            | CompileError::Partition(_)
+            | CompileError::Step(_)
+            | CompileError::Network(_)
+            | CompileError::Verify(_)
+            | CompileError::Isolation(_)
+            | CompileError::Plan(_) => Failure::Model(e.to_string()),
+        }
+    }
+}
+
+macro_rules! failures {
+    ($($error:ty => $variant:ident),* $(,)?) => { $(
+        impl From<$error> for Failure {
+            fn from(e: $error) -> Failure {
+                Failure::$variant(e.to_string())
+            }
+        }
+    )* };
+}
+
+failures! {
+    SpecError => Usage,
+    OnnxError => Model,
+    WeightError => Model,
+    DataError => Run,
+    DeviceError => Run,
+    FileError => Run,
+    StateError => Run,
+    TrainError => Run,
+}

@@ -1,0 +1,47 @@
+//! `slrc partition`
+
+use std::fmt::Write as _;
+
+use slrc_compiler::pipeline::Compiled;
+
+use crate::args::PartitionArgs;
+use crate::compile::{PARTITION, Request, compile_to};
+use crate::failure::Failure;
+use crate::table::table;
+
+pub(crate) fn run(a: &PartitionArgs) -> Result<(), Failure> {
+    let request = Request::new(a.spec.as_deref(), a.model.as_deref(), &a.options)?;
+    let compiled = compile_to(&request, &a.out)?;
+    print!("{}", crate::plan::text(&compiled.plan));
+    println!(
+        "\n{} cuts possible, {} rejected: {}",
+        compiled.candidates.cuts.len(),
+        compiled.candidates.rejected.len(),
+        a.out.join(PARTITION).display()
+    );
+    println!("plan written to {}", a.out.display());
+    Ok(())
+}
+
+/// Where the network was cut, where it could be, and why not elsewhere.
+pub(crate) fn report(c: &Compiled) -> String {
+    let mut out = String::from("Cuts\n\n");
+    let rows = c
+        .candidates
+        .cuts
+        .iter()
+        .map(|k| {
+            let taken = c.cuts.iter().position(|x| x.value == k.value).map(|i| format!("module {} ends here", i + 1));
+            let shape = slrc_plan::Dims(c.network.graph.shape(k.value).to_vec());
+            vec![k.node.clone(), shape.to_string(), taken.unwrap_or_default()]
+        })
+        .collect();
+    out.push_str(&table(&["after node", "boundary", ""], &[], rows));
+    for k in c.cuts.iter().filter(|k| !c.candidates.cuts.iter().any(|x| x.value == k.value)) {
+        let _ = writeln!(out, "{}  asked for with --at", k.node);
+    }
+    out.push_str("\nNot cut, and why\n\n");
+    let rows = c.candidates.rejected.iter().map(|r| vec![r.node.clone(), r.reason.clone()]).collect();
+    out.push_str(&table(&["after node", "reason"], &[], rows));
+    out
+}

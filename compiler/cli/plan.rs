@@ -1,0 +1,147 @@
+//! `slrc plan show`
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use slrc_plan::plan::{Plan, files};
+use slrc_runtime::folder::read_plan;
+
+use crate::args::ShowArgs;
+use crate::failure::Failure;
+use crate::table::{bytes, count, flops, table};
+
+pub(crate) fn show(a: &ShowArgs) -> Result<(), Failure> {
+    let folder: PathBuf = match a.plan.file_name() {
+        Some(name) if name == files::PLAN => a.plan.parent().map_or(PathBuf::from("."), Path::to_path_buf),
+        _ => a.plan.clone(),
+    };
+    let plan = read_plan(&folder)?;
+    if a.json {
+        let json = serde_json::to_string_pretty(&Summary::of(&plan)).map_err(|e| Failure::Run(e.to_string()))?;
+        println!("{json}");
+    } else {
+        print!("{}", text(&plan));
+    }
+    Ok(())
+}
+
+/// What `--json` prints; field names are part of the interface.
+#[derive(Serialize)]
+struct Summary<'a> {
+    model: &'a str,
+    batch: usize,
+    modules: Vec<ModuleSummary<'a>>,
+    totals: Totals,
+}
+
+#[derive(Serialize)]
+struct ModuleSummary<'a> {
+    index: usize,
+    name: String,
+    first_node: &'a str,
+    last_node: &'a str,
+    parameters: usize,
+    head: &'a str,
+    head_parameters: usize,
+    arena_bytes: usize,
+    live_bytes: usize,
+    eval_arena_bytes: usize,
+    kernels: usize,
+    flops: u64,
+}
+
+#[derive(Serialize)]
+struct Totals {
+    parameters: usize,
+    parameter_bytes: usize,
+    optimizer_bytes: usize,
+    arena_bytes: usize,
+    boundary_bytes: usize,
+    input_bytes: usize,
+    constant_bytes: usize,
+    peak_bytes: usize,
+    flops: u64,
+}
+
+impl Summary<'_> {
+    fn of(plan: &Plan) -> Summary<'_> {
+        let modules = plan
+            .modules
+            .iter()
+            .map(|m| ModuleSummary {
+                index: m.index,
+                name: format!("m{}", m.index),
+                first_node: &m.first,
+                last_node: &m.last,
+                parameters: m.parameters,
+                head: &m.head,
+                head_parameters: m.head_parameters,
+                arena_bytes: m.step.arena_bytes,
+                live_bytes: m.step.live_bytes,
+                eval_arena_bytes: m.eval.arena_bytes,
+                kernels: m.step.kernels.len(),
+                flops: m.step.flops,
+            })
+            .collect();
+        Summary {
+            model: &plan.model.name,
+            batch: plan.settings.batch,
+            modules,
+            totals: Totals {
+                parameters: plan.parameter_count(),
+                parameter_bytes: plan.memory.parameter,
+                optimizer_bytes: plan.memory.optimizer,
+                arena_bytes: plan.memory.arena,
+                boundary_bytes: plan.memory.boundary,
+                input_bytes: plan.memory.input,
+                constant_bytes: plan.memory.constant,
+                peak_bytes: plan.memory.peak(),
+                flops: plan.modules.iter().map(|m| m.step.flops).sum(),
+            },
+        }
+    }
+}
+
+/// The module table and the totals.
+pub(crate) fn text(plan: &Plan) -> String {
+    let s = Summary::of(plan);
+    let mut out = format!(
+        "{}, batch {}, {}, reconcile {}{}, {}\n\n",
+        s.model,
+        s.batch,
+        plan.settings.partition,
+        plan.settings.reconcile,
+        if plan.settings.reconcile == "off" { String::new() } else { format!(" ({})", plan.settings.distance) },
+        plan.settings.optimizer
+    );
+    let rows = s
+        .modules
+        .iter()
+        .map(|m| {
+            vec![
+                m.index.to_string(),
+                m.first_node.to_string(),
+                m.last_node.to_string(),
+                count(m.parameters),
+                m.head.to_string(),
+                bytes(m.arena_bytes),
+                m.kernels.to_string(),
+                flops(m.flops),
+            ]
+        })
+        .collect();
+    let header = ["module", "first node", "last node", "parameters", "head", "arena", "kernels", "work a step"];
+    out.push_str(&table(&header, &[0, 3, 5, 6, 7], rows));
+    let t = &s.totals;
+    let rows = vec![
+        vec!["parameters".into(), bytes(t.parameter_bytes), format!("{} trained", count(t.parameters))],
+        vec!["optimizer".into(), bytes(t.optimizer_bytes), String::new()],
+        vec!["arena".into(), bytes(t.arena_bytes), "largest module's transients".into()],
+        vec!["boundaries".into(), bytes(t.boundary_bytes), "two slots".into()],
+        vec!["input".into(), bytes(t.input_bytes), "one batch".into()],
+        vec!["peak".into(), bytes(t.peak_bytes), "all of the above".into()],
+    ];
+    out.push('\n');
+    out.push_str(&table(&["memory", "", ""], &[1], rows));
+    out
+}

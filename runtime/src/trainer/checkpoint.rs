@@ -1,0 +1,140 @@
+//! Checkpoints: `RUN/checkpoint` is a link to a complete one, exchanged in one atomic step; a crash at any moment leaves
+//! the old one or the new one.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::files::{FileError, read_safetensors, read_text, sync_folder, write_atomic, write_safetensors, writing};
+use crate::session::{NamedTensor, Session};
+use crate::trainer::TrainError;
+
+/// Names inside a checkpoint.
+pub const PARAMETERS: &str = "params.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+/// The link to the current checkpoint, and the folder they lie in.
+const LINK: &str = "checkpoint";
+const FOLDER: &str = "checkpoints";
+
+/// Where a run stands, and what it depends on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// Steps done.
+    pub step: u64,
+    /// Steps in all.
+    pub total_steps: u64,
+    /// Seed of the order of samples.
+    pub seed: u64,
+    /// Whether samples are permuted.
+    pub shuffle: bool,
+    /// Samples in the data set.
+    pub samples: u64,
+}
+
+impl RunState {
+    /// Fails unless a run with the settings of `now` continues this one.
+    pub(crate) fn check(&self, now: &RunState, run: &Path) -> Result<(), TrainError> {
+        let differ = |what: &str, was: String, is: String| {
+            let reason =
+                format!("the run was started with {what} {was}, not {is}; resume it with the same, or start another");
+            Err(TrainError::Run { path: run.to_path_buf(), reason })
+        };
+        if self.samples != now.samples {
+            return differ("a data set of", format!("{} samples", self.samples), format!("{}", now.samples));
+        }
+        if self.seed != now.seed {
+            return differ("seed", self.seed.to_string(), now.seed.to_string());
+        }
+        if self.shuffle != now.shuffle {
+            return differ("shuffling", self.shuffle.to_string(), now.shuffle.to_string());
+        }
+        Ok(())
+    }
+}
+
+/// A checkpoint on disk.
+pub struct Checkpoint {
+    /// Weights and running statistics.
+    pub parameters: Vec<NamedTensor>,
+    /// Optimizer state.
+    pub optimizer: Vec<NamedTensor>,
+    /// Where the run stood.
+    pub state: RunState,
+}
+
+impl Checkpoint {
+    /// Whether a run has a checkpoint.
+    pub fn exists(run: &Path) -> bool {
+        run.join(LINK).join(STATE).is_file()
+    }
+
+    /// Where a run's current weights are.
+    pub fn parameters_path(run: &Path) -> PathBuf {
+        run.join(LINK).join(PARAMETERS)
+    }
+
+    /// Reads a run's checkpoint.
+    pub fn load(run: &Path) -> Result<Checkpoint, FileError> {
+        let folder = run.join(LINK);
+        let path = folder.join(STATE);
+        let state = serde_json::from_str(&read_text(&path)?)
+            .map_err(|e| FileError::Malformed { path: path.clone(), reason: e.to_string() })?;
+        Ok(Checkpoint {
+            parameters: read_safetensors(&folder.join(PARAMETERS))?,
+            optimizer: read_safetensors(&folder.join(OPTIMIZER))?,
+            state,
+        })
+    }
+
+    /// Writes a session's state as the run's checkpoint.
+    pub fn save(run: &Path, session: &Session, state: &RunState) -> Result<(), FileError> {
+        let folder = run.join(FOLDER);
+        writing(&folder, std::fs::create_dir_all(&folder))?;
+        let name = format!("step-{:09}", state.step);
+        let new = folder.join(&name);
+        // What a crashed run left half-written.
+        if new.exists() && !is_current(run, &name) {
+            writing(&new, std::fs::remove_dir_all(&new))?;
+        }
+        if is_current(run, &name) {
+            return Ok(());
+        }
+        writing(&new, std::fs::create_dir(&new))?;
+        write_safetensors(&new.join(PARAMETERS), &session.parameters())?;
+        write_safetensors(&new.join(OPTIMIZER), &session.optimizer_state())?;
+        let text = serde_json::to_string_pretty(state).expect("invariant: the state is plain data");
+        write_atomic(&new.join(STATE), text.as_bytes())?;
+        writing(&new, sync_folder(&new))?;
+        writing(&folder, sync_folder(&folder))?;
+        link(run, &name)?;
+        // Older ones are no longer needed.
+        for entry in writing(&folder, std::fs::read_dir(&folder))?.flatten() {
+            if entry.file_name() != *name {
+                writing(&entry.path(), std::fs::remove_dir_all(entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_current(run: &Path, name: &str) -> bool {
+    std::fs::read_link(run.join(LINK)).is_ok_and(|to| to.file_name().is_some_and(|n| n == name))
+}
+
+/// Makes `checkpoint` point to a checkpoint: a new link is renamed over the old one.
+#[cfg(unix)]
+fn link(run: &Path, name: &str) -> Result<(), FileError> {
+    let new = run.join(".checkpoint-new");
+    let _ = std::fs::remove_file(&new);
+    writing(&new, std::os::unix::fs::symlink(Path::new(FOLDER).join(name), &new))?;
+    let at = run.join(LINK);
+    writing(&at, std::fs::rename(&new, &at))?;
+    writing(run, sync_folder(run))
+}
+
+#[cfg(not(unix))]
+fn link(run: &Path, _: &str) -> Result<(), FileError> {
+    let unsupported = std::io::Error::other("checkpoints need symbolic links, which this system does not have");
+    writing(&run.join(LINK), Err(unsupported))
+}
