@@ -12,6 +12,7 @@ use slrc_runtime::trainer::{evaluate, read_constants};
 
 use crate::args::EvalArgs;
 use crate::failure::Failure;
+use crate::output;
 use crate::table::table;
 
 pub(crate) fn run(a: &EvalArgs) -> Result<(), Failure> {
@@ -43,7 +44,7 @@ pub(crate) fn run(a: &EvalArgs) -> Result<(), Failure> {
                 |(m, h)| serde_json::json!({"module": m.index, "head": m.head, "loss": h.loss, "accuracy": h.accuracy}),
             )
             .collect();
-        println!("{}", serde_json::json!({"samples": data.count, "heads": heads}));
+        output::line(format!("{}", serde_json::json!({"samples": data.count, "heads": heads})));
         return Ok(());
     }
     let rows = modules
@@ -53,7 +54,7 @@ pub(crate) fn run(a: &EvalArgs) -> Result<(), Failure> {
             vec![m.index.to_string(), m.head.clone(), format!("{:.4}", h.loss), format!("{:.2} %", 100.0 * h.accuracy)]
         })
         .collect();
-    println!("{} samples of {}\n", data.count, a.data.display());
-    print!("{}", table(&["module", "head", "loss", "accuracy"], &[0, 2, 3], rows));
+    output::line(format!("{} samples of {}\n", data.count, a.data.display()));
+    output::print(&table(&["module", "head", "loss", "accuracy"], &[0, 2, 3], rows));
     Ok(())
 }

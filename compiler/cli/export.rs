@@ -8,6 +8,7 @@ use slrc_runtime::trainer::checkpoint::Checkpoint;
 
 use crate::args::ExportArgs;
 use crate::failure::Failure;
+use crate::output;
 
 pub(crate) fn run(a: &ExportArgs) -> Result<(), Failure> {
     let parameters = Checkpoint::load(&a.run)?.parameters;
@@ -16,6 +17,6 @@ pub(crate) fn run(a: &ExportArgs) -> Result<(), Failure> {
         parameters.iter().map(|t| Trained { name: &t.name, shape: &t.shape, data: &t.data }).collect();
     let bytes = export(&skeleton, &trained).map_err(|e| Failure::Run(e.to_string()))?;
     write_atomic(&a.out, &bytes)?;
-    println!("{} written, {}", a.out.display(), crate::table::bytes(bytes.len()));
+    output::line(format!("{} written, {}", a.out.display(), crate::table::bytes(bytes.len())));
     Ok(())
 }

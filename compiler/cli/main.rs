@@ -1,5 +1,5 @@
 //! The `slrc` command: one verb a file. Results go to stdout, progress and errors to stderr.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
+#![allow(clippy::print_stderr, reason = "this is the command line")]
 
 mod args;
 mod compile;
@@ -7,6 +7,7 @@ mod eval;
 mod export;
 mod failure;
 mod ops;
+mod output;
 mod partition;
 mod plan;
 mod report;

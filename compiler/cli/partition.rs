@@ -7,19 +7,20 @@ use slrc_compiler::pipeline::Compiled;
 use crate::args::PartitionArgs;
 use crate::compile::{PARTITION, Request, compile_to};
 use crate::failure::Failure;
+use crate::output;
 use crate::table::table;
 
 pub(crate) fn run(a: &PartitionArgs) -> Result<(), Failure> {
     let request = Request::new(a.spec.as_deref(), a.model.as_deref(), &a.options)?;
     let compiled = compile_to(&request, &a.out)?;
-    print!("{}", crate::plan::text(&compiled.plan));
-    println!(
+    output::print(&crate::plan::text(&compiled.plan));
+    output::line(format!(
         "\n{} cuts possible, {} rejected: {}",
         compiled.candidates.cuts.len(),
         compiled.candidates.rejected.len(),
         a.out.join(PARTITION).display()
-    );
-    println!("plan written to {}", a.out.display());
+    ));
+    output::line(format!("plan written to {}", a.out.display()));
     Ok(())
 }
 

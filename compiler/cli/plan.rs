@@ -8,6 +8,7 @@ use slrc_runtime::folder::read_plan;
 
 use crate::args::ShowArgs;
 use crate::failure::Failure;
+use crate::output;
 use crate::table::{bytes, count, flops, table};
 
 pub(crate) fn show(a: &ShowArgs) -> Result<(), Failure> {
@@ -18,9 +19,9 @@ pub(crate) fn show(a: &ShowArgs) -> Result<(), Failure> {
     let plan = read_plan(&folder)?;
     if a.json {
         let json = serde_json::to_string_pretty(&Summary::of(&plan)).map_err(|e| Failure::Run(e.to_string()))?;
-        println!("{json}");
+        output::line(format!("{json}"));
     } else {
-        print!("{}", text(&plan));
+        output::print(&text(&plan));
     }
     Ok(())
 }

@@ -20,6 +20,8 @@ struct Chart<'a> {
     curves: Vec<(String, Vec<f64>)>,
     /// Fixed bounds, or those of the values.
     bounds: Option<(f64, f64)>,
+    /// Where no curve is expected.
+    legend: SeriesLabelPosition,
 }
 
 /// The report of a run.
@@ -36,12 +38,14 @@ pub(crate) fn html(plan: &Plan, lines: &[Line]) -> String {
             unit: "nats",
             curves: of_modules(&|l, i| f64::from(l.modules[i].loss)),
             bounds: None,
+            legend: SeriesLabelPosition::UpperRight,
         },
         Chart {
             title: "Accuracy of the batch at each head",
             unit: "%",
             curves: of_modules(&|l, i| 100.0 * f64::from(l.modules[i].accuracy)),
             bounds: Some((0.0, 100.0)),
+            legend: SeriesLabelPosition::LowerRight,
         },
     ];
     if lines.first().is_some_and(|l| !l.boundaries.is_empty()) {
@@ -55,12 +59,14 @@ pub(crate) fn html(plan: &Plan, lines: &[Line]) -> String {
             unit: "",
             curves: boundary(&|b| f64::from(b.cosine)),
             bounds: Some((-1.0, 1.0)),
+            legend: SeriesLabelPosition::LowerRight,
         });
         charts.push(Chart {
             title: "Discord R at each boundary, log10",
             unit: "",
             curves: boundary(&|b| f64::from(b.discord).max(1e-12).log10()),
             bounds: None,
+            legend: SeriesLabelPosition::UpperRight,
         });
     }
     let mut out = String::from(
@@ -143,7 +149,7 @@ fn try_draw(svg: &mut String, c: &Chart<'_>, steps: &[f64]) -> Result<(), Box<dy
     let n = curves.len();
     for (i, (name, values)) in curves.iter().enumerate() {
         // From blue for the first module to red for the last.
-        let color = HSLColor(0.62 * (1.0 - i as f64 / n.max(2) as f64), 0.75, 0.45);
+        let color = HSLColor(0.62 * (1.0 - i as f64 / (n.max(2) - 1) as f64), 0.75, 0.45);
         let points = x.iter().copied().zip(values.iter().copied());
         chart
             .draw_series(LineSeries::new(points, color.stroke_width(2)))?
@@ -152,7 +158,7 @@ fn try_draw(svg: &mut String, c: &Chart<'_>, steps: &[f64]) -> Result<(), Box<dy
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
+        .position(c.legend.clone())
         .background_style(WHITE.mix(0.85))
         .border_style(RGBColor(200, 200, 200))
         .draw()?;

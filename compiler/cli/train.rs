@@ -14,6 +14,7 @@ use slrc_runtime::trainer::{Length, Progress, RunOptions, TrainError, create_run
 use crate::args::{SpecArgs, TrainArgs};
 use crate::compile::{Request, compile_to};
 use crate::failure::Failure;
+use crate::output;
 use crate::report;
 use crate::table::table;
 
@@ -43,7 +44,7 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
         compiled = tempfile::tempdir().map_err(|e| Failure::Run(format!("cannot make a temporary folder: {e}")))?;
         let request = Request::new(Some(&a.plan), None, &SpecArgs::default())?;
         let c = compile_to(&request, &compiled.path().join("plan"))?;
-        println!("{}", crate::plan::text(&c.plan));
+        output::line(format!("{}", crate::plan::text(&c.plan)));
         &compiled.path().join("plan")
     };
     let plan = read_plan(folder)?;
@@ -101,9 +102,9 @@ fn go_with(
     let html = report::html(session.plan(), &lines);
     slrc_runtime::files::write_atomic(&a.out.join("report.html"), html.as_bytes())?;
     if let Some(last) = lines.last() {
-        print!("{}", summary(last));
+        output::print(&summary(last));
     }
-    println!("\nrun written to {}; open {}", a.out.display(), a.out.join("report.html").display());
+    output::line(format!("\nrun written to {}; open {}", a.out.display(), a.out.join("report.html").display()));
     Ok(())
 }
 

@@ -183,6 +183,10 @@ pub fn train(
         }
         progress(Progress { done: state.step, total, steps_per_epoch: per_epoch, modules: &modules });
     }
+    // A run without steps still has weights to evaluate and export.
+    if !Checkpoint::exists(run) {
+        Checkpoint::save(run, session, &state)?;
+    }
     Ok(())
 }
 
