@@ -74,9 +74,11 @@ pub struct ReconcileError {
 /// Builds the gradients of a step.
 pub fn reconcile(graph: &mut Graph, o: &Objective, spec: &ReconcileSpec) -> Result<Gradients, ReconcileError> {
     if spec.mode == ReconcileMode::BpFree {
+        // The last module's head is the network's own classifier, a layer of the network.
+        let head = usize::from(o.output.is_none());
         let layers = weighted_layers(graph);
-        if layers > 1 {
-            return Err(ReconcileError { module: o.index, layers });
+        if layers > 1 + head {
+            return Err(ReconcileError { module: o.index, layers: layers - head });
         }
     }
     let mut b = Builder::new(graph);
