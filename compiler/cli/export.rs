@@ -4,17 +4,19 @@ use slrc_compiler::onnx::export::{Trained, export};
 use slrc_compiler::onnx::file::OnnxFile;
 use slrc_plan::plan::files;
 use slrc_runtime::files::write_atomic;
+use slrc_runtime::folder::read_plan;
 use slrc_runtime::trainer::checkpoint::Checkpoint;
 
 use crate::args::ExportArgs;
-use crate::failure::Failure;
+use crate::failure::{Failure, in_file};
 use crate::output;
 
 pub(crate) fn run(a: &ExportArgs) -> Result<(), Failure> {
-    let parameters = Checkpoint::load(&a.run)?.parameters;
+    let checkpoint = Checkpoint::load(&a.run)?;
+    checkpoint.check(&read_plan(&a.run)?).map_err(in_file(&Checkpoint::parameters_path(&a.run)))?;
     let skeleton = OnnxFile::open(&a.run.join(files::MODEL)).map_err(|e| Failure::Run(e.to_string()))?;
     let trained: Vec<Trained<'_>> =
-        parameters.iter().map(|t| Trained { name: &t.name, shape: &t.shape, data: &t.data }).collect();
+        checkpoint.parameters.iter().map(|t| Trained { name: &t.name, shape: &t.shape, data: &t.data }).collect();
     let bytes = export(&skeleton, &trained).map_err(|e| Failure::Run(e.to_string()))?;
     write_atomic(&a.out, &bytes)?;
     output::line(format!("{} written, {}", a.out.display(), crate::table::bytes(bytes.len())));

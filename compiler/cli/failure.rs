@@ -1,5 +1,7 @@
 //! Failures and their exit codes, which scripts may rely on: 2 usage, 3 the model cannot be compiled, 4 data or run.
 
+use std::path::Path;
+
 use slrc_compiler::onnx::OnnxError;
 use slrc_compiler::pipeline::CompileError;
 use slrc_compiler::spec::SpecError;
@@ -47,6 +49,12 @@ impl From<CompileError> for Failure {
             | CompileError::Plan(_) => Failure::Model(e.to_string()),
         }
     }
+}
+
+/// A failure of tensors that do not fit a plan, with the file they come from.
+pub(crate) fn in_file(path: &Path) -> impl FnOnce(StateError) -> Failure {
+    let path = path.display().to_string();
+    move |e| Failure::Run(format!("{path}: {e}; the file is damaged or belongs to another plan"))
 }
 
 macro_rules! failures {

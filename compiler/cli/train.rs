@@ -1,19 +1,25 @@
 //! `slrc train`
 
+use std::path::Path;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use slrc_compiler::pipeline::spec_sha256;
+use slrc_plan::Plan;
 use slrc_plan::plan::files;
 use slrc_runtime::cpu::CpuDevice;
 use slrc_runtime::data::dataset::{Dataset, Part};
+use slrc_runtime::files::read;
 use slrc_runtime::folder::{read_plan, read_weights};
 use slrc_runtime::session::{ModuleReport, Session};
 use slrc_runtime::trainer::checkpoint::Checkpoint;
-use slrc_runtime::trainer::{Length, Progress, RunOptions, TrainError, create_run, metrics, read_constants, train};
+use slrc_runtime::trainer::{
+    Length, Progress, RunOptions, TrainError, create_run, metrics, read_constants, steps_per_epoch, train,
+};
 
 use crate::args::{SpecArgs, TrainArgs};
 use crate::compile::{Request, compile_to};
-use crate::failure::Failure;
+use crate::failure::{Failure, in_file};
 use crate::output;
 use crate::report;
 use crate::table::table;
@@ -23,6 +29,8 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
     if a.resume {
         let checkpoint = load_checkpoint(a)?;
         let plan = read_plan(&a.out)?;
+        check_same_plan(a, &plan)?;
+        checkpoint.check(&plan).map_err(in_file(&Checkpoint::parameters_path(&a.out)))?;
         let device = CpuDevice::load(&plan, a.threads)?;
         let mut tensors = checkpoint.parameters;
         tensors.extend(read_constants(&a.out)?);
@@ -38,9 +46,13 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
         return go(a, &mut session, &options, Some(&checkpoint.state));
     }
     let compiled;
-    let folder = if a.plan.is_dir() {
-        a.plan.as_path()
+    let folder = if let Some(folder) = plan_folder(&a.plan) {
+        folder
     } else {
+        if a.plan.extension().is_some_and(|e| e == "onnx") {
+            let model = a.plan.display();
+            return Err(Failure::Usage(format!("{model} is a model: slrc partition {model} -o PLAN; slrc train PLAN")));
+        }
         compiled = tempfile::tempdir().map_err(|e| Failure::Run(format!("cannot make a temporary folder: {e}")))?;
         let request = Request::new(Some(&a.plan), None, &SpecArgs::default())?;
         let c = compile_to(&request, &compiled.path().join("plan"))?;
@@ -50,9 +62,11 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
     let plan = read_plan(folder)?;
     let data = Dataset::read(&a.data, Part::Train)?;
     data.check(&plan)?;
+    steps_per_epoch(&data, plan.settings.batch)?;
     let device = CpuDevice::load(&plan, a.threads)?;
     let seed = a.seed.unwrap_or(plan.settings.seed);
-    let mut session = Session::new(plan, Box::new(device), &read_weights(folder)?)?;
+    let weights = read_weights(folder)?;
+    let mut session = Session::new(plan, Box::new(device), &weights).map_err(in_file(&folder.join(files::WEIGHTS)))?;
     create_run(&a.out, folder)?;
     let options = RunOptions {
         length,
@@ -62,6 +76,34 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
         checkpoint_every: a.checkpoint_every,
     };
     go_with(a, &data, &mut session, &options, None)
+}
+
+/// The plan folder a path names, itself or by its plan.yaml.
+fn plan_folder(path: &Path) -> Option<&Path> {
+    if path.file_name().is_some_and(|n| n == files::PLAN) {
+        return Some(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")));
+    }
+    path.is_dir().then_some(path)
+}
+
+/// A run goes on with its own plan; a plan or spec that has changed since would be passed over in silence.
+fn check_same_plan(a: &TrainArgs, plan: &Plan) -> Result<(), Failure> {
+    let same = if let Some(folder) = plan_folder(&a.plan) {
+        read(&folder.join(files::PLAN))? == read(&a.out.join(files::PLAN))?
+    } else if a.plan.exists() {
+        let request = Request::new(Some(&a.plan), None, &SpecArgs::default())?;
+        spec_sha256(&request.spec) == plan.settings.spec_sha256
+    } else {
+        true
+    };
+    if same {
+        return Ok(());
+    }
+    Err(Failure::Run(format!(
+        "{}: the run was started with another plan than {}; resume it with its own, or start another with -o",
+        a.out.display(),
+        a.plan.display()
+    )))
 }
 
 fn load_checkpoint(a: &TrainArgs) -> Result<Checkpoint, Failure> {

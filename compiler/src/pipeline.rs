@@ -233,6 +233,12 @@ fn nodes_of(network: &Imported, parts: &Partitioned, k: usize) -> Vec<String> {
     network.nodes.iter().filter(|n| present.contains(n.name.as_str())).map(|n| n.name.clone()).collect()
 }
 
+/// Hash of a spec: it covers what is asked for, not where files lie.
+pub fn spec_sha256(file: &SpecFile) -> String {
+    let anonymous = SpecFile { model: None, init_from: None, ..file.clone() };
+    sha256_hex(slrc_plan::yaml::to_string(&anonymous).unwrap_or_default().as_bytes())
+}
+
 fn settings(file: &SpecFile, spec: &Spec, batch: usize) -> Settings {
     let optimizer = match spec.optimizer.rule {
         OptimizerRule::Sgd { momentum, nesterov } => {
@@ -247,11 +253,8 @@ fn settings(file: &SpecFile, spec: &Spec, batch: usize) -> Settings {
             spec.optimizer.lr.base, betas[0], betas[1], spec.optimizer.weight_decay
         ),
     };
-    // The hash covers what was asked for, not where the files lie.
-    let anonymous = SpecFile { model: None, init_from: None, ..file.clone() };
-    let text = slrc_plan::yaml::to_string(&anonymous).unwrap_or_default();
     Settings {
-        spec_sha256: sha256_hex(text.as_bytes()),
+        spec_sha256: spec_sha256(file),
         target: "cpu".into(),
         batch,
         seed: spec.seed,

@@ -83,15 +83,15 @@ pub fn sync_folder(folder: &Path) -> std::io::Result<()> {
 }
 
 /// Fills a new folder and puts it in place of `path`, entirely or not at all. An existing folder is replaced only if it
-/// holds a file called `marker`.
+/// is empty or holds the first of `names` and nothing but `names`.
 pub fn replace_folder(
     path: &Path,
-    marker: &str,
+    names: &[&str],
     fill: impl FnOnce(&Path) -> Result<(), FileError>,
 ) -> Result<(), FileError> {
     let exists = path.symlink_metadata().is_ok();
-    if exists && !path.join(marker).is_file() && std::fs::read_dir(path).map_or(true, |mut d| d.next().is_some()) {
-        let reason = format!("it exists and is no folder slrc made (it has no {marker}); choose another");
+    if exists && let Some(reason) = not_ours(path, names) {
+        let reason = format!("it exists and {reason}; choose another folder");
         return Err(FileError::Malformed { path: path.to_path_buf(), reason });
     }
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -108,9 +108,26 @@ pub fn replace_folder(
     if exists {
         writing(path, std::fs::rename(path, old.path().join("old")))?;
     }
-    let new_path = new.keep();
-    writing(path, std::fs::rename(&new_path, path))?;
+    if let Err(e) = std::fs::rename(new.path(), path) {
+        if exists {
+            writing(path, std::fs::rename(old.path().join("old"), path))?;
+        }
+        return writing(path, Err(e));
+    }
+    let _ = new.keep();
     writing(path, sync_folder(parent))
+}
+
+/// Why a folder is not one that `names` alone make up, if it is not.
+fn not_ours(path: &Path, names: &[&str]) -> Option<String> {
+    let Ok(entries) = std::fs::read_dir(path) else { return Some("is no folder".into()) };
+    let mut found: Vec<String> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    found.sort();
+    if let Some(other) = found.iter().find(|f| !names.contains(&f.as_str())) {
+        return Some(format!("holds \"{other}\", which would be lost"));
+    }
+    let marker = names.first()?;
+    (!found.is_empty() && !found.iter().any(|f| f == marker)).then(|| format!("has no {marker}: slrc did not make it"))
 }
 
 /// Reads every tensor of a safetensors file as f32.
@@ -172,14 +189,18 @@ mod tests {
     fn a_strangers_folder_is_not_replaced() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("out");
-        replace_folder(&path, "mark", |f| write_atomic(&f.join("mark"), b"1")).expect("new");
-        replace_folder(&path, "mark", |f| write_atomic(&f.join("mark"), b"2")).expect("again");
+        replace_folder(&path, &["mark"], |f| write_atomic(&f.join("mark"), b"1")).expect("new");
+        replace_folder(&path, &["mark"], |f| write_atomic(&f.join("mark"), b"2")).expect("again");
         assert_eq!(std::fs::read(path.join("mark")).expect("read"), b"2");
-        std::fs::remove_file(path.join("mark")).expect("remove");
+        // Beside the mark, or without it, something of somebody else's.
         std::fs::write(path.join("thesis.tex"), b"x").expect("write");
-        assert!(replace_folder(&path, "mark", |_| Ok(())).is_err());
+        assert!(replace_folder(&path, &["mark"], |_| Ok(())).is_err());
+        std::fs::remove_file(path.join("mark")).expect("remove");
+        assert!(replace_folder(&path, &["mark"], |_| Ok(())).is_err());
+        assert!(replace_folder(&path, &["mark", "thesis.tex"], |_| Ok(())).is_err());
+        assert_eq!(std::fs::read(path.join("thesis.tex")).expect("read"), b"x");
         // A failure leaves what was there, and nothing beside it.
-        let fails = replace_folder(&folder.path().join("new"), "mark", |f| {
+        let fails = replace_folder(&folder.path().join("new"), &["mark"], |f| {
             Err(FileError::Malformed { path: f.to_path_buf(), reason: "no".into() })
         });
         assert!(fails.is_err());

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
 use slrc_plan::plan::InputDecl;
 use slrc_plan::random::Sequence;
 use slrc_plan::{Buffer, DType, Plan};
@@ -153,6 +154,22 @@ impl Dataset {
         Ok(())
     }
 
+    /// SHA-256 of names, shapes and values, in hexadecimal: the same data gives the same text however it is stored.
+    pub fn sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        let mut columns: Vec<&Column> = self.columns.iter().collect();
+        columns.sort_by_key(|c| &c.name);
+        for c in columns {
+            hash.update(format!("{}{:?}", c.name, c.sample_shape));
+            match &c.values {
+                Values::Real(v) => hash.update(bytemuck::cast_slice::<f32, u8>(v)),
+                Values::Whole(v) => hash.update(bytemuck::cast_slice::<i32, u8>(v)),
+            }
+        }
+        hash.update(bytemuck::cast_slice::<i32, u8>(&self.labels));
+        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    }
+
     /// The bytes of a batch for one input, in the plan's type.
     pub fn input_batch(&self, plan: &Plan, input: &InputDecl, samples: &[u32]) -> Vec<u8> {
         let b = buffer(plan, &input.buffer);
@@ -246,12 +263,7 @@ pub struct Order {
 const SHUFFLE_STREAM: u32 = 0x5eed_da7a;
 
 impl Order {
-    /// Whole batches in an epoch; what is left over waits for another epoch's order.
-    pub fn steps_per_epoch(&self) -> u64 {
-        (self.count / self.batch) as u64
-    }
-
-    /// Every batch of an epoch.
+    /// The samples of an epoch. Whole batches of them are used; what is left over waits for another epoch's order.
     pub fn epoch(&self, epoch: u64) -> Vec<u32> {
         if self.shuffle {
             Sequence::new(self.seed, SHUFFLE_STREAM, epoch).permutation(self.count)

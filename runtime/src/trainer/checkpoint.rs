@@ -4,9 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use slrc_plan::Plan;
+use slrc_plan::plan::files;
 
 use crate::files::{FileError, read_safetensors, read_text, sync_folder, write_atomic, write_safetensors, writing};
-use crate::session::{NamedTensor, Session};
+use crate::session::{NamedTensor, Session, StateError};
 use crate::trainer::TrainError;
 
 /// Names inside a checkpoint.
@@ -30,6 +32,8 @@ pub struct RunState {
     pub shuffle: bool,
     /// Samples in the data set.
     pub samples: u64,
+    /// Hash of the data set.
+    pub data_sha256: String,
 }
 
 impl RunState {
@@ -42,6 +46,10 @@ impl RunState {
         };
         if self.samples != now.samples {
             return differ("a data set of", format!("{} samples", self.samples), format!("{}", now.samples));
+        }
+        if self.data_sha256 != now.data_sha256 {
+            let (was, is) = (&self.data_sha256, &now.data_sha256);
+            return differ("data of SHA-256", format!("{was:.12}.."), format!("{is:.12}.."));
         }
         if self.seed != now.seed {
             return differ("seed", self.seed.to_string(), now.seed.to_string());
@@ -76,6 +84,14 @@ impl Checkpoint {
 
     /// Reads a run's checkpoint.
     pub fn load(run: &Path) -> Result<Checkpoint, FileError> {
+        if !Checkpoint::exists(run) {
+            let reason = if run.join(files::PLAN).is_file() {
+                "it has no checkpoint; train the plan first: slrc train PLAN_DIR --data PATH -o RUN"
+            } else {
+                "it is no run folder: slrc train makes one"
+            };
+            return Err(FileError::Malformed { path: run.to_path_buf(), reason: reason.into() });
+        }
         let folder = run.join(LINK);
         let path = folder.join(STATE);
         let state = serde_json::from_str(&read_text(&path)?)
@@ -85,6 +101,20 @@ impl Checkpoint {
             optimizer: read_safetensors(&folder.join(OPTIMIZER))?,
             state,
         })
+    }
+
+    /// Checks that it holds every tensor of a plan, in the plan's shape.
+    pub fn check(&self, plan: &Plan) -> Result<(), StateError> {
+        let parameters = plan.parameters.iter().map(|p| (&p.name, &p.buffer, &self.parameters));
+        let optimizer = plan.optimizer_state.iter().map(|o| (&o.name, &o.buffer, &self.optimizer));
+        for (name, buffer, tensors) in parameters.chain(optimizer) {
+            let t = tensors.iter().find(|t| t.name == *name).ok_or_else(|| StateError::Missing(name.clone()))?;
+            let wanted = plan.buffers.iter().find(|b| b.id == *buffer).map(|b| b.shape.0.clone()).unwrap_or_default();
+            if t.shape != wanted {
+                return Err(StateError::Shape { name: name.clone(), found: t.shape.clone(), wanted });
+            }
+        }
+        Ok(())
     }
 
     /// Writes a session's state as the run's checkpoint.

@@ -41,7 +41,7 @@ pub enum TrainError {
         /// Why, and what to do.
         reason: String,
     },
-    /// Training diverged.
+    /// Training diverged: the loss tells.
     #[error(
         "the loss of module {module} is {loss} at step {step}; lower the learning rate (--lr) or lambda (--lambda), or add warm-up; \
          the last checkpoint is intact"
@@ -52,6 +52,17 @@ pub enum TrainError {
         /// Its loss.
         loss: f32,
         /// From 0.
+        step: u64,
+    },
+    /// Training diverged: the weights tell, before any loss does.
+    #[error(
+        "tensor \"{name}\" is no longer finite after step {step}; lower the learning rate (--lr) or lambda (--lambda), or add warm-up; \
+         the last checkpoint is intact"
+    )]
+    Overflow {
+        /// A parameter.
+        name: String,
+        /// Steps done.
         step: u64,
     },
 }
@@ -124,6 +135,17 @@ pub fn read_constants(run: &Path) -> Result<Vec<NamedTensor>, FileError> {
     read_safetensors(&run.join(CONSTANTS))
 }
 
+/// Steps an epoch takes; an error where the data does not fill one batch.
+pub fn steps_per_epoch(data: &Dataset, batch: usize) -> Result<u64, DataError> {
+    let steps = (data.count / batch) as u64;
+    if steps == 0 {
+        let reason =
+            format!("{} samples are fewer than a batch of {batch}; compile with a smaller --batch", data.count);
+        return Err(DataError::Malformed { path: data.path.clone(), reason });
+    }
+    Ok(steps)
+}
+
 /// Trains to the run's end. The session holds the state to start from: fresh, or of the checkpoint `resumed`.
 pub fn train(
     session: &mut Session,
@@ -136,15 +158,10 @@ pub fn train(
     data.check(session.plan())?;
     let batch = session.plan().settings.batch;
     let order = Order { seed: options.seed, shuffle: options.shuffle, batch, count: data.count };
-    let per_epoch = order.steps_per_epoch();
-    if per_epoch == 0 {
-        let reason =
-            format!("{} samples are fewer than a batch of {batch}; compile with a smaller --batch", data.count);
-        return Err(DataError::Malformed { path: data.path.clone(), reason }.into());
-    }
+    let per_epoch = steps_per_epoch(data, batch)?;
     let total = match (options.length, resumed) {
         (Some(Length::Steps(n)), _) => n,
-        (Some(Length::Epochs(n)), _) => n * per_epoch,
+        (Some(Length::Epochs(n)), _) => n.saturating_mul(per_epoch),
         (None, Some(state)) => state.total_steps,
         (None, None) => per_epoch,
     };
@@ -154,12 +171,17 @@ pub fn train(
         seed: options.seed,
         shuffle: options.shuffle,
         samples: data.count as u64,
+        data_sha256: data.sha256(),
     };
     if let Some(old) = resumed {
         old.check(&state, run)?;
         state.step = old.step;
     }
     let mut log = MetricsLog::open(&run.join("metrics.jsonl"), state.step)?;
+    // A run can be resumed, evaluated and exported from its first moment on.
+    if !Checkpoint::exists(run) {
+        Checkpoint::save(run, session, &state)?;
+    }
     let every = options.checkpoint_every.unwrap_or(per_epoch).max(1);
     let mut epoch_order: Option<(u64, Vec<u32>)> = None;
     while state.step < total {
@@ -179,13 +201,12 @@ pub fn train(
         }
         if state.step % every == 0 || state.step == total {
             log.sync()?;
+            if let Some(t) = session.parameters().into_iter().find(|t| t.data.iter().any(|x| !x.is_finite())) {
+                return Err(TrainError::Overflow { name: t.name, step: state.step });
+            }
             Checkpoint::save(run, session, &state)?;
         }
         progress(Progress { done: state.step, total, steps_per_epoch: per_epoch, modules: &modules });
-    }
-    // A run without steps still has weights to evaluate and export.
-    if !Checkpoint::exists(run) {
-        Checkpoint::save(run, session, &state)?;
     }
     Ok(())
 }
