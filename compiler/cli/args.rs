@@ -36,6 +36,8 @@ pub(crate) enum Verb {
     /// Look at plans.
     #[command(subcommand)]
     Plan(PlanVerb),
+    /// Where a plan's training step spends its time, on random data.
+    Profile(ProfileArgs),
     /// ONNX operators that can be imported.
     Ops,
 }
@@ -187,4 +189,19 @@ pub(crate) struct ShowArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProfileArgs {
+    /// A plan folder.
+    pub(crate) plan: PathBuf,
+    /// Steps; medians are shown.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) steps: u64,
+    /// Slowest kernels to list.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(crate) top: usize,
+    /// Threads [default: all cores].
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
 }

@@ -10,6 +10,7 @@ mod ops;
 mod output;
 mod partition;
 mod plan;
+mod profile;
 mod report;
 mod table;
 mod train;
@@ -26,6 +27,7 @@ fn main() -> std::process::ExitCode {
         Verb::Eval(a) => eval::run(&a),
         Verb::Export(a) => export::run(&a),
         Verb::Plan(PlanVerb::Show(a)) => plan::show(&a),
+        Verb::Profile(a) => profile::run(&a),
         Verb::Ops => ops::run(),
     };
     match result {

@@ -1,6 +1,6 @@
 //! What a device does for a runtime: holds a plan's memory and runs its programs.
 
-use slrc_plan::Buffer;
+use slrc_plan::{Buffer, Kernel};
 
 /// A device could not run.
 #[derive(Debug, thiserror::Error)]
@@ -54,4 +54,12 @@ pub trait Device {
     fn read(&self, buffer: &Buffer) -> Vec<u8>;
     /// Runs one program of module `module` (from 1).
     fn run(&mut self, module: usize, program: ProgramKind, context: StepContext) -> Result<(), DeviceError>;
+    /// Runs one program kernel by kernel and calls `after` with each and the seconds it took.
+    fn profile(
+        &mut self,
+        module: usize,
+        program: ProgramKind,
+        context: StepContext,
+        after: &mut (dyn FnMut(&Kernel, f64) + Send),
+    ) -> Result<(), DeviceError>;
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use slrc_plan::plan::Role;
-use slrc_plan::{Buffer, DType, Plan};
+use slrc_plan::{Buffer, DType, Kernel, Plan};
 
 use crate::device::{Device, DeviceError, ProgramKind, StepContext};
 use crate::reorder::{to_memory, to_row_major};
@@ -168,15 +168,33 @@ impl Session {
 
     /// Trains one step: every module in turn. `run_steps` is the length of the run, which schedules may depend on.
     pub fn step(&mut self, step: u64, run_steps: u64) -> Result<Vec<ModuleReport>, DeviceError> {
-        for s in &self.plan.scalars {
-            let value = s.schedule.at(step, run_steps) as f32;
-            self.device.write(&self.buffers[&s.buffer], &value.to_le_bytes());
-        }
+        self.set_scalars(step, run_steps);
         let context = StepContext { seed: self.plan.settings.seed, step };
         for m in &self.plan.modules {
             self.device.run(m.index, ProgramKind::Step, context)?;
         }
         Ok(self.plan.modules.iter().map(|m| self.report(&m.metrics)).collect())
+    }
+
+    /// Trains one step kernel by kernel; `after` is told the module, the kernel and the seconds it took.
+    pub fn profile_step(
+        &mut self,
+        step: u64,
+        after: &mut (dyn FnMut(usize, &Kernel, f64) + Send),
+    ) -> Result<(), DeviceError> {
+        self.set_scalars(step, step + 1);
+        let context = StepContext { seed: self.plan.settings.seed, step };
+        for m in &self.plan.modules {
+            self.device.profile(m.index, ProgramKind::Step, context, &mut |k, seconds| after(m.index, k, seconds))?;
+        }
+        Ok(())
+    }
+
+    fn set_scalars(&mut self, step: u64, run_steps: u64) {
+        for s in &self.plan.scalars {
+            let value = s.schedule.at(step, run_steps) as f32;
+            self.device.write(&self.buffers[&s.buffer], &value.to_le_bytes());
+        }
     }
 
     fn number(&self, id: &str) -> f32 {

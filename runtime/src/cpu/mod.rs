@@ -62,25 +62,6 @@ impl CpuDevice {
             .collect::<Result<_, DeviceError>>()?;
         Ok(CpuDevice { memory, pool, programs })
     }
-
-    /// Runs one program and calls `after` with each kernel and the seconds it took.
-    pub fn profile(
-        &mut self,
-        module: usize,
-        program: ProgramKind,
-        context: StepContext,
-        after: &mut (dyn FnMut(&Kernel, f64) + Send),
-    ) -> Result<(), DeviceError> {
-        let kernels = &self.programs[module - 1][program as usize];
-        self.pool.install(|| {
-            for (k, p) in kernels {
-                let start = std::time::Instant::now();
-                run(module, k, p, context)?;
-                after(k, start.elapsed().as_secs_f64());
-            }
-            Ok(())
-        })
-    }
 }
 
 fn run(module: usize, k: &Kernel, p: &Prepared, context: StepContext) -> Result<(), DeviceError> {
@@ -104,5 +85,23 @@ impl Device for CpuDevice {
     fn run(&mut self, module: usize, program: ProgramKind, context: StepContext) -> Result<(), DeviceError> {
         let kernels = &self.programs[module - 1][program as usize];
         self.pool.install(|| kernels.iter().try_for_each(|(k, p)| run(module, k, p, context)))
+    }
+
+    fn profile(
+        &mut self,
+        module: usize,
+        program: ProgramKind,
+        context: StepContext,
+        after: &mut (dyn FnMut(&Kernel, f64) + Send),
+    ) -> Result<(), DeviceError> {
+        let kernels = &self.programs[module - 1][program as usize];
+        self.pool.install(|| {
+            for (k, p) in kernels {
+                let start = std::time::Instant::now();
+                run(module, k, p, context)?;
+                after(k, start.elapsed().as_secs_f64());
+            }
+            Ok(())
+        })
     }
 }
