@@ -67,13 +67,14 @@ pub(crate) fn run_on_cpu(g: &Graph, inputs: &[Tensor], variables: &[Tensor], thr
     for id in ["m1.loss", "m1.accuracy"] {
         buffers.push(buffer(id, Space::Metric, DType::F32, &[], None, &mut memory.metric));
     }
-    let empty = Program { arena_bytes: 0, live_bytes: 0, flops: 0, buffers: vec![], kernels: vec![] };
+    let empty = Program { arena_bytes: 0, live_bytes: 0, flops: 0, buffers: vec![], kernels: vec![], launches: vec![] };
     let eval = Program {
         arena_bytes: arena.bytes,
         live_bytes: arena.live_bytes,
         flops: 0,
         buffers: arena.buffers,
         kernels: draft.kernels,
+        launches: vec![],
     };
     let plan = Plan {
         format: FORMAT.into(),

@@ -127,6 +127,7 @@ fn program((draft, arena): &(Draft, Arena)) -> Program {
         flops: draft.kernels.iter().map(|k| k.flops).sum(),
         buffers: arena.buffers.clone(),
         kernels: draft.kernels.clone(),
+        launches: Vec::new(),
     }
 }
 

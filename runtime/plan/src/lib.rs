@@ -11,6 +11,7 @@
 pub mod buffer;
 pub mod dims;
 pub mod kernel;
+pub mod launch;
 pub mod plan;
 pub mod random;
 pub mod region;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::buffer::{Buffer, DType, Space};
 use crate::dims::Dims;
 use crate::kernel::Kernel;
+use crate::launch::Launch;
 use crate::schedule::StepScalar;
 
 /// The format this crate reads and writes. A change that old readers would misread raises the number.
@@ -16,6 +17,8 @@ pub mod files {
     pub const PLAN: &str = "plan.yaml";
     /// Initial weights, running statistics and constants.
     pub const WEIGHTS: &str = "weights.safetensors";
+    /// Source of the launches' functions (CUDA targets).
+    pub const KERNELS: &str = "kernels.cu";
     /// The user's graph without its weights, for `slrc export`.
     pub const MODEL: &str = "model.onnx";
 }
@@ -73,7 +76,7 @@ pub struct ModelInfo {
 pub struct Settings {
     /// SHA-256 of the resolved spec.
     pub spec_sha256: String,
-    /// `cpu`.
+    /// `cpu`, or `cuda:` and an architecture such as `cuda:sm_80`.
     pub target: String,
     /// Samples a step.
     pub batch: usize,
@@ -295,8 +298,11 @@ pub struct Program {
     pub flops: u64,
     /// Arena buffers.
     pub buffers: Vec<Buffer>,
-    /// Launches.
+    /// The work, in order.
     pub kernels: Vec<Kernel>,
+    /// How a CUDA device does it; empty for other targets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub launches: Vec<Launch>,
 }
 
 impl Plan {
