@@ -3,7 +3,7 @@
 //! [`pipeline::compile`] is the whole way; its source lists the stages in order. Folders follow the data:
 //! `onnx` (import), `ir` (the graph), `partition`, `heads`, `loss`, `reconcile`, `autodiff`, `optimizer`, `step` (a module's
 //! programs put together), `simplify`, `fuse`, `schedule`, `lower`, `memory`, `emit` (the plan).
-//! The compiler knows no device and does no IO outside `onnx` and `output`.
+//! The compiler knows no device and does no IO outside `onnx`.
 
 pub mod autodiff;
 pub mod emit;

@@ -1,4 +1,4 @@
-//! The IR's text form: what `--dump-after` prints and filetests read. Printing and parsing round-trip.
+//! The IR's text form, for people and tests. Printing and parsing round-trip.
 //!
 //! One item a line. Tables come first (`input`, `var`, `const`, `scalar`), then nodes, then roots:
 //!
@@ -6,8 +6,8 @@
 //! graph "example"
 //! input in0 "x" data f32[8x4]
 //! var var0 "fc.weight" weight f32[4x2] uniform(0.5)
-//! %0 = input{index=0} : f32[8x4]
-//! %1 = variable{index=0} : f32[4x2]
+//! %0 = input{index=0} : f32[8x4] @"" forward
+//! %1 = variable{index=0} : f32[4x2] @"fc" forward
 //! %2 = matmul(%0, %1) : f32[8x2] @"fc" forward
 //! root output "logits" %2
 //! ```

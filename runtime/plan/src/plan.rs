@@ -74,7 +74,7 @@ pub struct ModelInfo {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// SHA-256 of the resolved spec.
+    /// SHA-256 of the spec as asked for, defaults not filled in and paths left out.
     pub spec_sha256: String,
     /// `cpu`, or `cuda:` and an architecture such as `cuda:sm_80`.
     pub target: String,
