@@ -123,9 +123,13 @@ fn try_draw(svg: &mut String, c: &Chart<'_>, steps: &[f64]) -> Result<(), Box<dy
     let all = || curves.iter().flat_map(|(_, v)| v.iter().copied()).filter(|v| v.is_finite());
     let (low, high) = c.bounds.unwrap_or_else(|| {
         let (l, h) = all().fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
-        let margin = ((h - l) * 0.05).max(1e-6);
+        let margin = ((h - l) * 0.05).max(1e-6 * h.abs().max(1.0));
         (l - margin, h + margin)
     });
+    // Without a point there are no bounds, and axes without bounds never end.
+    if !(low < high && (high - low).is_finite()) {
+        return Ok(());
+    }
     let end = x.last().copied().unwrap_or(1.0).max(x.first().copied().unwrap_or(0.0) + 1.0);
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
