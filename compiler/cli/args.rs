@@ -113,6 +113,9 @@ pub(crate) struct SpecArgs {
     /// Tensors that replace initial weights (heads too) by name.
     #[arg(long, value_name = "F.safetensors", help_heading = "Weights")]
     pub(crate) init_from: Option<PathBuf>,
+    /// What the plan runs on: cpu, cuda, or an architecture such as cuda:sm_90 [default: cpu].
+    #[arg(long, value_name = "cpu|cuda[:sm_N]", help_heading = "Target")]
+    pub(crate) target: Option<String>,
     /// Seed of random weights and dropout [default: 0].
     #[arg(long, value_name = "N", help_heading = "Weights")]
     pub(crate) seed: Option<u64>,

@@ -75,6 +75,9 @@ fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
     set(&mut spec.optimizer.weight_decay, o.weight_decay);
     set(&mut spec.init, o.init);
     set(&mut spec.seed, o.seed);
+    if o.target.is_some() {
+        spec.target.clone_from(&o.target);
+    }
     Ok(())
 }
 
@@ -115,6 +118,9 @@ pub(crate) fn compile_to(request: &Request, out: &Path) -> Result<Compiled, Fail
     replace_folder(out, &[files::PLAN, files::WEIGHTS, files::MODEL, PARTITION], |folder| {
         write_safetensors(&folder.join(files::WEIGHTS), &tensors)?;
         write_atomic(&folder.join(files::MODEL), &model)?;
+        if let Some(kernels) = &compiled.kernels {
+            write_atomic(&folder.join(files::KERNELS), kernels.as_bytes())?;
+        }
         write_atomic(&folder.join(PARTITION), crate::partition::report(&compiled).as_bytes())?;
         write_atomic(&folder.join(files::PLAN), text.as_bytes())
     })?;

@@ -6,7 +6,7 @@ use slrc_plan::buffer::align;
 use slrc_plan::plan::{ModelInfo, Plan, Settings};
 use slrc_plan::validate::{InvalidPlan, validate};
 
-use crate::emit::{CompiledModule, assemble};
+use crate::emit::{CompiledModule, assemble, cuda};
 use crate::fuse::layout::layout;
 use crate::fuse::regions::{collect, merge};
 use crate::fuse::store::store;
@@ -22,7 +22,7 @@ use crate::partition::{
     verify_isolation,
 };
 use crate::schedule::schedule;
-use crate::spec::{OptimizerRule, PartitionSpec, Spec, SpecError, SpecFile};
+use crate::spec::{OptimizerRule, PartitionSpec, Spec, SpecError, SpecFile, Target};
 use crate::step::{self, ModuleGraphs, Place, StepError};
 
 /// A model could not be compiled.
@@ -59,6 +59,8 @@ pub enum CompileError {
 pub struct Compiled {
     /// The plan.
     pub plan: Plan,
+    /// `kernels.cu`, for a CUDA target.
+    pub kernels: Option<String>,
     /// The imported network.
     pub network: Imported,
     /// Every place where the network could be cut, and why not elsewhere.
@@ -95,9 +97,13 @@ pub fn compile(
     let model =
         ModelInfo { name: network.graph.name.clone(), sha256: file.sha256.clone(), output: network.output.clone() };
     let settings = settings(spec_file, &spec, network.batch);
-    let plan = assemble(model, settings, &modules, &names);
+    let mut plan = assemble(model, settings, &modules, &names);
+    let kernels = match spec.target {
+        Target::Cpu => None,
+        Target::Cuda { .. } => Some(cuda::emit(&mut plan)),
+    };
     validate(&plan)?;
-    Ok(Compiled { plan, network, candidates: found, cuts, modules, names, spec })
+    Ok(Compiled { plan, kernels, network, candidates: found, cuts, modules, names, spec })
 }
 
 fn check_network(n: &Imported) -> Result<(), CompileError> {
@@ -255,7 +261,7 @@ fn settings(file: &SpecFile, spec: &Spec, batch: usize) -> Settings {
     };
     Settings {
         spec_sha256: spec_sha256(file),
-        target: "cpu".into(),
+        target: spec.target.name(),
         batch,
         seed: spec.seed,
         partition: match &spec.partition {

@@ -40,6 +40,9 @@ pub struct SpecFile {
     pub init_from: Option<String>,
     /// Seed of initial weights, shuffles and dropout.
     pub seed: Option<u64>,
+    /// What the plan runs on: `cpu`, `cuda` or an architecture such as `cuda:sm_90`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
 }
 
 /// How to cut; at most one of the three.
@@ -243,6 +246,49 @@ impl Distance {
     }
 }
 
+/// What a plan runs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The embedded device.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda {
+        /// Its architecture, such as `sm_80`.
+        arch: String,
+    },
+}
+
+/// Architecture where a CUDA target names none: A100's; later ones are compiled for their own as the plan is loaded.
+const DEFAULT_ARCH: &str = "sm_80";
+/// Oldest architecture: Turing, the oldest that current NVRTC compiles for.
+const OLDEST_ARCH: u32 = 75;
+
+impl Target {
+    fn parse(text: &str) -> Result<Target, SpecError> {
+        let arch = match text {
+            "cpu" => return Ok(Target::Cpu),
+            "cuda" => DEFAULT_ARCH,
+            _ => text.strip_prefix("cuda:").unwrap_or_default(),
+        };
+        let digits = arch.strip_prefix("sm_").unwrap_or_default();
+        match digits.parse::<u32>() {
+            Ok(n) if (OLDEST_ARCH..1000).contains(&n) => Ok(Target::Cuda { arch: arch.into() }),
+            Ok(n) if n < OLDEST_ARCH => {
+                bad("target", format!("sm_{n} is older than sm_{OLDEST_ARCH}, the oldest supported"))
+            }
+            _ => bad("target", format!("`{text}` is not cpu, cuda or an architecture such as cuda:sm_80")),
+        }
+    }
+
+    /// As plans name it.
+    pub fn name(&self) -> String {
+        match self {
+            Target::Cpu => "cpu".into(),
+            Target::Cuda { arch } => format!("cuda:{arch}"),
+        }
+    }
+}
+
 /// How modules are chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartitionSpec {
@@ -327,6 +373,8 @@ pub struct Spec {
     pub init: InitMode,
     /// Seed.
     pub seed: u64,
+    /// What the plan runs on.
+    pub target: Target,
 }
 
 /// A spec asks for something that makes no sense; the field is named.
@@ -369,6 +417,7 @@ impl SpecFile {
             optimizer: self.optimizer.resolve()?,
             init: self.init.unwrap_or(InitMode::Keep),
             seed: self.seed.unwrap_or(0),
+            target: Target::parse(self.target.as_deref().unwrap_or("cpu"))?,
         })
     }
 
@@ -519,6 +568,8 @@ mod tests {
             ("reconcile: {lambda: .nan}", "reconcile.lambda"),
             ("reconcile: {distance: euclid}", "euclid"),
             ("modul: 3", "modul"),
+            ("target: gpu", "target"),
+            ("target: 'cuda:sm_60'", "sm_75"),
         ] {
             let e = resolve(text).expect_err(text);
             assert!(e.contains(field), "{text}: {e}");

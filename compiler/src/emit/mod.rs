@@ -1,5 +1,6 @@
 //! Emission: modules as a plan document.
 
+pub mod cuda;
 mod plan;
 
 pub use plan::{CompiledModule, assemble};

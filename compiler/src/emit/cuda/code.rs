@@ -1,0 +1,177 @@
+//! Text of one function: lines with indentation, parameters in order of first use, and the launch that goes with it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use slrc_plan::launch::LaunchArg;
+use slrc_plan::{Buffer, DType};
+
+/// Buffers of the plan by id.
+pub(super) type Table<'a> = BTreeMap<&'a str, &'a Buffer>;
+
+/// Threads of a block where nothing else is said.
+pub(super) const BLOCK: usize = 256;
+/// Most blocks of a grid-stride launch: several waves on the largest devices of 2026.
+const MOST_BLOCKS: usize = 4096;
+
+/// A launch with the function it calls, which may turn out to be another's.
+pub(super) struct Call {
+    pub(super) family: &'static str,
+    /// Head comment: what is computed, one line each.
+    pub(super) formula: Vec<String>,
+    pub(super) block: usize,
+    pub(super) grid: [usize; 3],
+    pub(super) params: Vec<String>,
+    pub(super) args: Vec<LaunchArg>,
+    pub(super) body: String,
+}
+
+struct Pointer {
+    id: String,
+    name: String,
+    dtype: DType,
+    written: bool,
+}
+
+/// A function being written.
+pub(super) struct Code<'a> {
+    table: &'a Table<'a>,
+    text: String,
+    depth: usize,
+    pointers: Vec<Pointer>,
+    special: Vec<LaunchArg>,
+    formula: Vec<String>,
+}
+
+impl<'a> Code<'a> {
+    pub(super) fn new(table: &'a Table<'a>) -> Code<'a> {
+        Code { table, text: String::new(), depth: 1, pointers: Vec::new(), special: Vec::new(), formula: Vec::new() }
+    }
+
+    /// Adds a line of the head comment.
+    pub(super) fn formula(&mut self, line: impl Into<String>) {
+        self.formula.push(line.into());
+    }
+
+    pub(super) fn line(&mut self, line: impl AsRef<str>) {
+        let line = line.as_ref();
+        let depth = if line.starts_with('#') { 0 } else { self.depth };
+        let _ = writeln!(self.text, "{:width$}{line}", "", width = 2 * depth);
+    }
+
+    /// A line that opens a block.
+    pub(super) fn open(&mut self, line: impl AsRef<str>) {
+        self.line(format!("{} {{", line.as_ref()));
+        self.depth += 1;
+    }
+
+    pub(super) fn close(&mut self) {
+        self.depth -= 1;
+        self.line("}");
+    }
+
+    /// The parameter that points to a buffer.
+    pub(super) fn pointer(&mut self, id: &str, write: bool) -> String {
+        if let Some(p) = self.pointers.iter_mut().find(|p| p.id == id) {
+            p.written |= write;
+            return p.name.clone();
+        }
+        let name = format!("p{}", self.pointers.len());
+        let dtype = self.dtype(id);
+        self.pointers.push(Pointer { id: id.into(), name: name.clone(), dtype, written: write });
+        name
+    }
+
+    /// The parameter for `$run` or `$fault`.
+    pub(super) fn special(&mut self, arg: LaunchArg) -> &'static str {
+        let name = match arg {
+            LaunchArg::Run => "run",
+            LaunchArg::Fault => "fault",
+            LaunchArg::Buffer(_) => unreachable!("buffers are not special"),
+        };
+        if !self.special.contains(&arg) {
+            self.special.push(arg);
+        }
+        name
+    }
+
+    pub(super) fn dtype(&self, id: &str) -> DType {
+        self.table.get(id).map_or(DType::F32, |b| b.dtype)
+    }
+
+    /// Whether another operand that is written shares memory with `p`.
+    fn aliased(&self, p: &Pointer) -> bool {
+        let range = |id: &str| self.table.get(id).map(|b| (b.space, b.offset, b.offset + b.bytes));
+        let Some((space, from, to)) = range(&p.id) else { return true };
+        self.pointers
+            .iter()
+            .filter(|o| o.id != p.id && (o.written || p.written))
+            .any(|o| range(&o.id).is_none_or(|(s, f, t)| s == space && f < to && from < t))
+    }
+
+    /// The finished function with its launch.
+    pub(super) fn finish(self, family: &'static str, block: usize, grid: [usize; 3]) -> Call {
+        let mut params: Vec<String> = self
+            .pointers
+            .iter()
+            .map(|p| {
+                let constant = if p.written { "" } else { "const " };
+                let restrict = if self.aliased(p) { "" } else { " __restrict__" };
+                format!("{constant}{}*{restrict} {}", c_type(p.dtype), p.name)
+            })
+            .collect();
+        let mut args: Vec<LaunchArg> = self.pointers.iter().map(|p| LaunchArg::Buffer(p.id.clone())).collect();
+        for s in self.special {
+            params.push(match s {
+                LaunchArg::Run => "const unsigned long long* __restrict__ run".into(),
+                _ => "int* fault".into(),
+            });
+            args.push(s);
+        }
+        Call { family, formula: self.formula, block, grid, params, args, body: self.text }
+    }
+}
+
+pub(super) fn c_type(d: DType) -> &'static str {
+    match d {
+        DType::F32 => "float",
+        DType::I32 => "int",
+        DType::U8 => "unsigned char",
+    }
+}
+
+/// The integer type of positions up to `end`.
+pub(super) fn index_type(end: usize) -> &'static str {
+    // Grid-stride loops step past the end by up to a grid.
+    if end < (1 << 31) - MOST_BLOCKS * 1024 { "int" } else { "long long" }
+}
+
+/// Blocks of a grid-stride loop over `n` items.
+pub(super) fn blocks_for(n: usize, block: usize) -> [usize; 3] {
+    [n.div_ceil(block).clamp(1, MOST_BLOCKS), 1, 1]
+}
+
+/// A number as C source.
+pub(super) fn number(x: f32) -> String {
+    if x.is_nan() {
+        "__int_as_float(0x7fc00000)".into()
+    } else if x == f32::INFINITY {
+        "__int_as_float(0x7f800000)".into()
+    } else if x == f32::NEG_INFINITY {
+        "__int_as_float(0xff800000)".into()
+    } else if x.is_sign_negative() {
+        format!("({x:?}f)")
+    } else {
+        format!("{x:?}f")
+    }
+}
+
+/// `a * n`, without needless factors.
+pub(super) fn times(a: &str, n: usize) -> String {
+    if n == 1 { a.into() } else { format!("{a} * {n}") }
+}
+
+/// A sum of terms; `0` if there are none.
+pub(super) fn sum(terms: Vec<String>) -> String {
+    if terms.is_empty() { "0".into() } else { terms.join(" + ") }
+}

@@ -1,0 +1,217 @@
+//! Convolution and its two gradients as implicit matrix products: patches are computed as they are staged.
+//!
+//! Activations lie `N, H, W, C`, weights `O, kh, kw, C / groups`.
+
+use slrc_plan::kernel::{Conv, ConvDirection, WindowGeometry};
+
+use crate::emit::cuda::code::{Call, Code, Table, index_type};
+use crate::emit::cuda::depthwise;
+use crate::emit::cuda::product::{Product, Side, sum_groups};
+
+pub(super) fn emit(table: &Table<'_>, c: &Conv) -> Vec<Call> {
+    if c.groups > 1 && c.groups == c.in_channels && c.groups == c.out_channels {
+        return depthwise::emit(table, c);
+    }
+    match c.direction {
+        ConvDirection::Forward => vec![forward(table, c)],
+        ConvDirection::InputGrad => vec![input_grad(table, c)],
+        ConvDirection::WeightGrad => weight_grad(table, c),
+    }
+}
+
+/// One past the largest position in any tensor of a convolution.
+pub(super) fn largest(c: &Conv) -> usize {
+    let g = &c.geometry;
+    let x = c.batch * g.input[0] * g.input[1] * c.in_channels;
+    let y = c.batch * g.output[0] * g.output[1] * c.out_channels;
+    x.max(y).max(c.out_channels * g.kernel[0] * g.kernel[1] * c.in_channels / c.groups)
+}
+
+/// `<name> = window * stride + tap * dilation - pad` along both dimensions.
+pub(super) fn sources(g: &WindowGeometry, ty: &str, ky: &str, kx: &str) -> Vec<String> {
+    let along = |d: usize, name: &str, out: &str, tap: &str| {
+        format!("const {ty} {name} = {out} * {} + {tap} * {} - {};", g.strides[d], g.dilations[d], g.pads[d])
+    };
+    vec![along(0, "iy", "oy", ky), along(1, "ix", "ox", kx)]
+}
+
+/// Whether `iy`, `ix` lie in the image.
+pub(super) fn inside(g: &WindowGeometry) -> String {
+    format!("iy >= 0 && iy < {} && ix >= 0 && ix < {}", g.input[0], g.input[1])
+}
+
+fn describe(code: &mut Code<'_>, c: &Conv, what: &str) {
+    let g = &c.geometry;
+    code.formula(format!(
+        "{what}: {} samples, {} channels {} -> {} channels {}, kernel {}, stride {}, pad {}, dilation {}, groups {}",
+        c.batch, c.in_channels, g.input, c.out_channels, g.output, g.kernel, g.strides, g.pads, g.dilations, c.groups
+    ));
+}
+
+/// `const group = z`, where there are several.
+fn group(c: &Conv, ty: &str, of: &str) -> String {
+    if c.groups > 1 { format!("const {ty} group = {of};") } else { format!("const {ty} group = 0;") }
+}
+
+/// `n`, `oy`, `ox` of an output pixel.
+fn pixel(g: &WindowGeometry, ty: &str, p: &str) -> Vec<String> {
+    vec![
+        format!("const {ty} sample = {p} / {};", g.output[0] * g.output[1]),
+        format!("const {ty} oy = {p} / {} % {};", g.output[1], g.output[0]),
+        format!("const {ty} ox = {p} % {};", g.output[1]),
+    ]
+}
+
+/// `v = x` at the patch column `column` of pixel `pixel`.
+fn patch(c: &Conv, ty: &str, x: &str, pixel_name: &str, column: &str) -> Vec<String> {
+    let g = &c.geometry;
+    let ci = c.in_channels / c.groups;
+    let mut lines = pixel(g, ty, pixel_name);
+    lines.push(format!("const {ty} tap = {column} / {ci};"));
+    lines.push(format!("const {ty} channel = {column} % {ci};"));
+    lines.extend(sources(g, ty, &format!("(tap / {})", g.kernel[1]), &format!("(tap % {})", g.kernel[1])));
+    lines.push(format!("if ({}) {{", inside(g)));
+    lines.push(format!(
+        "  v = {x}[((sample * {} + iy) * {} + ix) * {} + group * {ci} + channel];",
+        g.input[0], g.input[1], c.in_channels
+    ));
+    lines.push("}".into());
+    lines
+}
+
+fn forward(table: &Table<'_>, c: &Conv) -> Call {
+    let mut code = Code::new(table);
+    describe(&mut code, c, "convolution");
+    let ty = index_type(largest(c));
+    let g = &c.geometry;
+    let (ci, co) = (c.in_channels / c.groups, c.out_channels / c.groups);
+    let terms = g.kernel[0] * g.kernel[1] * ci;
+    let (x, w, y) =
+        (code.pointer(&c.x.buffer, false), code.pointer(&c.w.buffer, false), code.pointer(&c.y.buffer, true));
+    Product {
+        family: "conv_forward",
+        ty,
+        rows: c.batch * g.output[0] * g.output[1],
+        cols: co,
+        terms,
+        count: c.groups,
+        setup: vec![group(c, ty, "z")],
+        ranged: false,
+        a: Side { lines: patch(c, ty, &x, "m", "k"), along_terms: true },
+        b: Side { lines: vec![format!("v = {w}[(group * {co} + n) * {terms} + k];")], along_terms: true },
+        store: format!("{y}[m * {} + group * {co} + n] = value;", c.out_channels),
+    }
+    .emit(code)
+}
+
+fn input_grad(table: &Table<'_>, c: &Conv) -> Call {
+    let mut code = Code::new(table);
+    describe(&mut code, c, "gradient of a convolution's input");
+    let ty = index_type(largest(c));
+    let g = &c.geometry;
+    let (ci, co) = (c.in_channels / c.groups, c.out_channels / c.groups);
+    let taps = g.kernel[0] * g.kernel[1];
+    let (w, y, x) =
+        (code.pointer(&c.w.buffer, false), code.pointer(&c.y.buffer, false), code.pointer(&c.x.buffer, true));
+    let (iw, ow) = (g.input[1], g.output[1]);
+    // Term k is tap * co + channel; the window that reaches input pixel m with this tap, if there is one.
+    let mut a = vec![
+        format!("const {ty} tap = k / {co};"),
+        format!("const {ty} channel = k % {co};"),
+        format!("const {ty} sample = m / {};", g.input[0] * iw),
+        format!(
+            "const {ty} sy = m / {iw} % {} + {} - tap / {} * {};",
+            g.input[0], g.pads[0], g.kernel[1], g.dilations[0]
+        ),
+        format!("const {ty} sx = m % {iw} + {} - tap % {} * {};", g.pads[1], g.kernel[1], g.dilations[1]),
+    ];
+    let (sy, sx) = (g.strides[0], g.strides[1]);
+    a.push(format!("const bool hits = sy >= 0 && sx >= 0 && sy % {sy} == 0 && sx % {sx} == 0;"));
+    a.push(format!("const {ty} oy = sy / {sy};"));
+    a.push(format!("const {ty} ox = sx / {sx};"));
+    a.push(format!("if (hits && oy < {} && ox < {ow}) {{", g.output[0]));
+    a.push(format!(
+        "  v = {y}[((sample * {} + oy) * {ow} + ox) * {} + group * {co} + channel];",
+        g.output[0], c.out_channels
+    ));
+    a.push("}".into());
+    let b = format!("v = {w}[((group * {co} + k % {co}) * {taps} + k / {co}) * {ci} + n];");
+    Product {
+        family: "conv_input_grad",
+        ty,
+        rows: c.batch * g.input[0] * iw,
+        cols: ci,
+        terms: taps * co,
+        count: c.groups,
+        setup: vec![group(c, ty, "z")],
+        ranged: false,
+        a: Side { lines: a, along_terms: true },
+        b: Side { lines: vec![b], along_terms: false },
+        store: format!("{x}[m * {} + group * {ci} + n] = value;", c.in_channels),
+    }
+    .emit(code)
+}
+
+fn weight_grad(table: &Table<'_>, c: &Conv) -> Vec<Call> {
+    let mut code = Code::new(table);
+    describe(&mut code, c, "gradient of a convolution's weights");
+    let ty = index_type(largest(c));
+    let g = &c.geometry;
+    let (ci, co) = (c.in_channels / c.groups, c.out_channels / c.groups);
+    let cols = g.kernel[0] * g.kernel[1] * ci;
+    let pixels = c.batch * g.output[0] * g.output[1];
+    let (x, y) = (code.pointer(&c.x.buffer, false), code.pointer(&c.y.buffer, false));
+    let (count, to, offset) = match &c.split {
+        Some(s) => (s.count, &s.partials, s.partials.offset),
+        None => (1, &c.w, 0),
+    };
+    let to = code.pointer(&to.buffer, true);
+    let size = c.out_channels * cols;
+    let each = pixels.div_ceil(count);
+    let (part, of_group) = match (count > 1, c.groups > 1) {
+        (true, true) => (format!("z / {}", c.groups), format!("z % {}", c.groups)),
+        (true, false) => ("z".into(), String::new()),
+        (false, _) => ("0".into(), "z".into()),
+    };
+    let product = Product {
+        family: "conv_weight_grad",
+        ty,
+        rows: co,
+        cols,
+        terms: pixels,
+        count: count * c.groups,
+        setup: vec![
+            group(c, ty, &of_group),
+            format!("const {ty} part = {part};"),
+            format!("const {ty} begin = part * {each};"),
+            format!("const {ty} end = min(({ty})(begin + {each}), ({ty}){pixels});"),
+        ],
+        ranged: true,
+        a: Side { lines: vec![format!("v = {y}[k * {} + group * {co} + m];", c.out_channels)], along_terms: false },
+        b: Side { lines: patch(c, ty, &x, "k", "n"), along_terms: false },
+        store: format!("{to}[{offset} + part * {size} + (group * {co} + m) * {cols} + n] = value;"),
+    }
+    .emit(code);
+    let mut calls = vec![product];
+    if let Some(s) = &c.split {
+        calls.push(sum_partials(table, c, &s.partials.buffer, offset, count, size, "conv_weight_grad"));
+    }
+    calls
+}
+
+/// Adds the groups of a split weight gradient.
+pub(super) fn sum_partials(
+    table: &Table<'_>,
+    c: &Conv,
+    partials: &str,
+    offset: usize,
+    count: usize,
+    size: usize,
+    family: &'static str,
+) -> Call {
+    let mut code = Code::new(table);
+    let p = code.pointer(partials, false);
+    let w = code.pointer(&c.w.buffer, true);
+    let p = if offset == 0 { p } else { format!("({p} + {offset})") };
+    sum_groups(code, family, index_type(count * size), &p, count, size, &format!("{w}[i] = value;"))
+}

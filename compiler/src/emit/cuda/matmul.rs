@@ -1,0 +1,90 @@
+//! Batched matrix products with any strides.
+
+use slrc_plan::View;
+use slrc_plan::kernel::Matmul;
+
+use crate::emit::cuda::code::{Call, Code, Table, index_type, sum, times};
+use crate::emit::cuda::product::{Product, Side, sum_groups};
+
+pub(super) fn emit(table: &Table<'_>, p: &Matmul) -> Vec<Call> {
+    let count: usize = p.batch.iter().product();
+    let with = |tail: [usize; 2]| [&p.batch[..], &tail].concat();
+    let ends = [p.a.end(&with([p.m, p.k])), p.b.end(&with([p.k, p.n])), p.c.end(&with([p.m, p.n]))];
+    let ty = index_type(ends.into_iter().flatten().max().unwrap_or(0));
+    let mut code = Code::new(table);
+    let batch = if count > 1 { format!(", {} products", p.batch) } else { String::new() };
+    code.formula(format!("c[{}, {}] = sum of {} terms a[m, k] b[k, n]{batch}", p.m, p.n, p.k));
+    let d = p.batch.len();
+    let (a, b) = (code.pointer(&p.a.buffer, false), code.pointer(&p.b.buffer, false));
+    let element = |p: &str, v: &View, row: &str, col: &str| {
+        let mut terms: Vec<String> = Vec::new();
+        for (i, &s) in v.strides[..d].iter().enumerate() {
+            if s != 0 && count > 1 {
+                terms.push(times(&format!("z{i}"), s));
+            }
+        }
+        for (name, s) in [(row, v.strides[d]), (col, v.strides[d + 1])] {
+            if s != 0 {
+                terms.push(times(name, s));
+            }
+        }
+        if v.offset != 0 {
+            terms.push(v.offset.to_string());
+        }
+        format!("{p}[{}]", sum(terms))
+    };
+    let mut setup = Vec::new();
+    let mut inner = 1;
+    for i in (0..d).rev() {
+        if count > 1 {
+            setup.push(format!("const {ty} z{i} = z / {inner} % {};", p.batch[i]));
+        }
+        inner *= p.batch[i];
+    }
+    let a_side = Side {
+        lines: vec![format!("v = {};", element(&a, &p.a, "m", "k"))],
+        along_terms: p.a.strides[d + 1] <= p.a.strides[d],
+    };
+    let b_side = Side {
+        lines: vec![format!("v = {};", element(&b, &p.b, "k", "n"))],
+        along_terms: p.b.strides[d] < p.b.strides[d + 1],
+    };
+    let mut product = Product {
+        family: "matmul",
+        ty,
+        rows: p.m,
+        cols: p.n,
+        terms: p.k,
+        count,
+        setup,
+        ranged: false,
+        a: a_side,
+        b: b_side,
+        store: String::new(),
+    };
+    let Some(split) = &p.split else {
+        let c = code.pointer(&p.c.buffer, true);
+        product.store = format!("{} = value;", element(&c, &p.c, "m", "n"));
+        return vec![product.emit(code)];
+    };
+    // Only single products are split.
+    let each = p.k.div_ceil(split.count);
+    let size = p.m * p.n;
+    let partials = code.pointer(&split.partials.buffer, true);
+    let at = split.partials.offset;
+    product.count = split.count;
+    product.ranged = true;
+    product.setup = vec![
+        format!("const {ty} begin = z * {each};"),
+        format!("const {ty} end = min(({ty})(begin + {each}), ({ty}){});", p.k),
+    ];
+    product.store = format!("{partials}[{at} + z * {size} + m * {} + n] = value;", p.n);
+    let first = product.emit(code);
+    let mut code = Code::new(table);
+    let partials = code.pointer(&split.partials.buffer, false);
+    let c = code.pointer(&p.c.buffer, true);
+    let to = element(&c, &p.c, &format!("(i / {})", p.n), &format!("(i % {})", p.n));
+    let partials = if at == 0 { partials } else { format!("({partials} + {at})") };
+    let last = sum_groups(code, "matmul", ty, &partials, split.count, size, &format!("{to} = value;"));
+    vec![first, last]
+}
