@@ -45,8 +45,8 @@ fn build(g: &Goldens, text: &str) -> (Compiled, Session) {
     let mut session = Session::new(c.plan.clone(), Box::new(device), &tensors).expect("session");
     let x: Vec<f32> = g.get("x").iter().map(|&x| x as f32).collect();
     let y: Vec<i32> = g.get("y").iter().map(|&x| x as i32).collect();
-    session.set_input("input", &x.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
-    session.set_labels(&y);
+    session.set_input("input", &x.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()).expect("input");
+    session.set_labels(&y).expect("labels");
     (c, session)
 }
 
@@ -93,7 +93,7 @@ fn compare(g: &Goldens, method: &str, text: &str) {
         }
         if s == 0 && session.plan().settings.optimizer.starts_with("sgd lr") {
             // With momentum, the buffer after one step is the gradient.
-            let state = by_name(session.optimizer_state());
+            let state = by_name(session.optimizer_state().expect("state"));
             for name in g.below(&format!("{method}/grad1/")) {
                 let golden = g.get(&format!("{method}/grad1/{name}"));
                 let ours = &state[&format!("{name}.momentum_buffer")];
@@ -107,7 +107,7 @@ fn compare(g: &Goldens, method: &str, text: &str) {
         }
         for (at, prefix) in [(1, "param1"), (steps, "param5")] {
             if s + 1 == at {
-                let state = by_name(session.parameters());
+                let state = by_name(session.parameters().expect("parameters"));
                 for name in g.below(&format!("{method}/{prefix}/")) {
                     check(
                         &mut worst,

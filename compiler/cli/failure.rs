@@ -54,7 +54,10 @@ impl From<CompileError> for Failure {
 /// A failure of tensors that do not fit a plan, with the file they come from.
 pub(crate) fn in_file(path: &Path) -> impl FnOnce(StateError) -> Failure {
     let path = path.display().to_string();
-    move |e| Failure::Run(format!("{path}: {e}; the file is damaged or belongs to another plan"))
+    move |e| match e {
+        StateError::Device(e) => e.into(),
+        e => Failure::Run(format!("{path}: {e}; the file is damaged or belongs to another plan")),
+    }
 }
 
 macro_rules! failures {

@@ -6,6 +6,7 @@ use slrc_plan::kernel::{ConvDirection, KernelOp};
 use slrc_plan::random::{Sequence, stream_of};
 use slrc_plan::{DType, Kernel, Plan};
 use slrc_runtime::cpu::CpuDevice;
+use slrc_runtime::device::DeviceError;
 use slrc_runtime::folder::{read_plan, read_weights};
 use slrc_runtime::session::Session;
 
@@ -25,7 +26,7 @@ pub(crate) fn run(a: &ProfileArgs) -> Result<(), Failure> {
     let plan = read_plan(&a.plan)?;
     let device = CpuDevice::load(&plan, a.threads)?;
     let mut session = Session::new(plan, Box::new(device), &read_weights(&a.plan)?)?;
-    fill(&mut session);
+    fill(&mut session)?;
     let mut all: Vec<Timed> = Vec::new();
     let mut totals: Vec<f64> = Vec::new();
     // The first step touches memory for the first time.
@@ -49,7 +50,7 @@ pub(crate) fn run(a: &ProfileArgs) -> Result<(), Failure> {
 }
 
 /// Fills inputs and labels with seeded random values.
-fn fill(session: &mut Session) {
+fn fill(session: &mut Session) -> Result<(), DeviceError> {
     let inputs = session.plan().inputs.clone();
     for i in &inputs {
         let mut random = Sequence::new(0, stream_of(&i.name), 0);
@@ -61,13 +62,13 @@ fn fill(session: &mut Session) {
             DType::I32 => (0..count).flat_map(|_| whole().to_le_bytes()).collect(),
             DType::U8 => (0..count).map(|_| whole() as u8).collect(),
         };
-        session.set_input(&i.name, &data);
+        session.set_input(&i.name, &data)?;
     }
     let classes = session.plan().labels.classes;
     let mut random = Sequence::new(0, stream_of("labels"), 0);
     let labels: Vec<i32> =
         (0..session.labels_buffer().count()).map(|_| (random.unit() * classes as f32) as i32).collect();
-    session.set_labels(&labels);
+    session.set_labels(&labels)
 }
 
 fn median(values: &[f64]) -> f64 {

@@ -11,6 +11,16 @@ pub enum DeviceError {
         /// Bytes asked for.
         needed: usize,
     },
+    /// A GPU has too little memory free.
+    #[error("the plan needs {needed} bytes of {device}, where {free} are free; use more modules or a smaller batch")]
+    OutOfDeviceMemory {
+        /// Bytes asked for.
+        needed: usize,
+        /// Bytes free.
+        free: usize,
+        /// Which device.
+        device: String,
+    },
     /// A kernel met data it cannot work with.
     #[error("module {module}, kernel {kernel} ({nodes}): {reason}")]
     Kernel {
@@ -23,9 +33,39 @@ pub enum DeviceError {
         /// What is wrong.
         reason: String,
     },
-    /// The device cannot execute a plan's kernel.
+    /// The device cannot execute the plan.
     #[error("{0}")]
     Unsupported(String),
+    /// There is no such device, or a library it needs is missing. Says what to do.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The source of a plan's kernels does not compile: a damaged file, or a bug in the compiler that wrote it.
+    #[error("the kernels do not compile for {architecture}:\n{log}")]
+    Compile {
+        /// Compiled for this architecture.
+        architecture: String,
+        /// What the compiler says.
+        log: String,
+    },
+    /// A call of the device's driver failed; nothing else did.
+    #[error("{call} failed: {reason}")]
+    Call {
+        /// Name of the driver's function.
+        call: &'static str,
+        /// The driver's name and description of the error.
+        reason: String,
+    },
+    /// The device failed and can be used no more in this process.
+    #[error(
+        "the device failed in the work before {call}: {reason}; its memory is lost, the run's last checkpoint is intact: \
+         go on from it with --resume"
+    )]
+    Lost {
+        /// The driver's function that told.
+        call: &'static str,
+        /// The driver's name and description of the error.
+        reason: String,
+    },
 }
 
 /// Which of a module's programs to run.
@@ -47,11 +87,14 @@ pub struct StepContext {
 }
 
 /// A plan loaded on a device.
+///
+/// Calls take effect in order, but work may be under way when a call returns; what goes wrong in it is told by the call
+/// that finds out, at the latest by the next [`Device::read`].
 pub trait Device {
     /// Overwrites a buffer with bytes in its own memory order.
-    fn write(&mut self, buffer: &Buffer, bytes: &[u8]);
-    /// A buffer's bytes, in its own memory order.
-    fn read(&self, buffer: &Buffer) -> Vec<u8>;
+    fn write(&mut self, buffer: &Buffer, bytes: &[u8]) -> Result<(), DeviceError>;
+    /// A buffer's bytes, in its own memory order, when all work so far is done.
+    fn read(&self, buffer: &Buffer) -> Result<Vec<u8>, DeviceError>;
     /// Runs one program of module `module` (from 1).
     fn run(&mut self, module: usize, program: ProgramKind, context: StepContext) -> Result<(), DeviceError>;
     /// Runs one program kernel by kernel and calls `after` with each and the seconds it took.

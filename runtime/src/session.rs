@@ -35,6 +35,9 @@ pub enum StateError {
         /// Shape in the plan.
         wanted: Vec<usize>,
     },
+    /// The device could not take it.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 /// Numbers a module reports of a step.
@@ -110,7 +113,7 @@ impl Session {
                 DType::I32 => t.data.iter().flat_map(|&x| (x as i32).to_le_bytes()).collect(),
                 DType::U8 => t.data.iter().map(|&x| x as u8).collect(),
             };
-            self.device.write(&b, &to_memory(&b, &bytes));
+            self.device.write(&b, &to_memory(&b, &bytes))?;
         }
         Ok(())
     }
@@ -122,14 +125,14 @@ impl Session {
         self.write_all(&wanted, tensors)
     }
 
-    fn tensor(&self, name: &str, id: &str) -> NamedTensor {
+    fn tensor(&self, name: &str, id: &str) -> Result<NamedTensor, DeviceError> {
         let b = &self.buffers[id];
-        let bytes = to_row_major(b, &self.device.read(b));
-        NamedTensor { name: name.to_string(), shape: b.shape.0.clone(), data: bytemuck::pod_collect_to_vec(&bytes) }
+        let bytes = to_row_major(b, &self.device.read(b)?);
+        Ok(NamedTensor { name: name.to_string(), shape: b.shape.0.clone(), data: bytemuck::pod_collect_to_vec(&bytes) })
     }
 
     /// Weights and running statistics, in plan order.
-    pub fn parameters(&self) -> Vec<NamedTensor> {
+    pub fn parameters(&self) -> Result<Vec<NamedTensor>, DeviceError> {
         self.plan.parameters.iter().map(|p| self.tensor(&p.name, &p.buffer)).collect()
     }
 
@@ -139,7 +142,7 @@ impl Session {
     }
 
     /// Optimizer state, in plan order.
-    pub fn optimizer_state(&self) -> Vec<NamedTensor> {
+    pub fn optimizer_state(&self) -> Result<Vec<NamedTensor>, DeviceError> {
         self.plan.optimizer_state.iter().map(|o| self.tensor(&o.name, &o.buffer)).collect()
     }
 
@@ -155,25 +158,25 @@ impl Session {
     }
 
     /// Fills a data input with a batch in row-major order, in the input's type.
-    pub fn set_input(&mut self, name: &str, bytes: &[u8]) {
+    pub fn set_input(&mut self, name: &str, bytes: &[u8]) -> Result<(), DeviceError> {
         let b = self.input_buffer(name).expect("invariant: callers use the plan's input names").clone();
-        self.device.write(&b, bytes);
+        self.device.write(&b, bytes)
     }
 
     /// Fills the labels.
-    pub fn set_labels(&mut self, labels: &[i32]) {
+    pub fn set_labels(&mut self, labels: &[i32]) -> Result<(), DeviceError> {
         let b = self.labels_buffer().clone();
-        self.device.write(&b, bytemuck::cast_slice(labels));
+        self.device.write(&b, bytemuck::cast_slice(labels))
     }
 
     /// Trains one step: every module in turn. `run_steps` is the length of the run, which schedules may depend on.
     pub fn step(&mut self, step: u64, run_steps: u64) -> Result<Vec<ModuleReport>, DeviceError> {
-        self.set_scalars(step, run_steps);
+        self.set_scalars(step, run_steps)?;
         let context = StepContext { seed: self.plan.settings.seed, step };
         for m in &self.plan.modules {
             self.device.run(m.index, ProgramKind::Step, context)?;
         }
-        Ok(self.plan.modules.iter().map(|m| self.report(&m.metrics)).collect())
+        self.plan.modules.iter().map(|m| self.report(&m.metrics)).collect()
     }
 
     /// Trains one step kernel by kernel; `after` is told the module, the kernel and the seconds it took.
@@ -182,7 +185,7 @@ impl Session {
         step: u64,
         after: &mut (dyn FnMut(usize, &Kernel, f64) + Send),
     ) -> Result<(), DeviceError> {
-        self.set_scalars(step, step + 1);
+        self.set_scalars(step, step + 1)?;
         let context = StepContext { seed: self.plan.settings.seed, step };
         for m in &self.plan.modules {
             self.device.profile(m.index, ProgramKind::Step, context, &mut |k, seconds| after(m.index, k, seconds))?;
@@ -190,33 +193,37 @@ impl Session {
         Ok(())
     }
 
-    fn set_scalars(&mut self, step: u64, run_steps: u64) {
+    fn set_scalars(&mut self, step: u64, run_steps: u64) -> Result<(), DeviceError> {
         for s in &self.plan.scalars {
             let value = s.schedule.at(step, run_steps) as f32;
-            self.device.write(&self.buffers[&s.buffer], &value.to_le_bytes());
+            self.device.write(&self.buffers[&s.buffer], &value.to_le_bytes())?;
         }
+        Ok(())
     }
 
-    fn number(&self, id: &str) -> f32 {
-        let bytes = self.device.read(&self.buffers[id]);
-        f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    fn number(&self, id: &str) -> Result<f32, DeviceError> {
+        let bytes = self.device.read(&self.buffers[id])?;
+        Ok(f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
     }
 
-    fn report(&self, m: &slrc_plan::plan::Metrics) -> ModuleReport {
-        ModuleReport {
-            loss: self.number(&m.loss),
-            accuracy: self.number(&m.accuracy),
-            boundary: m.boundary.as_ref().map(|b| BoundaryReport {
-                discord: self.number(&b.discord),
-                cosine: self.number(&b.cosine),
-                ratio: self.number(&b.ratio),
-            }),
-        }
+    fn report(&self, m: &slrc_plan::plan::Metrics) -> Result<ModuleReport, DeviceError> {
+        let boundary = |b: &slrc_plan::plan::BoundaryMetrics| {
+            Ok(BoundaryReport {
+                discord: self.number(&b.discord)?,
+                cosine: self.number(&b.cosine)?,
+                ratio: self.number(&b.ratio)?,
+            })
+        };
+        Ok(ModuleReport {
+            loss: self.number(&m.loss)?,
+            accuracy: self.number(&m.accuracy)?,
+            boundary: m.boundary.as_ref().map(boundary).transpose()?,
+        })
     }
 
-    fn floats(&self, id: &str) -> Vec<f32> {
+    fn floats(&self, id: &str) -> Result<Vec<f32>, DeviceError> {
         let b = &self.buffers[id];
-        bytemuck::pod_collect_to_vec(&to_row_major(b, &self.device.read(b)))
+        Ok(bytemuck::pod_collect_to_vec(&to_row_major(b, &self.device.read(b)?)))
     }
 
     /// Inference of the batch: what every head yields, in module order, and the network's logits, row-major.
@@ -228,9 +235,9 @@ impl Session {
             self.device.run(m.index, ProgramKind::Eval, context)?;
             // The next module's program reuses the arena.
             let o = &m.eval_outputs;
-            reports.push(EvalReport { loss: self.floats(&o.loss), correct: self.floats(&o.correct) });
+            reports.push(EvalReport { loss: self.floats(&o.loss)?, correct: self.floats(&o.correct)? });
             if m.index == self.plan.modules.len() {
-                logits = self.floats(&o.logits);
+                logits = self.floats(&o.logits)?;
             }
         }
         Ok((reports, logits))

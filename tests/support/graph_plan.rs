@@ -121,7 +121,7 @@ pub(crate) fn run_on_cpu(g: &Graph, inputs: &[Tensor], variables: &[Tensor], thr
             DType::I32 => t.iter().flat_map(|&x| (x as i32).to_le_bytes()).collect(),
             DType::U8 => t.iter().map(|&x| x as u8).collect(),
         };
-        device.write(b, &to_memory(b, &bytes));
+        device.write(b, &to_memory(b, &bytes)).expect("write");
     };
     for (i, t) in g.inputs.iter().zip(inputs_for(&g, inputs)) {
         put(&mut device, &Names::input(i, 1), &t.data);
@@ -137,7 +137,7 @@ pub(crate) fn run_on_cpu(g: &Graph, inputs: &[Tensor], variables: &[Tensor], thr
     }
     device.run(1, ProgramKind::Eval, StepContext { seed: 0, step: 0 }).expect("run");
     let b = plan.modules[0].eval.buffers.iter().find(|b| b.id == y).expect("result");
-    let bytes = to_row_major(b, &device.read(b));
+    let bytes = to_row_major(b, &device.read(b).expect("read"));
     let data = bytes.chunks_exact(4).map(|x| f64::from(f32::from_le_bytes([x[0], x[1], x[2], x[3]]))).collect();
     Tensor::new(b.shape.0.clone(), data)
 }

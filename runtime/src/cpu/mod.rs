@@ -74,12 +74,13 @@ fn run(module: usize, k: &Kernel, p: &Prepared, context: StepContext) -> Result<
 }
 
 impl Device for CpuDevice {
-    fn write(&mut self, buffer: &Buffer, bytes: &[u8]) {
+    fn write(&mut self, buffer: &Buffer, bytes: &[u8]) -> Result<(), DeviceError> {
         self.memory.bytes_mut(buffer).copy_from_slice(bytes);
+        Ok(())
     }
 
-    fn read(&self, buffer: &Buffer) -> Vec<u8> {
-        self.memory.bytes(buffer).to_vec()
+    fn read(&self, buffer: &Buffer) -> Result<Vec<u8>, DeviceError> {
+        Ok(self.memory.bytes(buffer).to_vec())
     }
 
     fn run(&mut self, module: usize, program: ProgramKind, context: StepContext) -> Result<(), DeviceError> {

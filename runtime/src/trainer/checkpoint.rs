@@ -118,7 +118,7 @@ impl Checkpoint {
     }
 
     /// Writes a session's state as the run's checkpoint.
-    pub fn save(run: &Path, session: &Session, state: &RunState) -> Result<(), FileError> {
+    pub fn save(run: &Path, session: &Session, state: &RunState) -> Result<(), TrainError> {
         let folder = run.join(FOLDER);
         writing(&folder, std::fs::create_dir_all(&folder))?;
         let name = format!("step-{:09}", state.step);
@@ -131,8 +131,8 @@ impl Checkpoint {
             return Ok(());
         }
         writing(&new, std::fs::create_dir(&new))?;
-        write_safetensors(&new.join(PARAMETERS), &session.parameters())?;
-        write_safetensors(&new.join(OPTIMIZER), &session.optimizer_state())?;
+        write_safetensors(&new.join(PARAMETERS), &session.parameters()?)?;
+        write_safetensors(&new.join(OPTIMIZER), &session.optimizer_state()?)?;
         let text = serde_json::to_string_pretty(state).expect("invariant: the state is plain data");
         write_atomic(&new.join(STATE), text.as_bytes())?;
         writing(&new, sync_folder(&new))?;

@@ -190,7 +190,7 @@ pub fn train(
             epoch_order = Some((epoch, order.epoch(epoch)));
         }
         let samples = &epoch_order.as_ref().expect("set above").1[within * batch..(within + 1) * batch];
-        feed(session, data, samples);
+        feed(session, data, samples)?;
         let modules = session.step(state.step, total)?;
         if let Some((i, m)) = modules.iter().enumerate().find(|(_, m)| !m.loss.is_finite()) {
             return Err(TrainError::Diverged { module: i + 1, loss: m.loss, step: state.step });
@@ -201,7 +201,7 @@ pub fn train(
         }
         if state.step % every == 0 || state.step == total {
             log.sync()?;
-            if let Some(t) = session.parameters().into_iter().find(|t| t.data.iter().any(|x| !x.is_finite())) {
+            if let Some(t) = session.parameters()?.into_iter().find(|t| t.data.iter().any(|x| !x.is_finite())) {
                 return Err(TrainError::Overflow { name: t.name, step: state.step });
             }
             Checkpoint::save(run, session, &state)?;
@@ -212,13 +212,13 @@ pub fn train(
 }
 
 /// Puts a batch on the device.
-fn feed(session: &mut Session, data: &Dataset, samples: &[u32]) {
+fn feed(session: &mut Session, data: &Dataset, samples: &[u32]) -> Result<(), DeviceError> {
     let inputs = session.plan().inputs.clone();
     for input in &inputs {
         let bytes = data.input_batch(session.plan(), input, samples);
-        session.set_input(&input.name, &bytes);
+        session.set_input(&input.name, &bytes)?;
     }
-    session.set_labels(&data.label_batch(samples));
+    session.set_labels(&data.label_batch(samples))
 }
 
 /// Mean loss and accuracy of one head over a data set.
@@ -253,7 +253,7 @@ pub fn evaluate(
     while done < data.count {
         let take = batch.min(data.count - done);
         let samples: Vec<u32> = (0..batch).map(|i| (done + if i < take { i } else { 0 }) as u32).collect();
-        feed(session, data, &samples);
+        feed(session, data, &samples)?;
         let (reports, batch_logits) = session.eval()?;
         for (sum, r) in sums.iter_mut().zip(&reports) {
             sum.0 += r.loss[..take].iter().map(|&x| f64::from(x)).sum::<f64>();
