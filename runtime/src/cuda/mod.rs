@@ -1,0 +1,226 @@
+//! The CUDA device: a plan's launches on one GPU, through NVIDIA's driver and runtime compiler.
+//!
+//! Both are libraries that are looked for when a device is asked for: the program builds and starts on any machine.
+//! [`probe`] finds what is there; [`compile`] makes machine code of a plan's `kernels.cu`, which a cache on disk keeps;
+//! [`CudaDevice`] holds one allocation of the size the plan says and one stream on which everything happens in order. A
+//! program is recorded as a graph when it first runs and replayed from then on.
+//!
+//! Unsafe code is allowed in this folder because every call of the driver is unsafe. Its contract: a plan passes
+//! [`slrc_plan::validate`] before it is loaded, and `kernels.cu` is the one that was written with it, so that launches
+//! pass the arguments their functions take and functions stay within their kernels' buffers.
+#![allow(unsafe_code, reason = "the driver's interface is C's; see the contract above")]
+
+pub mod architecture;
+mod cache;
+pub mod compile;
+mod error;
+mod layout;
+mod memory;
+pub mod probe;
+mod program;
+mod staging;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream};
+use cudarc::nvrtc::Ptx;
+use slrc_plan::launch::fault;
+use slrc_plan::{Buffer, Kernel, Plan, Space};
+
+use crate::cuda::architecture::Architecture;
+use crate::cuda::cache::Cache;
+use crate::cuda::error::Called;
+use crate::cuda::memory::Memory;
+use crate::cuda::probe::DeviceInfo;
+use crate::cuda::program::{Place, Program};
+use crate::device::{Device, DeviceError, ProgramKind, StepContext};
+
+/// How a device runs programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Launching {
+    /// Recorded as a graph, one call a program.
+    Graphs,
+    /// Launch by launch: an error is told nearer to where it happens.
+    Eager,
+}
+
+impl Launching {
+    /// What `SLRC_CUDA_GRAPHS` says: 1 (or unset) for graphs, 0 for launch by launch.
+    pub fn from_environment() -> Result<Launching, DeviceError> {
+        match std::env::var("SLRC_CUDA_GRAPHS").as_deref() {
+            Err(_) | Ok("" | "1") => Ok(Launching::Graphs),
+            Ok("0") => Ok(Launching::Eager),
+            Ok(other) => Err(DeviceError::Unsupported(format!("SLRC_CUDA_GRAPHS is `{other}`; it can be 0 or 1"))),
+        }
+    }
+}
+
+/// A plan on a GPU.
+pub struct CudaDevice {
+    /// Of each module: training and evaluation. Fields are dropped in order, work before what it works on.
+    programs: Vec<[Program; 2]>,
+    memory: Memory,
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+    launching: Launching,
+    /// Seed and step in device memory.
+    run: Option<StepContext>,
+    /// Metrics and faults as of the last program; absent while they may have changed.
+    report: RefCell<Option<Vec<u8>>>,
+}
+
+impl CudaDevice {
+    /// Compiles a validated plan's kernels, or finds them in the cache, and allocates its memory on device `ordinal`.
+    pub fn load(plan: &Plan, ordinal: usize, source: &str, launching: Launching) -> Result<CudaDevice, DeviceError> {
+        let info = probe::device_info(ordinal)?;
+        let code = machine_code(plan, source, &info)?;
+        let context = CudaContext::new(ordinal).called("cuDevicePrimaryCtxRetain")?;
+        // SAFETY: one stream does everything, in order; a graph could not be recorded with waits for events in it.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().called("cuStreamCreate")?;
+        let code = context.load_module(Ptx::from_binary(code)).called("cuModuleLoadData")?;
+        let memory = Memory::allocate(plan, &stream, &format!("cuda:{ordinal} ({})", info.name))?;
+        let buffers: BTreeMap<&str, &Buffer> = plan.all_buffers().map(|b| (b.id.as_str(), b)).collect();
+        let prepare = |module: usize, kind: ProgramKind, p: &slrc_plan::plan::Program| {
+            Program::prepare(p, &code, &Place { module, kind, memory: &memory, buffers: &buffers })
+        };
+        let programs = plan
+            .modules
+            .iter()
+            .map(|m| Ok([prepare(m.index, ProgramKind::Step, &m.step)?, prepare(m.index, ProgramKind::Eval, &m.eval)?]))
+            .collect::<Result<_, DeviceError>>()?;
+        Ok(CudaDevice { programs, memory, stream, context, launching, run: None, report: RefCell::new(None) })
+    }
+
+    /// Bytes allocated on the device: the plan's spaces, aligned, and a few for the runtime.
+    pub fn allocated(&self) -> usize {
+        self.memory.layout().total()
+    }
+
+    fn bind(&self) -> Result<(), DeviceError> {
+        self.context.bind_to_thread().called("cuCtxSetCurrent")
+    }
+
+    /// Puts seed and step where kernels read them.
+    fn set_run(&mut self, context: StepContext) -> Result<(), DeviceError> {
+        if self.run == Some(context) {
+            return Ok(());
+        }
+        let mut bytes = context.seed.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&context.step.to_le_bytes());
+        self.memory.write(self.memory.layout().run(), &bytes)?;
+        self.run = Some(context);
+        Ok(())
+    }
+
+    /// Waits for all work; an error if a kernel met data it cannot work with.
+    fn settle(&self) -> Result<(), DeviceError> {
+        if self.report.borrow().is_some() {
+            return Ok(());
+        }
+        let report = self.memory.read_report()?;
+        let layout = self.memory.layout();
+        for (i, programs) in self.programs.iter().enumerate() {
+            for (program, kind) in programs.iter().zip([ProgramKind::Step, ProgramKind::Eval]) {
+                let at = layout.fault(i + 1, kind) - layout.status().start;
+                let number = i32::from_le_bytes([report[at], report[at + 1], report[at + 2], report[at + 3]]);
+                if number != fault::NONE {
+                    // The fault is told once, as another device would.
+                    self.memory.fill(layout.faults(), 0)?;
+                    return Err(fault_error(i + 1, program, number));
+                }
+            }
+        }
+        *self.report.borrow_mut() = Some(report);
+        Ok(())
+    }
+}
+
+fn fault_error(module: usize, program: &Program, number: i32) -> DeviceError {
+    let (kernel, nodes) = program.suspects();
+    let reason = match number {
+        fault::INDEX => "an index lies outside its table".to_string(),
+        other => format!("fault {other}"),
+    };
+    DeviceError::Kernel { module, kernel, nodes, reason }
+}
+
+/// The plan's kernels compiled for a device.
+fn machine_code(plan: &Plan, source: &str, info: &DeviceInfo) -> Result<Vec<u8>, DeviceError> {
+    let target = &plan.settings.target;
+    let unsuitable = |reason: String| DeviceError::Unsupported(reason);
+    let wanted: Architecture = target.strip_prefix("cuda:").unwrap_or_default().parse().map_err(|_| {
+        unsuitable(format!("the plan is for {target}; compile it with --target cuda for a CUDA device"))
+    })?;
+    let own = info.architecture;
+    if own < wanted {
+        return Err(unsuitable(format!(
+            "the plan is for {wanted} or later, cuda:{} ({}) is {own}; compile it with --target cuda:{own}",
+            info.ordinal, info.name
+        )));
+    }
+    let compiler = probe::compiler_version()?;
+    probe::check_pair(probe::driver_version()?, compiler)?;
+    let known = compile::known_architectures()?;
+    let architecture = own.best_of(&known).ok_or_else(|| {
+        let newest = known.iter().max().map_or("nothing".to_string(), Architecture::to_string);
+        DeviceError::Unavailable(format!(
+            "the CUDA compiler (libnvrtc {}.{}) cannot compile for {own}, the newest it knows is {newest}; install a newer one",
+            compiler.0, compiler.1
+        ))
+    })?;
+    let key = cache::key(source, &compile::options(architecture), architecture, compiler);
+    Cache::from_environment().get(&key, || compile::compile_cubin(source, architecture))
+}
+
+impl Device for CudaDevice {
+    fn write(&mut self, buffer: &Buffer, bytes: &[u8]) -> Result<(), DeviceError> {
+        assert_eq!(buffer.bytes, bytes.len(), "invariant: callers give the buffer's bytes");
+        self.bind()?;
+        if buffer.space == Space::Metric {
+            self.settle()?;
+            *self.report.borrow_mut() = None;
+        }
+        self.memory.write(self.memory.layout().buffer(buffer).start, bytes)
+    }
+
+    fn read(&self, buffer: &Buffer) -> Result<Vec<u8>, DeviceError> {
+        self.bind()?;
+        self.settle()?;
+        let range = self.memory.layout().buffer(buffer);
+        if buffer.space != Space::Metric {
+            return self.memory.read(range);
+        }
+        let start = self.memory.layout().status().start;
+        let report = self.report.borrow();
+        let report = report.as_ref().expect("invariant: settled above");
+        Ok(report[range.start - start..range.end - start].to_vec())
+    }
+
+    fn run(&mut self, module: usize, program: ProgramKind, context: StepContext) -> Result<(), DeviceError> {
+        self.bind()?;
+        self.set_run(context)?;
+        *self.report.get_mut() = None;
+        let program = &mut self.programs[module - 1][program as usize];
+        match self.launching {
+            Launching::Graphs => program.run_graph(&self.stream),
+            Launching::Eager => program.run(&self.stream),
+        }
+    }
+
+    fn profile(
+        &mut self,
+        module: usize,
+        program: ProgramKind,
+        context: StepContext,
+        after: &mut (dyn FnMut(&Kernel, f64) + Send),
+    ) -> Result<(), DeviceError> {
+        self.bind()?;
+        self.set_run(context)?;
+        *self.report.get_mut() = None;
+        self.programs[module - 1][program as usize].profile(&self.stream, after)?;
+        self.settle()
+    }
+}

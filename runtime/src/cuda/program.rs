@@ -1,0 +1,176 @@
+//! A module's program on a device: its launches, run one by one or as a graph.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{CUdeviceptr, CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::{CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaStream, result};
+use slrc_plan::launch::{Launch, LaunchArg};
+use slrc_plan::plan::Program as Plan;
+use slrc_plan::{Buffer, Kernel};
+
+use crate::cuda::error::Called;
+use crate::cuda::memory::Memory;
+use crate::device::{DeviceError, ProgramKind};
+
+/// A launch with everything resolved.
+struct Prepared {
+    function: CudaFunction,
+    name: String,
+    grid: (u32, u32, u32),
+    block: u32,
+    shared: u32,
+    /// What the function's parameters are: addresses, one each.
+    arguments: Vec<CUdeviceptr>,
+    /// The kernel whose time it is taken for.
+    kernel: usize,
+    /// Whether it may report a fault.
+    faults: bool,
+}
+
+/// Names a program in a plan, with where its launches' arguments lie.
+pub(super) struct Place<'a> {
+    pub(super) module: usize,
+    pub(super) kind: ProgramKind,
+    pub(super) memory: &'a Memory,
+    pub(super) buffers: &'a BTreeMap<&'a str, &'a Buffer>,
+}
+
+/// A prepared program.
+pub(super) struct Program {
+    kernels: Vec<Kernel>,
+    launches: Vec<Prepared>,
+    /// Recorded by the first run.
+    graph: Option<CudaGraph>,
+}
+
+impl Program {
+    /// Resolves a program's functions and arguments.
+    pub(super) fn prepare(plan: &Plan, code: &Arc<CudaModule>, place: &Place<'_>) -> Result<Program, DeviceError> {
+        let index: BTreeMap<&str, usize> = plan.kernels.iter().enumerate().map(|(i, k)| (k.id.as_str(), i)).collect();
+        let prepare = |l: &Launch| {
+            let kernel = l.kernels.first().and_then(|id| index.get(id.as_str())).copied().unwrap_or(0);
+            prepare(l, kernel, code, place)
+        };
+        let launches = plan.launches.iter().map(prepare).collect::<Result<_, _>>()?;
+        Ok(Program { kernels: plan.kernels.clone(), launches, graph: None })
+    }
+
+    /// Queues the program's launches, one by one.
+    pub(super) fn run(&self, stream: &CudaStream) -> Result<(), DeviceError> {
+        self.launches.iter().try_for_each(|l| l.launch(stream))
+    }
+
+    /// Queues the program as a graph; the first run records it.
+    pub(super) fn run_graph(&mut self, stream: &Arc<CudaStream>) -> Result<(), DeviceError> {
+        if self.graph.is_none() {
+            self.graph = self.record(stream)?;
+        }
+        // A program without launches leaves no graph.
+        self.graph.as_ref().map_or(Ok(()), |g| g.launch().called("cuGraphLaunch"))
+    }
+
+    fn record(&self, stream: &Arc<CudaStream>) -> Result<Option<CudaGraph>, DeviceError> {
+        if self.launches.is_empty() {
+            return Ok(None);
+        }
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        stream.begin_capture(mode).called("cuStreamBeginCapture")?;
+        let launched = self.run(stream);
+        // Recording ends whatever happened in it; the first error is the one to tell.
+        let graph = stream.end_capture(CUgraphInstantiate_flags(0)).called("cuStreamEndCapture");
+        launched.and(graph)
+    }
+
+    /// Runs the launches one by one, waits, and tells each kernel's seconds: those of all launches taken for it.
+    pub(super) fn profile(
+        &self,
+        stream: &CudaStream,
+        after: &mut (dyn FnMut(&Kernel, f64) + Send),
+    ) -> Result<(), DeviceError> {
+        let mark = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).called("cuEventRecord");
+        let mut marks: Vec<CudaEvent> = vec![mark()?];
+        for l in &self.launches {
+            l.launch(stream)?;
+            marks.push(mark()?);
+        }
+        let mut seconds: BTreeMap<usize, f64> = BTreeMap::new();
+        for (l, pair) in self.launches.iter().zip(marks.windows(2)) {
+            let ms = pair[0].elapsed_ms(&pair[1]).called("cuEventElapsedTime")?;
+            *seconds.entry(l.kernel).or_default() += f64::from(ms) / 1e3;
+        }
+        for (kernel, s) in seconds {
+            after(&self.kernels[kernel], s);
+        }
+        Ok(())
+    }
+
+    /// Kernels that may report a fault, by id, and the nodes whose work they do.
+    pub(super) fn suspects(&self) -> (String, String) {
+        let mut kernels: Vec<&Kernel> =
+            self.launches.iter().filter(|l| l.faults).map(|l| &self.kernels[l.kernel]).collect();
+        kernels.dedup_by_key(|k| &k.id);
+        let ids: Vec<&str> = kernels.iter().map(|k| k.id.as_str()).collect();
+        let nodes: Vec<&str> = kernels.iter().flat_map(|k| &k.nodes).map(String::as_str).collect();
+        (ids.join(" or "), nodes.join(", "))
+    }
+}
+
+fn prepare(l: &Launch, kernel: usize, code: &Arc<CudaModule>, place: &Place<'_>) -> Result<Prepared, DeviceError> {
+    let wrong = |reason: &str| {
+        let (module, function) = (place.module, &l.function);
+        DeviceError::Unsupported(format!("module {module}, launch of {function}: {reason}; compile the plan again"))
+    };
+    if l.function.contains('\0') {
+        return Err(wrong("the name is not one of C"));
+    }
+    let function = code.load_function(&l.function).called("cuModuleGetFunction").map_err(|e| match e {
+        DeviceError::Call { .. } => wrong("kernels.cu has no such function"),
+        lost => lost,
+    })?;
+    let small = |n: usize| u32::try_from(n).map_err(|_| wrong("an extent is too large"));
+    let [x, y, z] = l.grid.0[..] else { return Err(wrong("the grid does not have three extents")) };
+    let layout = place.memory.layout();
+    let address = |a: &LaunchArg| match a {
+        LaunchArg::Buffer(id) => place
+            .buffers
+            .get(id.as_str())
+            .map(|b| place.memory.address(layout.buffer(b).start))
+            .ok_or_else(|| wrong("an argument is no buffer of the plan")),
+        LaunchArg::Run => Ok(place.memory.address(layout.run())),
+        LaunchArg::Fault => Ok(place.memory.address(layout.fault(place.module, place.kind))),
+    };
+    Ok(Prepared {
+        function,
+        name: l.function.clone(),
+        grid: (small(x)?, small(y)?, small(z)?),
+        block: small(l.block)?,
+        shared: small(l.shared)?,
+        arguments: l.args.iter().map(address).collect::<Result<_, _>>()?,
+        kernel,
+        faults: l.args.contains(&LaunchArg::Fault),
+    })
+}
+
+impl Prepared {
+    fn launch(&self, stream: &CudaStream) -> Result<(), DeviceError> {
+        let mut parameters: Vec<*mut std::ffi::c_void> =
+            self.arguments.iter().map(|a| std::ptr::from_ref(a).cast_mut().cast()).collect();
+        // SAFETY: the driver copies the parameters during the call and writes none. They are what the function of the
+        // same name in the plan's own source takes, and by the plan's validation its kernels stay in their buffers.
+        let launched = unsafe {
+            let (grid, block) = (self.grid, (self.block, 1, 1));
+            let function = self.function.cu_function();
+            result::launch_kernel(function, grid, block, self.shared, stream.cu_stream(), &mut parameters)
+        };
+        launched.called("cuLaunchKernel").map_err(|e| match e {
+            DeviceError::Call { call, reason } => {
+                DeviceError::Call { call, reason: format!("{reason}, of function {}", self.name) }
+            }
+            DeviceError::Lost { call, reason } => {
+                DeviceError::Lost { call, reason: format!("{reason}, at function {}", self.name) }
+            }
+            other => other,
+        })
+    }
+}
