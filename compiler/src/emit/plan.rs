@@ -241,11 +241,13 @@ fn scalars(names: &Names, buffers: &mut Vec<Buffer>, memory: &mut Memory) -> Vec
 /// Boundaries use two slots in turn: when module `k` runs, boundary `k - 1` is read and boundary `k` written.
 fn boundaries(modules: &[CompiledModule], buffers: &mut Vec<Buffer>, memory: &mut Memory) -> Vec<BoundaryDecl> {
     let mut sizes = [0usize; 2];
-    let mut found: Vec<(usize, BTreeMap<&str, (String, Type)>, String)> = Vec::new();
+    /// Id and type of `x`, and of `e` where there is one.
+    type Parts = BTreeMap<&'static str, (String, Type)>;
+    let mut found: Vec<(usize, Parts, String)> = Vec::new();
     for (i, m) in modules.iter().enumerate() {
         let Some(value) = &m.output else { continue };
         let root = |want: &dyn Fn(&crate::ir::RootKind) -> bool| m.train.root(want).map(|r| m.train.ty(r).clone());
-        let mut parts = BTreeMap::new();
+        let mut parts = Parts::new();
         if let Some(ty) = root(&|k| matches!(k, crate::ir::RootKind::Output(_))) {
             parts.insert("x", (Names::boundary(i + 1), ty));
         }

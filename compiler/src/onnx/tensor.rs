@@ -147,7 +147,7 @@ pub fn read_numbers(file: &OnnxFile, t: &TensorProto) -> Result<Const, OnnxError
     Ok(Const { elem: elem_of(dtype).expect("invariant: checked by data_type"), shape, data })
 }
 
-fn from_raw(t: &TensorProto, dtype: DataType, raw: &Cow<'_, [u8]>, count: usize) -> Result<Vec<f64>, OnnxError> {
+fn from_raw(t: &TensorProto, dtype: DataType, raw: &[u8], count: usize) -> Result<Vec<f64>, OnnxError> {
     macro_rules! read {
         ($ty:ty) => {{
             check_length(t, raw.len(), count, size_of::<$ty>())?;

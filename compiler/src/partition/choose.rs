@@ -28,9 +28,9 @@ pub fn choose<E: From<PartitionError>>(
             }
             let n = found.cuts.len() + 1;
             let mut table = vec![vec![Cost::default(); n + 1]; n + 1];
-            for i in 0..n {
-                for j in i + 1..=n {
-                    table[i][j] = cost(i, j)?;
+            for (i, row) in table.iter_mut().enumerate().take(n) {
+                for (j, entry) in row.iter_mut().enumerate().skip(i + 1) {
+                    *entry = cost(i, j)?;
                 }
             }
             Ok(balance(&table, *k).into_iter().map(|c| found.cuts[c - 1].clone()).collect())

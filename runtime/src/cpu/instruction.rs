@@ -116,7 +116,7 @@ pub(super) fn max(v: Vector, x: &[f32]) -> f32 {
 /// The larger of two, NaN if either is.
 #[inline(always)]
 pub(super) fn larger(a: f32, b: f32) -> f32 {
-    if a > b || a != a { a } else { b }
+    if a > b || a.is_nan() { a } else { b }
 }
 
 fn combine(v: Vector, x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32 + Copy) -> f32 {

@@ -1,7 +1,7 @@
 //! Training: batches in order, steps, logged numbers, checkpoints.
 //!
-//! A run is a folder: `plan.yaml`, `model.onnx`, `constants.safetensors`, `metrics.jsonl` and `checkpoint/`. What a run computes is a
-//! function of the plan, the weights, the data and the seed; stopping it at any moment and resuming changes nothing.
+//! A run is a folder: `plan.yaml` (and its `kernels.cu`), `model.onnx`, `constants.safetensors`, `metrics.jsonl` and
+//! `checkpoint/`. What a run computes is a function of the plan, the weights, the data and the seed; stopping it at any moment and resuming changes nothing.
 
 pub mod checkpoint;
 pub mod metrics;
@@ -120,6 +120,9 @@ pub fn create_run(run: &Path, plan_folder: &Path) -> Result<(), TrainError> {
         .filter(|t| plan.constants.iter().any(|c| c.name == t.name))
         .collect();
     write_safetensors(&run.join(CONSTANTS), &constants)?;
+    if let Some(kernels) = crate::folder::read_kernels(plan_folder, &plan)? {
+        write_atomic(&run.join(files::KERNELS), kernels.as_bytes())?;
+    }
     for name in [files::MODEL, files::PLAN] {
         let bytes = crate::files::read(&plan_folder.join(name))?;
         write_atomic(&run.join(name), &bytes)?;
@@ -196,10 +199,10 @@ pub fn train(
             return Err(TrainError::Diverged { module: i + 1, loss: m.loss, step: state.step });
         }
         state.step += 1;
-        if state.step % options.log_every.max(1) == 0 || state.step == total || state.step == 1 {
+        if state.step.is_multiple_of(options.log_every.max(1)) || state.step == total || state.step == 1 {
             log.write(state.step, epoch, &modules)?;
         }
-        if state.step % every == 0 || state.step == total {
+        if state.step.is_multiple_of(every) || state.step == total {
             log.sync()?;
             if let Some(t) = session.parameters()?.into_iter().find(|t| t.data.iter().any(|x| !x.is_finite())) {
                 return Err(TrainError::Overflow { name: t.name, step: state.step });

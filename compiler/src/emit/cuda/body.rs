@@ -187,7 +187,7 @@ pub(super) fn identity(c: Combine) -> String {
 pub(super) fn combined(c: Combine, a: &str, b: &str) -> String {
     match c {
         Combine::Sum => format!("{a} + {b}"),
-        Combine::Max => format!("fmaxf({a}, {b})"),
+        Combine::Max => format!("larger({a}, {b})"),
     }
 }
 

@@ -135,6 +135,11 @@ impl Source {
 
 /// Device functions that kernels share.
 const PRELUDE: &str = r#"
+// The larger of two, NaN if either is.
+static __device__ __forceinline__ float larger(float a, float b) {
+  return a > b || a != a ? a : b;
+}
+
 // Sum over a warp's lanes in a fixed tree; every lane gets the result.
 static __device__ __forceinline__ float warp_sum(float x) {
   for (int d = 16; d > 0; d /= 2) {
@@ -145,7 +150,7 @@ static __device__ __forceinline__ float warp_sum(float x) {
 
 static __device__ __forceinline__ float warp_max(float x) {
   for (int d = 16; d > 0; d /= 2) {
-    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, d));
+    x = larger(x, __shfl_xor_sync(0xffffffffu, x, d));
   }
   return x;
 }
@@ -173,7 +178,7 @@ static __device__ __forceinline__ float block_max(float x, float* partial) {
   __syncthreads();
   x = partial[0];
   for (int w = 1; w < 8; ++w) {
-    x = fmaxf(x, partial[w]);
+    x = larger(x, partial[w]);
   }
   __syncthreads();
   return x;

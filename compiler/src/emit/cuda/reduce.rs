@@ -186,7 +186,7 @@ impl Reduce<'_> {
 
     /// What follows the reductions, and the stores of it.
     fn tail(&self, code: &mut Code<'_>) {
-        if !self.body.region.split.is_some() {
+        if self.body.region.split.is_none() {
             self.body.walk.coordinates(code, self.ty, "position", &self.kept);
         }
         for (i, c, arg) in &self.constant {

@@ -89,7 +89,8 @@ fn range(cx: &mut Cx<'_, '_, '_>) -> R {
     let [start, limit, delta] = [0, 1, 2].map(|i| cx.known_number(i, "a bound of the range"));
     let (start, limit, delta) = (start?, limit?, delta?);
     let count = ((limit - start) / delta).ceil().max(0.0);
-    if !(count <= (1u64 << 26) as f64) {
+    // A bound that is not a number fails too.
+    if count.is_nan() || count > (1u64 << 26) as f64 {
         return Err(format!("a range from {start} to {limit} by {delta} has no usable length"));
     }
     let elem = cx.elem(0)?;
