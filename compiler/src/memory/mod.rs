@@ -1,7 +1,7 @@
 //! Memory: live ranges and exact arena offsets.
 //!
 //! A buffer is live from the kernel that first writes it to the last that touches it. An elementwise kernel may write its
-//! result over an operand that dies there. Blocks are placed largest first at the lowest offset that is free for their
+//! result over an operand that dies there. Blocks are placed one by one, each at the lowest offset that is free for its
 //! whole life; several orders are tried and the smallest arena kept.
 
 use std::collections::BTreeMap;
@@ -32,35 +32,68 @@ struct Block {
     bytes: usize,
 }
 
+/// Where every block lies, and the end of the highest.
+struct Placement {
+    offsets: Vec<usize>,
+    end: usize,
+}
+
+/// Orders tried from each starting order while the arena is more than 1 % above its lower bound.
+const RETRIES: usize = 24;
+
 /// Places every buffer of a draft.
 pub fn place(draft: &Draft) -> Arena {
     let mut buffers = with_live_ranges(draft);
-    let mut blocks = share_in_place(&draft.kernels, &buffers);
-    let by_size = |b: &Block| (std::cmp::Reverse(b.bytes), b.first, b.members[0]);
-    let by_life = |b: &Block| (std::cmp::Reverse(b.last - b.first), std::cmp::Reverse(b.bytes), b.first, b.members[0]);
-    let by_start = |b: &Block| (b.first, std::cmp::Reverse(b.bytes), b.members[0]);
-    blocks.sort_by_key(by_size);
-    let mut best = first_fit(&blocks);
-    let mut order: Vec<usize> = blocks.iter().map(|b| b.members[0]).collect();
-    for attempt in 0..2 {
-        match attempt {
-            0 => blocks.sort_by_key(by_life),
-            _ => blocks.sort_by_key(by_start),
-        }
-        let found = first_fit(&blocks);
-        if found.1 < best.1 {
-            best = found;
-            order = blocks.iter().map(|b| b.members[0]).collect();
-        }
-    }
-    let offsets: BTreeMap<usize, usize> = order.into_iter().zip(best.0).collect();
-    for b in &blocks {
-        for &m in &b.members {
-            buffers[m].offset = offsets[&b.members[0]];
-        }
-    }
+    let blocks = share_in_place(&draft.kernels, &buffers);
     let live_bytes = most_live(&blocks, draft.kernels.len());
-    Arena { buffers, bytes: best.1, live_bytes }
+    let best = best_placement(&blocks, live_bytes);
+    for (b, offset) in blocks.iter().zip(best.offsets) {
+        for &m in &b.members {
+            buffers[m].offset = offset;
+        }
+    }
+    Arena { buffers, bytes: best.end, live_bytes }
+}
+
+/// The smallest placement found: largest blocks first, longest-lived first, earliest first; then, from each of these, by
+/// taking the block that ended up on top first, again and again.
+fn best_placement(blocks: &[Block], live_bytes: usize) -> Placement {
+    let ordered = |key: &dyn Fn(&Block) -> [isize; 3]| {
+        let mut order: Vec<usize> = (0..blocks.len()).collect();
+        order.sort_by_key(|&i| key(&blocks[i]));
+        order
+    };
+    let (bytes, first) = (|b: &Block| b.bytes as isize, |b: &Block| b.first as isize);
+    let mut orders = [
+        ordered(&|b| [-bytes(b), first(b), 0]),
+        ordered(&|b| [first(b) - b.last as isize, -bytes(b), first(b)]),
+        ordered(&|b| [first(b), -bytes(b), 0]),
+    ];
+    let mut best = Placement { offsets: vec![0; blocks.len()], end: usize::MAX };
+    for order in &orders {
+        keep_smaller(&mut best, first_fit(blocks, order));
+    }
+    for order in &mut orders {
+        for _ in 0..RETRIES {
+            if best.end <= live_bytes + live_bytes / 100 {
+                return best;
+            }
+            let found = first_fit(blocks, order);
+            let top = order.iter().position(|&i| found.offsets[i] + blocks[i].bytes == found.end);
+            keep_smaller(&mut best, found);
+            match top {
+                Some(at) if at > 0 => order[..=at].rotate_right(1),
+                _ => break,
+            }
+        }
+    }
+    best
+}
+
+fn keep_smaller(best: &mut Placement, found: Placement) {
+    if found.end < best.end {
+        *best = found;
+    }
 }
 
 fn with_live_ranges(draft: &Draft) -> Vec<Buffer> {
@@ -130,12 +163,13 @@ fn share_in_place(kernels: &[Kernel], buffers: &[Buffer]) -> Vec<Block> {
         .collect()
 }
 
-/// Offsets of the blocks, each at the lowest place free for its whole life, and the end of the highest.
-fn first_fit(blocks: &[Block]) -> (Vec<usize>, usize) {
+/// Places blocks in the given order, each at the lowest place free for its whole life.
+fn first_fit(blocks: &[Block], order: &[usize]) -> Placement {
     let mut offsets = vec![0; blocks.len()];
     let mut placed: Vec<usize> = Vec::new();
     let mut end = 0;
-    for (i, b) in blocks.iter().enumerate() {
+    for &i in order {
+        let b = &blocks[i];
         let mut at = 0;
         // `placed` is sorted by offset.
         for &p in &placed {
@@ -153,7 +187,7 @@ fn first_fit(blocks: &[Block]) -> (Vec<usize>, usize) {
         let place = placed.partition_point(|&p| offsets[p] <= at);
         placed.insert(place, i);
     }
-    (offsets, end)
+    Placement { offsets, end }
 }
 
 fn most_live(blocks: &[Block], kernels: usize) -> usize {
