@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use slrc_compiler::spec::{Distance, HeadKind, InitMode, OptimizerKind, ReconcileMode};
+use slrc_runtime::devices::DeviceName;
 
 /// Train an ONNX network locally: cut into gradient-isolated modules that reconcile their gradients.
 #[derive(Debug, Parser)]
@@ -38,6 +39,8 @@ pub(crate) enum Verb {
     Plan(PlanVerb),
     /// Where a plan's training step spends its time, on random data.
     Profile(ProfileArgs),
+    /// Devices of this machine that plans can run on.
+    Devices,
     /// ONNX operators that can be imported.
     Ops,
 }
@@ -141,7 +144,10 @@ pub(crate) struct TrainArgs {
     /// Seed of the order of samples [default: the plan's].
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
-    /// Threads [default: all cores]. Results do not depend on it.
+    /// Where to run [default: what the plan was compiled for].
+    #[arg(long, value_name = "cpu|cuda[:N]")]
+    pub(crate) device: Option<DeviceName>,
+    /// Threads of the CPU device [default: all cores]. Results do not depend on it.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
     /// Steps between lines of metrics.jsonl.
@@ -168,7 +174,10 @@ pub(crate) struct EvalArgs {
     /// Write the network's logits here, an .npz file with one array.
     #[arg(long, value_name = "F.npz")]
     pub(crate) save_logits: Option<PathBuf>,
-    /// Threads [default: all cores].
+    /// Where to run [default: what the plan was compiled for].
+    #[arg(long, value_name = "cpu|cuda[:N]")]
+    pub(crate) device: Option<DeviceName>,
+    /// Threads of the CPU device [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
     /// Print JSON.
@@ -204,7 +213,10 @@ pub(crate) struct ProfileArgs {
     /// Slowest kernels to list.
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub(crate) top: usize,
-    /// Threads [default: all cores].
+    /// Where to run [default: what the plan was compiled for].
+    #[arg(long, value_name = "cpu|cuda[:N]")]
+    pub(crate) device: Option<DeviceName>,
+    /// Threads of the CPU device [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
 }

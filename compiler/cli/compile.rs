@@ -115,7 +115,7 @@ pub(crate) fn compile_to(request: &Request, out: &Path) -> Result<Compiled, Fail
         weights.into_iter().map(|w| NamedTensor { name: w.name, shape: w.shape, data: w.data }).collect();
     let model = skeleton(&file, &compiled.network.sources)?;
     let text = slrc_plan::yaml::to_string(&compiled.plan).map_err(|e| Failure::Run(e.to_string()))?;
-    replace_folder(out, &[files::PLAN, files::WEIGHTS, files::MODEL, PARTITION], |folder| {
+    replace_folder(out, &[files::PLAN, files::WEIGHTS, files::MODEL, files::KERNELS, PARTITION], |folder| {
         write_safetensors(&folder.join(files::WEIGHTS), &tensors)?;
         write_atomic(&folder.join(files::MODEL), &model)?;
         if let Some(kernels) = &compiled.kernels {

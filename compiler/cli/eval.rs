@@ -1,7 +1,6 @@
 //! `slrc eval`
 
 use indicatif::{ProgressBar, ProgressStyle};
-use slrc_runtime::cpu::CpuDevice;
 use slrc_runtime::data::dataset::{Dataset, Part};
 use slrc_runtime::data::npz::write_npz;
 use slrc_runtime::files::{FileError, write_atomic};
@@ -11,6 +10,7 @@ use slrc_runtime::trainer::checkpoint::Checkpoint;
 use slrc_runtime::trainer::{evaluate, read_constants};
 
 use crate::args::EvalArgs;
+use crate::device;
 use crate::failure::{Failure, in_file};
 use crate::output;
 use crate::table::table;
@@ -23,8 +23,8 @@ pub(crate) fn run(a: &EvalArgs) -> Result<(), Failure> {
     tensors.extend(read_constants(&a.run)?);
     let data = Dataset::read(&a.data, Part::Test)?;
     data.check(&plan)?;
-    let device = CpuDevice::load(&plan, a.threads)?;
-    let mut session = Session::new(plan, Box::new(device), &tensors)?;
+    let device = device::open(&plan, a.device, a.threads, &a.run)?;
+    let mut session = Session::new(plan, device, &tensors)?;
     let bar = ProgressBar::new(data.count as u64);
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} samples  {per_sec}  {eta} left");
     bar.set_style(style.expect("invariant: the template is well formed"));

@@ -3,6 +3,8 @@
 
 mod args;
 mod compile;
+mod device;
+mod devices;
 mod eval;
 mod export;
 mod failure;
@@ -28,6 +30,7 @@ fn main() -> std::process::ExitCode {
         Verb::Export(a) => export::run(&a),
         Verb::Plan(PlanVerb::Show(a)) => plan::show(&a),
         Verb::Profile(a) => profile::run(&a),
+        Verb::Devices => devices::run(),
         Verb::Ops => ops::run(),
     };
     match result {

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use slrc_plan::kernel::{ConvDirection, KernelOp};
 use slrc_plan::random::{Sequence, stream_of};
 use slrc_plan::{DType, Kernel, Plan};
-use slrc_runtime::cpu::CpuDevice;
 use slrc_runtime::device::DeviceError;
 use slrc_runtime::folder::{read_plan, read_weights};
 use slrc_runtime::session::Session;
 
 use crate::args::ProfileArgs;
+use crate::device;
 use crate::failure::Failure;
 use crate::output;
 use crate::table::{bytes, flops, table};
@@ -24,8 +24,8 @@ struct Timed {
 
 pub(crate) fn run(a: &ProfileArgs) -> Result<(), Failure> {
     let plan = read_plan(&a.plan)?;
-    let device = CpuDevice::load(&plan, a.threads)?;
-    let mut session = Session::new(plan, Box::new(device), &read_weights(&a.plan)?)?;
+    let device = device::open(&plan, a.device, a.threads, &a.plan)?;
+    let mut session = Session::new(plan, device, &read_weights(&a.plan)?)?;
     fill(&mut session)?;
     let mut all: Vec<Timed> = Vec::new();
     let mut totals: Vec<f64> = Vec::new();

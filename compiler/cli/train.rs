@@ -7,7 +7,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use slrc_compiler::pipeline::spec_sha256;
 use slrc_plan::Plan;
 use slrc_plan::plan::files;
-use slrc_runtime::cpu::CpuDevice;
 use slrc_runtime::data::dataset::{Dataset, Part};
 use slrc_runtime::files::read;
 use slrc_runtime::folder::{read_plan, read_weights};
@@ -19,6 +18,7 @@ use slrc_runtime::trainer::{
 
 use crate::args::{SpecArgs, TrainArgs};
 use crate::compile::{Request, compile_to};
+use crate::device;
 use crate::failure::{Failure, in_file};
 use crate::output;
 use crate::report;
@@ -31,10 +31,10 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
         let plan = read_plan(&a.out)?;
         check_same_plan(a, &plan)?;
         checkpoint.check(&plan).map_err(in_file(&Checkpoint::parameters_path(&a.out)))?;
-        let device = CpuDevice::load(&plan, a.threads)?;
+        let device = device::open(&plan, a.device, a.threads, &a.out)?;
         let mut tensors = checkpoint.parameters;
         tensors.extend(read_constants(&a.out)?);
-        let mut session = Session::new(plan, Box::new(device), &tensors)?;
+        let mut session = Session::new(plan, device, &tensors)?;
         session.set_optimizer_state(&checkpoint.optimizer)?;
         let options = RunOptions {
             length,
@@ -63,10 +63,10 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
     let data = Dataset::read(&a.data, Part::Train)?;
     data.check(&plan)?;
     steps_per_epoch(&data, plan.settings.batch)?;
-    let device = CpuDevice::load(&plan, a.threads)?;
+    let device = device::open(&plan, a.device, a.threads, folder)?;
     let seed = a.seed.unwrap_or(plan.settings.seed);
     let weights = read_weights(folder)?;
-    let mut session = Session::new(plan, Box::new(device), &weights).map_err(in_file(&folder.join(files::WEIGHTS)))?;
+    let mut session = Session::new(plan, device, &weights).map_err(in_file(&folder.join(files::WEIGHTS)))?;
     create_run(&a.out, folder)?;
     let options = RunOptions {
         length,

@@ -1,4 +1,4 @@
-//! Plan folders: `plan.yaml`, `weights.safetensors`, `model.onnx`.
+//! Plan folders: `plan.yaml`, `weights.safetensors`, `model.onnx`, and `kernels.cu` of plans for CUDA.
 
 use std::path::Path;
 
@@ -17,6 +17,12 @@ pub fn read_plan(folder: &Path) -> Result<Plan, FileError> {
     let plan: Plan = slrc_plan::yaml::from_str(&text).map_err(|e| bad(format!("not a plan: {e}")))?;
     validate(&plan).map_err(|e| bad(format!("the plan does not hold: {e}")))?;
     Ok(plan)
+}
+
+/// Reads the kernels of a plan or run folder, where the plan has launches of them.
+pub fn read_kernels(folder: &Path, plan: &Plan) -> Result<Option<String>, FileError> {
+    let launches = plan.modules.iter().any(|m| !m.step.launches.is_empty() || !m.eval.launches.is_empty());
+    launches.then(|| read_text(&folder.join(files::KERNELS))).transpose()
 }
 
 /// Reads a plan folder's initial weights and constants.

@@ -199,7 +199,7 @@ impl Vector {
 impl std::fmt::Display for Vector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Vector::Baseline => "no vector instructions beyond the processor's baseline",
+            Vector::Baseline => "baseline instructions",
             Vector::Avx2 => "AVX2",
             Vector::Avx512 => "AVX-512",
         })
