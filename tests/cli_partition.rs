@@ -287,7 +287,7 @@ batch: 4
 shapes: {input: Nx1x28x28}
 partition: {modules: 3}
 head: {kind: gap-linear}
-reconcile: {mode: exact, distance: squared, lambda: 2, lambdas: {3: 0.5}, warmup: 10, monitor: true}
+reconcile: {mode: exact, distance: squared, lambda: 2, lambdas: {2: 0.5}, warmup: 10, monitor: true}
 optimizer: {kind: sgd, lr: 0.1, momentum: 0.8, nesterov: true, weight-decay: 1.0e-4, schedule: cosine, warmup: 5, last: 0.001}
 freeze: ['conv1.*']
 init: random
@@ -314,7 +314,7 @@ seed: 9
         .map(|s| (s.name.as_str(), s.schedule.base, s.schedule.warmup))
         .collect();
     lambdas.sort_by_key(|l| l.0);
-    assert_eq!(lambdas, [("lambda", 2.0, 10), ("lambda.3", 0.5, 10)]);
+    assert_eq!(lambdas, [("lambda", 2.0, 10), ("lambda.2", 0.5, 10)]);
     assert_eq!(weights(&work)["fc.bias"].data, [0.5; 10], "paths in a spec are relative to it");
     let p = plan(
         &work,
@@ -330,7 +330,8 @@ seed: 9
     let p = plan(&work, "--spec specs/s.yaml --distance cosine");
     assert_eq!(p.scalars.iter().find(|s| s.name == "lambda").map(|s| s.schedule.base), Some(0.3));
     // A model on the command line wins over the spec's.
-    let p = plan(&work, "MODELS/mnist_deep8/model.onnx --spec specs/s.yaml");
+    work.write("specs/short.yaml", "model: ../net.onnx\nbatch: 4\npartition: {modules: 3}\n");
+    let p = plan(&work, "MODELS/mnist_deep8/model.onnx --spec specs/short.yaml");
     assert_eq!(p.modules.len(), 3);
     assert!(p.modules[2].last.contains("Gemm"), "{}", p.modules[2].last);
 }

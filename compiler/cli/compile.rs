@@ -9,7 +9,9 @@ use slrc_compiler::pipeline::{Compiled, compile};
 use slrc_compiler::spec::SpecFile;
 use slrc_compiler::weights::{WeightTensor, initial_weights};
 use slrc_plan::plan::files;
-use slrc_runtime::files::{read_safetensors, read_text, replace_folder, write_atomic, write_safetensors};
+use slrc_runtime::files::{
+    check_replaceable, read_safetensors, read_text, replace_folder, write_atomic, write_safetensors,
+};
 use slrc_runtime::session::NamedTensor;
 
 use crate::args::SpecArgs;
@@ -84,8 +86,12 @@ fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
 /// Name of the partition report in a plan folder.
 pub(crate) const PARTITION: &str = "partition.txt";
 
+/// Files of a plan folder; a folder that holds anything else is not overwritten.
+const NAMES: &[&str] = &[files::PLAN, files::WEIGHTS, files::MODEL, files::KERNELS, PARTITION];
+
 /// Compiles and writes a plan folder, entirely or not at all.
 pub(crate) fn compile_to(request: &Request, out: &Path) -> Result<Compiled, Failure> {
+    check_replaceable(out, NAMES)?;
     let file = OnnxFile::open(&request.model)?;
     let bar = ProgressBar::new(0);
     let style = ProgressStyle::with_template("partition {bar:30} {pos}/{len} segments costed, {elapsed}, {eta} left");
@@ -115,7 +121,7 @@ pub(crate) fn compile_to(request: &Request, out: &Path) -> Result<Compiled, Fail
         weights.into_iter().map(|w| NamedTensor { name: w.name, shape: w.shape, data: w.data }).collect();
     let model = skeleton(&file, &compiled.network.sources)?;
     let text = slrc_plan::yaml::to_string(&compiled.plan).map_err(|e| Failure::Run(e.to_string()))?;
-    replace_folder(out, &[files::PLAN, files::WEIGHTS, files::MODEL, files::KERNELS, PARTITION], |folder| {
+    replace_folder(out, NAMES, |folder| {
         write_safetensors(&folder.join(files::WEIGHTS), &tensors)?;
         write_atomic(&folder.join(files::MODEL), &model)?;
         if let Some(kernels) = &compiled.kernels {

@@ -11,14 +11,14 @@ use slrc_runtime::trainer::{evaluate, read_constants};
 
 use crate::args::EvalArgs;
 use crate::device;
-use crate::failure::{Failure, in_file};
+use crate::failure::Failure;
 use crate::output;
 use crate::table::table;
 
 pub(crate) fn run(a: &EvalArgs) -> Result<(), Failure> {
     let plan = read_plan(&a.run)?;
     let checkpoint = Checkpoint::load(&a.run)?;
-    checkpoint.check(&plan).map_err(in_file(&Checkpoint::parameters_path(&a.run)))?;
+    checkpoint.check(&a.run, &plan)?;
     let mut tensors = checkpoint.parameters;
     tensors.extend(read_constants(&a.run)?);
     let data = Dataset::read(&a.data, Part::Test)?;

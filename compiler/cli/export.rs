@@ -8,12 +8,12 @@ use slrc_runtime::folder::read_plan;
 use slrc_runtime::trainer::checkpoint::Checkpoint;
 
 use crate::args::ExportArgs;
-use crate::failure::{Failure, in_file};
+use crate::failure::Failure;
 use crate::output;
 
 pub(crate) fn run(a: &ExportArgs) -> Result<(), Failure> {
     let checkpoint = Checkpoint::load(&a.run)?;
-    checkpoint.check(&read_plan(&a.run)?).map_err(in_file(&Checkpoint::parameters_path(&a.run)))?;
+    checkpoint.check(&a.run, &read_plan(&a.run)?)?;
     let skeleton = OnnxFile::open(&a.run.join(files::MODEL)).map_err(|e| Failure::Run(e.to_string()))?;
     let trained: Vec<Trained<'_>> =
         checkpoint.parameters.iter().map(|t| Trained { name: &t.name, shape: &t.shape, data: &t.data }).collect();

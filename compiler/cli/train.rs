@@ -13,7 +13,7 @@ use slrc_runtime::folder::{read_plan, read_weights};
 use slrc_runtime::session::{ModuleReport, Session};
 use slrc_runtime::trainer::checkpoint::Checkpoint;
 use slrc_runtime::trainer::{
-    Length, Progress, RunOptions, TrainError, create_run, metrics, read_constants, steps_per_epoch, train,
+    Length, Progress, RunOptions, TrainError, check_new, create_run, metrics, read_constants, steps_per_epoch, train,
 };
 
 use crate::args::{SpecArgs, TrainArgs};
@@ -30,7 +30,7 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
         let checkpoint = load_checkpoint(a)?;
         let plan = read_plan(&a.out)?;
         check_same_plan(a, &plan)?;
-        checkpoint.check(&plan).map_err(in_file(&Checkpoint::parameters_path(&a.out)))?;
+        checkpoint.check(&a.out, &plan)?;
         let device = device::open(&plan, a.device, a.threads, &a.out)?;
         let mut tensors = checkpoint.parameters;
         tensors.extend(read_constants(&a.out)?);
@@ -45,6 +45,7 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
         };
         return go(a, &mut session, &options, Some(&checkpoint.state));
     }
+    check_new(&a.out)?;
     let compiled;
     let folder = if let Some(folder) = plan_folder(&a.plan) {
         folder

@@ -87,6 +87,7 @@ pub fn compile(
     check_network(&network)?;
     let found = candidates(&network);
     let cuts = partition(&network, &found, &spec, progress)?;
+    check_lambdas(&spec, cuts.len() + 1)?;
     let parts = apply(&network, &cuts);
     verify(&parts.graph, VerifySpec::open("partition"))?;
     verify_isolation(&parts)?;
@@ -108,10 +109,17 @@ pub fn compile(
 
 fn check_network(n: &Imported) -> Result<(), CompileError> {
     let ty = n.graph.ty(n.logits);
-    if !(2..=3).contains(&ty.rank()) || ty.shape[0] != n.batch {
+    if ty.shape.first().is_some_and(|&d| d != n.batch) {
+        return Err(CompileError::Network(format!(
+            "output \"{}\" has type {ty}, whose first extent is not the batch of {}: the shape of an input (--shape) does \
+             not fit the network",
+            n.output, n.batch
+        )));
+    }
+    if !(2..=3).contains(&ty.rank()) || ty.shape[ty.rank() - 1] < 2 {
         return Err(CompileError::Network(format!(
             "output \"{}\" has type {ty}; slrc trains classifiers, whose output is [N, classes] or [N, tokens, classes]; \
-             choose another with output: in the spec",
+             with two classes or more; choose another with output: in the spec",
             n.output
         )));
     }
@@ -119,6 +127,17 @@ fn check_network(n: &Imported) -> Result<(), CompileError> {
         return Err(CompileError::Network("the network has no weights to train".into()));
     }
     Ok(())
+}
+
+/// Weights of single modules must be of modules that have one.
+fn check_lambdas(spec: &Spec, modules: usize) -> Result<(), SpecError> {
+    match spec.reconcile.lambdas.keys().find(|&&k| !(2..=modules).contains(&k)) {
+        None => Ok(()),
+        Some(k) => Err(SpecError {
+            field: format!("reconcile.lambdas.{k}"),
+            reason: format!("there are {modules} modules, of which 2 and later are reconciled"),
+        }),
+    }
 }
 
 /// Chooses cuts; segments are costed by compiling them.

@@ -28,6 +28,16 @@ pub enum WeightError {
     /// The model's own cannot be read.
     #[error("{0}; start from random weights with --init random, or give them with --init-from")]
     Model(#[from] OnnxError),
+    /// A weight is not finite: nothing can be learned from there.
+    #[error(
+        "weight \"{name}\" holds {value}; mend the file it comes from, or start from random weights with --init random"
+    )]
+    NotFinite {
+        /// Its name.
+        name: String,
+        /// NaN or an infinity.
+        value: f32,
+    },
     /// A replacement has the wrong shape.
     #[error("--init-from: tensor \"{name}\" has shape {found:?}, the network needs {wanted:?}")]
     Shape {
@@ -66,6 +76,9 @@ pub fn initial_weights(
             (None, Some(s)) if c.spec.init == InitMode::Keep => read_weight(file, &s.source)?,
             _ => random(v, c.spec.seed),
         };
+        if let Some(&value) = data.iter().find(|x| !x.is_finite()) {
+            return Err(WeightError::NotFinite { name: p.name.clone(), value });
+        }
         out.push(WeightTensor { name: p.name.clone(), shape: v.ty.shape.clone(), data });
     }
     for (constant, id) in &c.names.constants {

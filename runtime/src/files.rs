@@ -36,6 +36,9 @@ pub enum FileError {
     },
 }
 
+/// How names of unfinished files and folders begin.
+pub const TEMPORARY: &str = ".slrc-";
+
 /// Reads a whole file.
 pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     std::fs::read(path).map_err(|source| FileError::Read { path: path.to_path_buf(), source })
@@ -46,16 +49,19 @@ pub fn read_text(path: &Path) -> Result<String, FileError> {
     std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_path_buf(), source })
 }
 
-/// Maps an error of writing `path`.
+/// Maps an error of writing `path`; the name of a temporary file in it is of no use to anybody.
 pub fn writing<T>(path: &Path, r: std::io::Result<T>) -> Result<T, FileError> {
-    r.map_err(|source| FileError::Write { path: path.to_path_buf(), source })
+    r.map_err(|source| {
+        let source = if source.get_ref().is_some() { source.kind().into() } else { source };
+        FileError::Write { path: path.to_path_buf(), source }
+    })
 }
 
 /// Writes a file: after a crash it has its old contents or the new ones.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let attempt = || -> std::io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".slrc-").tempfile_in(folder)?;
+        let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder)?;
         file.write_all(bytes)?;
         readable_by_all(file.path())?;
         file.as_file().sync_all()?;
@@ -89,14 +95,11 @@ pub fn replace_folder(
     names: &[&str],
     fill: impl FnOnce(&Path) -> Result<(), FileError>,
 ) -> Result<(), FileError> {
+    check_replaceable(path, names)?;
     let exists = path.symlink_metadata().is_ok();
-    if exists && let Some(reason) = not_ours(path, names) {
-        let reason = format!("it exists and {reason}; choose another folder");
-        return Err(FileError::Malformed { path: path.to_path_buf(), reason });
-    }
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     writing(parent, std::fs::create_dir_all(parent))?;
-    let new = writing(path, tempfile::Builder::new().prefix(".slrc-").tempdir_in(parent))?;
+    let new = writing(path, tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(parent))?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -104,7 +107,7 @@ pub fn replace_folder(
     }
     fill(new.path())?;
     writing(path, sync_folder(new.path()))?;
-    let old = writing(path, tempfile::Builder::new().prefix(".slrc-").tempdir_in(parent))?;
+    let old = writing(path, tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(parent))?;
     if exists {
         writing(path, std::fs::rename(path, old.path().join("old")))?;
     }
@@ -116,6 +119,17 @@ pub fn replace_folder(
     }
     let _ = new.keep();
     writing(path, sync_folder(parent))
+}
+
+/// Fails where [`replace_folder`] would not replace what exists.
+pub fn check_replaceable(path: &Path, names: &[&str]) -> Result<(), FileError> {
+    if path.symlink_metadata().is_ok()
+        && let Some(reason) = not_ours(path, names)
+    {
+        let reason = format!("it exists and {reason}; choose another folder");
+        return Err(FileError::Malformed { path: path.to_path_buf(), reason });
+    }
+    Ok(())
 }
 
 /// Why a folder is not one that `names` alone make up, if it is not.

@@ -58,6 +58,11 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// Whether a domain is ONNX's own.
+fn is_onnx(domain: &str) -> bool {
+    domain.is_empty() || domain == "ai.onnx"
+}
+
 impl OnnxFile {
     /// Opens and decodes a model.
     pub fn open(path: &Path) -> Result<OnnxFile, OnnxError> {
@@ -67,6 +72,11 @@ impl OnnxFile {
             ModelProto::parse_from_bytes(&slim(&map).map_err(malformed)?).map_err(|e| malformed(e.to_string()))?;
         if proto.graph.is_none() {
             return Err(malformed("it holds no graph".into()));
+        }
+        if !proto.opset_import.iter().any(|o| is_onnx(&o.domain)) {
+            return Err(malformed(
+                "it does not say which opset of ONNX it uses: the file is truncated or damaged".into(),
+            ));
         }
         let sha256 = sha256_hex(&map);
         Ok(OnnxFile { path: path.to_path_buf(), sha256, proto, map })
@@ -78,7 +88,7 @@ impl OnnxFile {
     }
 
     pub(crate) fn opset_of(&self, domain: &str) -> i64 {
-        let same = |d: &str| d == domain || (domain.is_empty() && d == "ai.onnx");
+        let same = |d: &str| d == domain || (is_onnx(domain) && is_onnx(d));
         self.proto.opset_import.iter().find(|o| same(&o.domain)).map_or(1, |o| o.version)
     }
 

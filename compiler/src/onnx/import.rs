@@ -93,6 +93,9 @@ pub fn import(file: &OnnxFile, options: &ImportOptions) -> Result<Imported, Onnx
         .iter()
         .filter(|i| !initializers.contains(i.name.as_str()) && used.contains(i.name.as_str()))
         .collect();
+    if declared.is_empty() {
+        return Err(OnnxError::Graph(format!("output \"{output}\" does not depend on any input of the model")));
+    }
     let resolved = resolve(&declared, options.batch, &options.shapes)?;
 
     let mut graph = Graph::new(if proto.name.is_empty() { "network" } else { &proto.name });
@@ -159,6 +162,7 @@ pub fn import(file: &OnnxFile, options: &ImportOptions) -> Result<Imported, Onnx
     if !errors.is_empty() {
         return Err(OnnxError::Nodes(errors));
     }
+    check_names(options, &state.sources)?;
     let value = match values.get(&output) {
         Some(Slot::Ready(Operand::Node(id, Elem::Float))) => *id,
         Some(Slot::Ready(Operand::Node(..))) => {
@@ -192,16 +196,45 @@ type Values = HashMap<String, Slot>;
 
 /// Indices of the nodes `output` depends on, in file order.
 fn needed_nodes(nodes: &[NodeProto], output: &str) -> Vec<usize> {
-    let mut wanted: BTreeSet<&str> = BTreeSet::from([output]);
-    let mut needed = Vec::new();
-    for (i, n) in nodes.iter().enumerate().rev() {
-        if n.output.iter().any(|o| !o.is_empty() && wanted.contains(o.as_str())) {
-            wanted.extend(n.input.iter().map(String::as_str));
-            needed.push(i);
+    let makers: HashMap<&str, usize> = nodes
+        .iter()
+        .enumerate()
+        .flat_map(|(i, n)| n.output.iter().filter(|o| !o.is_empty()).map(move |o| (o.as_str(), i)))
+        .collect();
+    let mut needed = BTreeSet::new();
+    let mut wanted = vec![output];
+    while let Some(name) = wanted.pop() {
+        if let Some(&i) = makers.get(name)
+            && needed.insert(i)
+        {
+            wanted.extend(nodes[i].input.iter().map(String::as_str));
         }
     }
-    needed.reverse();
-    needed
+    needed.into_iter().collect()
+}
+
+/// Names in the spec must mean something: a misspelt one would be passed over in silence.
+fn check_names(options: &ImportOptions, sources: &BTreeMap<String, VariableSource>) -> Result<(), OnnxError> {
+    let none = |field: &str, name: &str| {
+        Err(OnnxError::Graph(format!(
+            "{field}: \"{name}\" is no weight of the network; weights have the names of the model's initializers"
+        )))
+    };
+    for pattern in &options.freeze {
+        let found = match pattern.strip_suffix('*') {
+            Some(prefix) => sources.keys().any(|n| n.starts_with(prefix)),
+            None => sources.contains_key(pattern),
+        };
+        if !found {
+            return none("freeze", pattern);
+        }
+    }
+    for name in &options.tie {
+        if !sources.iter().any(|(n, s)| n == name || s.source == Source::Initializer(name.clone())) {
+            return none("tie", name);
+        }
+    }
+    Ok(())
 }
 
 /// Floats with dimensions stay in the file until they are used; everything else is small and read now.
@@ -262,7 +295,10 @@ fn convert<'s>(
             Some(Slot::Ready(o)) => operands.push(o.clone()),
             Some(Slot::Failed) => return Err(None),
             Some(Slot::Unavailable(what)) => failed = Some(format!("uses {what}, which slrc does not compute")),
-            None => failed = Some(format!("uses \"{name}\" before anything defines it")),
+            None if file.proto.graph.node.iter().any(|n| n.output.contains(name)) => {
+                failed = Some(format!("uses \"{name}\" before the node that makes it"));
+            }
+            None => failed = Some(format!("uses \"{name}\", which nothing defines")),
         }
     }
     if let Some(reason) = failed {

@@ -146,7 +146,9 @@ pub(crate) fn resolve(
             }
         };
         if shape.first() != Some(&wanted) {
-            let reason = format!("its first extent {:?} is not the batch {wanted}", shape.first());
+            let first = shape.first().map_or("missing".to_string(), usize::to_string);
+            let reason =
+                format!("its first extent is {first}, but the batch is {wanted}; write N for the batch in --shape");
             return Err(OnnxError::Input { name: v.name.clone(), reason });
         }
         if shape.contains(&0) || shape.iter().try_fold(1usize, |a, &d| a.checked_mul(d)).is_none_or(|n| n > 1 << 32) {

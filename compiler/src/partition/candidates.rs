@@ -39,6 +39,8 @@ pub struct Candidates {
     pub cuts: Vec<Candidate>,
     /// In data order.
     pub rejected: Vec<Rejected>,
+    /// Nodes, with their outputs, that no gradient passes on its way between modules.
+    pub others: Vec<(String, String)>,
 }
 
 /// Marks nodes that `logits` needs and that depend on both weights and data: what carries gradients between modules.
@@ -115,10 +117,11 @@ pub fn candidates(net: &Imported) -> Candidates {
     let mut before = 0;
     for n in &net.nodes {
         before += usize::from(is_layer(n));
-        let Some(value) = n.value else { continue };
-        if !live[value.index()] || value == net.logits || !seen.insert(value) {
+        let value = n.value.filter(|v| live[v.index()] && *v != net.logits && seen.insert(*v));
+        let Some(value) = value else {
+            out.others.push((n.name.clone(), n.output.clone()));
             continue;
-        }
+        };
         let mut reject = |reason: String, possible: Option<Candidate>| {
             out.rejected.push(Rejected { node: n.name.clone(), name: n.output.clone(), reason, possible });
         };

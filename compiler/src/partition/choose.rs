@@ -100,6 +100,9 @@ fn at(found: &Candidates, names: &[String]) -> Result<Vec<Candidate>, PartitionE
             let possible = r.possible.clone();
             chosen
                 .push(possible.ok_or_else(|| PartitionError::NoCut { name: name.clone(), reason: r.reason.clone() })?);
+        } else if found.others.iter().any(|(node, value)| matches(node, value)) {
+            let reason = "it carries no gradient of its own to a later layer".into();
+            return Err(PartitionError::NoCut { name: name.clone(), reason });
         } else {
             let all = found.cuts.iter().map(|c| &c.node).chain(found.rejected.iter().map(|r| &r.node));
             let nearest = all.min_by_key(|n| distance(n, name)).filter(|n| distance(n, name) <= 1 + name.len() / 3);

@@ -17,7 +17,7 @@ pub use split::{IsolationError, Partitioned, apply, module_graph, verify_isolati
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PartitionError {
     /// More modules than cuts allow.
-    #[error("{wanted} modules need {} cuts, but the network allows only {cuts}{}", wanted - 1, hint(reasons))]
+    #[error("{wanted} modules need {} cuts, but the network allows only {cuts}: ask for {} modules or fewer, or force places with --at{}", wanted - 1, cuts + 1, hint(reasons))]
     TooMany {
         /// Modules asked for.
         wanted: usize,

@@ -80,8 +80,9 @@ impl Dataset {
         let by_name = self.columns.iter().find(|c| c.name == input.name);
         let only = (plan.inputs.len() == 1).then(|| self.columns.iter().find(|c| c.name == "x")).flatten();
         by_name.or(only).ok_or_else(|| {
-            let names: Vec<&str> = self.columns.iter().map(|c| c.name.as_str()).collect();
-            self.bad(format!("the network needs an array \"{}\"; the file has {}", input.name, names.join(", ")))
+            let names: Vec<&str> = self.columns.iter().map(|c| c.name.as_str()).chain(["y"]).collect();
+            let other = if plan.inputs.len() == 1 { " (or \"x\")" } else { "" };
+            self.bad(format!("the network needs an array \"{}\"{other}; the file has {}", input.name, names.join(", ")))
         })
     }
 
@@ -201,6 +202,9 @@ fn buffer<'a>(plan: &'a Plan, id: &str) -> &'a Buffer {
 fn from_npz(path: &Path) -> Result<Dataset, DataError> {
     let bad = |reason: String| DataError::Malformed { path: path.to_path_buf(), reason };
     let arrays = read_npz(path)?;
+    if arrays.is_empty() {
+        return Err(bad("it holds no arrays".into()));
+    }
     let names: Vec<String> = arrays.iter().map(|a| a.0.clone()).collect();
     let mut columns = Vec::new();
     let mut labels = None;

@@ -17,9 +17,9 @@ fn find(folder: &Path, name: &str) -> Option<PathBuf> {
     [format!("{name}.gz"), name.to_string()].iter().map(|n| folder.join(n)).find(|p| p.is_file())
 }
 
-/// Whether a folder holds a part's files.
+/// Whether a folder holds a part's files, or one of them.
 pub fn has_part(folder: &Path, test: bool) -> bool {
-    PARTS[usize::from(test)].iter().all(|n| find(folder, n).is_some())
+    PARTS[usize::from(test)].iter().any(|n| find(folder, n).is_some())
 }
 
 /// Reads the training or the test part. Pixels become numbers in [0, 1].

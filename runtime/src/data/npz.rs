@@ -54,6 +54,8 @@ pub fn read_npz(path: &Path) -> Result<Vec<(String, Array)>, DataError> {
         let name = entry.name().map_err(|e| bad(e.to_string()))?;
         let Some(name) = name.strip_suffix(".npy").map(str::to_string) else { continue };
         let array = read_npy(&mut entry).map_err(|e| bad(format!("array \"{name}\": {e}")))?;
+        // The checksum is compared at the end.
+        std::io::copy(&mut entry, &mut std::io::sink()).map_err(|e| bad(format!("array \"{name}\": {e}")))?;
         out.push((name, array));
     }
     Ok(out)
@@ -92,8 +94,8 @@ pub fn read_npy(r: &mut impl Read) -> Result<Array, String> {
     }
     let count = shape.iter().try_fold(1u64, |a, &d| a.checked_mul(d as u64)).ok_or("its shape overflows")?;
     let (order, kind) = descr.split_at(1);
-    let size: u64 =
-        kind.get(1..).and_then(|s| s.parse().ok()).ok_or_else(|| format!("dtype {descr} is not supported"))?;
+    let unsupported = || format!("dtype {descr} is not supported; save x.astype('float32') or integers");
+    let size: u64 = kind.get(1..).and_then(|s| s.parse().ok()).ok_or_else(&unsupported)?;
     if order == ">" && size > 1 {
         return Err(format!("dtype {descr} is big-endian; save x.astype('<{kind}')"));
     }
@@ -124,7 +126,7 @@ pub fn read_npy(r: &mut impl Read) -> Result<Array, String> {
         "u4" => ints!(u32),
         "u8" => ints!(u64),
         "b1" => Elements::U8(data),
-        _ => return Err(format!("dtype {descr} is not supported; save x.astype('float32') or integers")),
+        _ => return Err(unsupported()),
     };
     Ok(Array { shape, elements })
 }
@@ -141,7 +143,7 @@ fn parse_header(h: &str) -> Option<(String, bool, Vec<usize>)> {
         .filter(|s| !s.is_empty())
         .map(|s| s.trim_end_matches('L').parse().ok())
         .collect::<Option<Vec<usize>>>()?;
-    (descr.len() >= 3 && descr.is_ascii()).then_some((descr, fortran, shape))
+    (descr.len() >= 2 && descr.is_ascii()).then_some((descr, fortran, shape))
 }
 
 /// Writes f32 arrays as an archive.

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use slrc_plan::Plan;
 use slrc_plan::plan::files;
 
-use crate::files::{FileError, read_safetensors, read_text, sync_folder, write_atomic, write_safetensors, writing};
+use crate::files::{
+    FileError, TEMPORARY, read_safetensors, read_text, sync_folder, write_atomic, write_safetensors, writing,
+};
 use crate::session::{NamedTensor, Session, StateError};
 use crate::trainer::TrainError;
 
@@ -103,16 +105,19 @@ impl Checkpoint {
         })
     }
 
-    /// Checks that it holds every tensor of a plan, in the plan's shape.
-    pub fn check(&self, plan: &Plan) -> Result<(), StateError> {
-        let parameters = plan.parameters.iter().map(|p| (&p.name, &p.buffer, &self.parameters));
-        let optimizer = plan.optimizer_state.iter().map(|o| (&o.name, &o.buffer, &self.optimizer));
-        for (name, buffer, tensors) in parameters.chain(optimizer) {
-            let t = tensors.iter().find(|t| t.name == *name).ok_or_else(|| StateError::Missing(name.clone()))?;
+    /// Checks that it holds every tensor of the run's plan, in the plan's shape.
+    pub fn check(&self, run: &Path, plan: &Plan) -> Result<(), FileError> {
+        let parameters = plan.parameters.iter().map(|p| (&p.name, &p.buffer, &self.parameters, PARAMETERS));
+        let optimizer = plan.optimizer_state.iter().map(|o| (&o.name, &o.buffer, &self.optimizer, OPTIMIZER));
+        for (name, buffer, tensors, file) in parameters.chain(optimizer) {
             let wanted = plan.buffers.iter().find(|b| b.id == *buffer).map(|b| b.shape.0.clone()).unwrap_or_default();
-            if t.shape != wanted {
-                return Err(StateError::Shape { name: name.clone(), found: t.shape.clone(), wanted });
-            }
+            let problem = match tensors.iter().find(|t| t.name == *name) {
+                Some(t) if t.shape == wanted => continue,
+                Some(t) => StateError::Shape { name: name.clone(), found: t.shape.clone(), wanted },
+                None => StateError::Missing(name.clone()),
+            };
+            let reason = format!("{problem}; the file is damaged or belongs to another plan");
+            return Err(FileError::Malformed { path: run.join(LINK).join(file), reason });
         }
         Ok(())
     }
@@ -138,10 +143,20 @@ impl Checkpoint {
         writing(&new, sync_folder(&new))?;
         writing(&folder, sync_folder(&folder))?;
         link(run, &name)?;
-        // Older ones are no longer needed.
+        Ok(Checkpoint::sweep(run)?)
+    }
+
+    /// Removes what is not the current checkpoint: older ones, and what killed runs left half-written.
+    pub fn sweep(run: &Path) -> Result<(), FileError> {
+        let folder = run.join(FOLDER);
         for entry in writing(&folder, std::fs::read_dir(&folder))?.flatten() {
-            if entry.file_name() != *name {
+            if !entry.file_name().to_str().is_some_and(|n| is_current(run, n)) {
                 writing(&entry.path(), std::fs::remove_dir_all(entry.path()))?;
+            }
+        }
+        for entry in writing(run, std::fs::read_dir(run))?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+                writing(&entry.path(), std::fs::remove_file(entry.path()))?;
             }
         }
         Ok(())

@@ -13,8 +13,8 @@ use slrc_plan::plan::files;
 use crate::data::DataError;
 use crate::data::dataset::{Dataset, Order};
 use crate::device::DeviceError;
-use crate::files::{FileError, read_safetensors, write_atomic, write_safetensors, writing};
-use crate::session::{ModuleReport, NamedTensor, Session, StateError};
+use crate::files::{FileError, check_replaceable, read_safetensors, replace_folder, write_atomic, write_safetensors};
+use crate::session::{BoundaryReport, ModuleReport, NamedTensor, Session, StateError};
 use crate::trainer::checkpoint::{Checkpoint, RunState};
 use crate::trainer::metrics::MetricsLog;
 
@@ -51,6 +51,17 @@ pub enum TrainError {
         module: usize,
         /// Its loss.
         loss: f32,
+        /// From 0.
+        step: u64,
+    },
+    /// Training diverged: the gradients tell.
+    #[error(
+        "the gradients at the input of module {module} overflow at step {step}; lower the learning rate (--lr) or lambda (--lambda), \
+         or add warm-up; the last checkpoint is intact"
+    )]
+    Gradients {
+        /// Module number.
+        module: usize,
         /// From 0.
         step: u64,
     },
@@ -107,26 +118,34 @@ pub struct Progress<'a> {
     pub modules: &'a [ModuleReport],
 }
 
-/// Sets a new run folder up, with copies of the plan and the model from the plan folder.
-pub fn create_run(run: &Path, plan_folder: &Path) -> Result<(), TrainError> {
-    if run.join(files::PLAN).exists() || std::fs::read_dir(run).is_ok_and(|mut d| d.next().is_some()) {
+/// Fails where no run can be begun: in a folder that holds anything.
+pub fn check_new(run: &Path) -> Result<(), TrainError> {
+    if std::fs::read_dir(run).is_ok_and(|mut d| d.next().is_some()) {
         let reason = "the folder exists and is not empty; go on with --resume, or choose another with -o".into();
         return Err(TrainError::Run { path: run.to_path_buf(), reason });
     }
-    writing(run, std::fs::create_dir_all(run))?;
+    check_replaceable(run, &[])?;
+    Ok(())
+}
+
+/// Sets a new run folder up, entirely or not at all, with copies of the plan and the model from the plan folder.
+pub fn create_run(run: &Path, plan_folder: &Path) -> Result<(), TrainError> {
+    check_new(run)?;
     let plan = crate::folder::read_plan(plan_folder)?;
     let constants: Vec<NamedTensor> = crate::folder::read_weights(plan_folder)?
         .into_iter()
         .filter(|t| plan.constants.iter().any(|c| c.name == t.name))
         .collect();
-    write_safetensors(&run.join(CONSTANTS), &constants)?;
-    if let Some(kernels) = crate::folder::read_kernels(plan_folder, &plan)? {
-        write_atomic(&run.join(files::KERNELS), kernels.as_bytes())?;
-    }
-    for name in [files::MODEL, files::PLAN] {
-        let bytes = crate::files::read(&plan_folder.join(name))?;
-        write_atomic(&run.join(name), &bytes)?;
-    }
+    let kernels = crate::folder::read_kernels(plan_folder, &plan)?;
+    replace_folder(run, &[], |folder| {
+        write_safetensors(&folder.join(CONSTANTS), &constants)?;
+        if let Some(kernels) = &kernels {
+            write_atomic(&folder.join(files::KERNELS), kernels.as_bytes())?;
+        }
+        [files::MODEL, files::PLAN]
+            .iter()
+            .try_for_each(|name| write_atomic(&folder.join(name), &crate::files::read(&plan_folder.join(name))?))
+    })?;
     Ok(())
 }
 
@@ -178,6 +197,7 @@ pub fn train(
     };
     if let Some(old) = resumed {
         old.check(&state, run)?;
+        Checkpoint::sweep(run)?;
         state.step = old.step;
     }
     let mut log = MetricsLog::open(&run.join("metrics.jsonl"), state.step)?;
@@ -197,6 +217,10 @@ pub fn train(
         let modules = session.step(state.step, total)?;
         if let Some((i, m)) = modules.iter().enumerate().find(|(_, m)| !m.loss.is_finite()) {
             return Err(TrainError::Diverged { module: i + 1, loss: m.loss, step: state.step });
+        }
+        let overflow = |b: &BoundaryReport| ![b.discord, b.cosine, b.ratio].iter().all(|x| x.is_finite());
+        if let Some(i) = modules.iter().position(|m| m.boundary.as_ref().is_some_and(overflow)) {
+            return Err(TrainError::Gradients { module: i + 1, step: state.step });
         }
         state.step += 1;
         if state.step.is_multiple_of(options.log_every.max(1)) || state.step == total || state.step == 1 {
