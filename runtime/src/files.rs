@@ -52,7 +52,8 @@ pub fn read_text(path: &Path) -> Result<String, FileError> {
 /// Maps an error of writing `path`; the name of a temporary file in it is of no use to anybody.
 pub fn writing<T>(path: &Path, r: std::io::Result<T>) -> Result<T, FileError> {
     r.map_err(|source| {
-        let source = if source.get_ref().is_some() { source.kind().into() } else { source };
+        let named = source.get_ref().is_some() && source.kind() != std::io::ErrorKind::Other;
+        let source = if named { source.kind().into() } else { source };
         FileError::Write { path: path.to_path_buf(), source }
     })
 }
