@@ -1,6 +1,7 @@
 //! What the integration tests share: golden files and models.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod cuda_host;
 pub(crate) mod graph_plan;
 
 use std::collections::BTreeMap;
