@@ -198,6 +198,9 @@ pub(crate) struct ExportArgs {
 pub(crate) struct ShowArgs {
     /// A plan folder, a run folder, or a plan.yaml.
     pub(crate) plan: PathBuf,
+    /// Add a roofline estimate of a step on a GPU: t4, l4, rtx3090, rtx4090, a100, h100, h200.
+    #[arg(long, value_name = "GPU")]
+    pub(crate) device: Option<String>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

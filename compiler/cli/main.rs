@@ -14,6 +14,7 @@ mod partition;
 mod plan;
 mod profile;
 mod report;
+mod roofline;
 mod table;
 mod train;
 

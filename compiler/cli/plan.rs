@@ -9,6 +9,7 @@ use slrc_runtime::folder::read_plan;
 use crate::args::ShowArgs;
 use crate::failure::Failure;
 use crate::output;
+use crate::roofline::{self, Estimate, Gpu};
 use crate::table::{bytes, count, flops, table};
 
 pub(crate) fn show(a: &ShowArgs) -> Result<(), Failure> {
@@ -17,13 +18,56 @@ pub(crate) fn show(a: &ShowArgs) -> Result<(), Failure> {
         _ => a.plan.clone(),
     };
     let plan = read_plan(&folder)?;
+    let gpu = a.device.as_deref().map(|name| roofline::gpu(name).map_err(Failure::Usage)).transpose()?;
     if a.json {
-        let json = serde_json::to_string_pretty(&Summary::of(&plan)).map_err(|e| Failure::Run(e.to_string()))?;
-        output::line(format!("{json}"));
+        let mut summary = Summary::of(&plan);
+        if let Some(gpu) = gpu {
+            for (s, m) in summary.modules.iter_mut().zip(&plan.modules) {
+                s.estimate = Some(roofline::estimate(&plan, m, gpu));
+            }
+        }
+        let json = serde_json::to_string_pretty(&summary).map_err(|e| Failure::Run(e.to_string()))?;
+        output::line(json);
     } else {
         output::print(&text(&plan));
+        if let Some(gpu) = gpu {
+            output::print(&estimates(&plan, gpu));
+        }
     }
     Ok(())
+}
+
+/// A table of roofline estimates.
+fn estimates(plan: &Plan, gpu: &Gpu) -> String {
+    let ms = |s: f64| format!("{:.3} ms", s * 1e3);
+    let row = |name: String, launches: usize, e: &Estimate| {
+        vec![
+            name,
+            launches.to_string(),
+            bytes(e.bytes_moved),
+            ms(e.memory_seconds),
+            ms(e.compute_seconds),
+            ms(e.seconds()),
+        ]
+    };
+    let mut total = (0, Estimate::default());
+    let mut rows = Vec::new();
+    for m in &plan.modules {
+        let e = roofline::estimate(plan, m, gpu);
+        let launches = if m.step.launches.is_empty() { m.step.kernels.len() } else { m.step.launches.len() };
+        total.0 += launches;
+        total.1.bytes_moved += e.bytes_moved;
+        total.1.memory_seconds += e.memory_seconds;
+        total.1.compute_seconds += e.compute_seconds;
+        rows.push(row(m.index.to_string(), launches, &e));
+    }
+    rows.push(row("step".into(), total.0, &total.1));
+    let header = ["module", "launches", "moved", "bound by memory", "bound by arithmetic", "at least"];
+    format!(
+        "\nroofline estimate on {} (f32, no tensor cores; a bound from below, not a measurement)\n\n{}",
+        gpu.title,
+        table(&header, &[0, 1, 2, 3, 4, 5], rows)
+    )
 }
 
 /// What `--json` prints; field names are part of the interface.
@@ -49,6 +93,8 @@ struct ModuleSummary<'a> {
     eval_arena_bytes: usize,
     kernels: usize,
     flops: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    estimate: Option<Estimate>,
 }
 
 #[derive(Serialize)]
@@ -82,6 +128,7 @@ impl Summary<'_> {
                 eval_arena_bytes: m.eval.arena_bytes,
                 kernels: m.step.kernels.len(),
                 flops: m.step.flops,
+                estimate: None,
             })
             .collect();
         Summary {

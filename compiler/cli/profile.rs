@@ -13,6 +13,7 @@ use crate::args::ProfileArgs;
 use crate::device;
 use crate::failure::Failure;
 use crate::output;
+use crate::roofline::bytes_moved;
 use crate::table::{bytes, flops, table};
 
 /// Seconds of one kernel, step after step.
@@ -109,7 +110,7 @@ fn report(plan: &Plan, all: &[Timed], step: f64, top: usize) -> String {
         .map(|t| {
             let s = median(&t.seconds);
             let k = &t.kernel;
-            let moved: usize = k.run.operands().iter().map(|o| touched(plan, o)).sum();
+            let moved = bytes_moved(plan, k);
             vec![
                 format!("m{}.{}", t.module, k.id),
                 kind(k).into(),
@@ -137,11 +138,4 @@ fn kind(k: &Kernel) -> &'static str {
         },
         other => other.family(),
     }
-}
-
-/// Bytes of an operand, each element once.
-fn touched(plan: &Plan, o: &slrc_plan::kernel::Operand<'_>) -> usize {
-    let size = plan.all_buffers().find(|b| b.id == o.view.buffer).map_or(4, |b| b.dtype.size());
-    let count: usize = o.space.iter().zip(&o.view.strides).filter(|(_, s)| **s != 0).map(|(n, _)| n).product();
-    count * size
 }

@@ -1,7 +1,5 @@
 //! Reading TensorProto data: every float and integer type, raw, typed or external, as f32 or as numbers.
 
-use std::borrow::Cow;
-
 use onnx_protobuf::{TensorProto, tensor_proto::DataType};
 use protobuf::Enum;
 

@@ -1,0 +1,86 @@
+//! A roofline estimate of a training step on a named GPU: each kernel takes as long as the slower of its memory traffic and
+//! its arithmetic at the device's peak (Williams, Waterman, Patterson, CACM 2009). A bound from below, not a measurement.
+
+use serde::Serialize;
+use slrc_plan::plan::ModulePlan;
+use slrc_plan::{Kernel, Plan};
+
+/// A GPU's peaks: vendor's data sheets, boost clock, dense f32 without tensor cores.
+pub(crate) struct Gpu {
+    /// As written after `--device`.
+    pub(crate) name: &'static str,
+    /// As people know it.
+    pub(crate) title: &'static str,
+    /// Bytes a second of device memory.
+    bandwidth: f64,
+    /// Floating-point operations a second in f32.
+    flops: f64,
+}
+
+const GPUS: &[Gpu] = &[
+    Gpu { name: "t4", title: "T4", bandwidth: 320e9, flops: 8.1e12 },
+    Gpu { name: "l4", title: "L4", bandwidth: 300e9, flops: 30.3e12 },
+    Gpu { name: "rtx3090", title: "GeForce RTX 3090", bandwidth: 936e9, flops: 35.6e12 },
+    Gpu { name: "rtx4090", title: "GeForce RTX 4090", bandwidth: 1008e9, flops: 82.6e12 },
+    Gpu { name: "a100", title: "A100 80 GB SXM", bandwidth: 2039e9, flops: 19.5e12 },
+    Gpu { name: "h100", title: "H100 SXM", bandwidth: 3350e9, flops: 66.9e12 },
+    Gpu { name: "h200", title: "H200 SXM", bandwidth: 4800e9, flops: 66.9e12 },
+];
+
+/// Finds a GPU; the error lists the table.
+pub(crate) fn gpu(name: &str) -> Result<&'static Gpu, String> {
+    GPUS.iter().find(|g| g.name == name).ok_or_else(|| {
+        let all: Vec<&str> = GPUS.iter().map(|g| g.name).collect();
+        format!("--device {name}: figures are known of {}", all.join(", "))
+    })
+}
+
+/// Estimate of one module's training step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Estimate {
+    /// Bytes read and written by its kernels, each operand once a kernel.
+    pub(crate) bytes_moved: usize,
+    /// Seconds in kernels bound by memory.
+    pub(crate) memory_seconds: f64,
+    /// Seconds in kernels bound by arithmetic.
+    pub(crate) compute_seconds: f64,
+}
+
+impl Estimate {
+    pub(crate) fn seconds(&self) -> f64 {
+        self.memory_seconds + self.compute_seconds
+    }
+}
+
+/// Bytes of a kernel's operands, each element once.
+pub(crate) fn bytes_moved(plan: &Plan, k: &Kernel) -> usize {
+    let of = |o: &slrc_plan::kernel::Operand<'_>| {
+        let size = plan.all_buffers().find(|b| b.id == o.view.buffer).map_or(4, |b| b.dtype.size());
+        let count: usize = o.space.iter().zip(&o.view.strides).filter(|(_, s)| **s != 0).map(|(n, _)| n).product();
+        count * size
+    };
+    k.run.operands().iter().map(of).sum()
+}
+
+/// Estimates a module's training step.
+pub(crate) fn estimate(plan: &Plan, m: &ModulePlan, gpu: &Gpu) -> Estimate {
+    let mut e = Estimate::default();
+    for k in &m.step.kernels {
+        let bytes = bytes_moved(plan, k);
+        e.bytes_moved += bytes;
+        let (memory, compute) = (bytes as f64 / gpu.bandwidth, k.flops as f64 / gpu.flops);
+        if memory >= compute { e.memory_seconds += memory } else { e.compute_seconds += compute }
+    }
+    e
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_or_listed() {
+        assert_eq!(gpu("h100").map(|g| g.title), Ok("H100 SXM"));
+        assert!(gpu("h1000").is_err_and(|e| e.contains("h100, h200")));
+    }
+}
