@@ -465,3 +465,24 @@ impl Graph {
         self.ty(id).dtype != DType::F32
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::builder::Builder;
+    use crate::ir::verify::{Spec, verify};
+
+    /// Only this file can make edges and operand lists differ.
+    #[test]
+    fn the_verifier_compares_edges_with_operands() {
+        let mut g = Graph::new("edges");
+        let mut b = Builder::new(&mut g);
+        let (x, y) = (b.splat(1.0, &[2]), b.random(0, &[2]));
+        let z = b.sub(x, y);
+        assert_eq!(verify(&g, Spec::open("test")), Ok(()));
+        let at = |id: NodeId| NodeIndex::new(id.index());
+        g.dag.add_edge(at(x), at(z), 2);
+        let e = verify(&g, Spec::open("test")).expect_err("an edge too many");
+        assert_eq!((e.place.as_str(), e.reason.as_str()), ("graph", "edges and operand lists differ"));
+    }
+}

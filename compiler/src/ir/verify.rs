@@ -59,7 +59,9 @@ pub fn verify(g: &Graph, spec: Spec) -> Result<(), VerifyError> {
     let fail = |place: String, reason: String| Err(VerifyError { stage: spec.stage, place, reason });
     for id in g.ids() {
         if let Err(reason) = check_node(g, id, spec) {
-            return fail(format!("{id} = {} (from `{}`)", g.node(id).op, g.origin(id)), reason);
+            let n = g.node(id);
+            let origin = g.origins.get(n.origin.index()).map_or("?", String::as_str);
+            return fail(format!("{id} = {} (from `{origin}`)", n.op), reason);
         }
     }
     if !g.edges_agree() {
