@@ -110,7 +110,15 @@ fn nodes_that_cannot_be_imported() {
     let mut m = proto("mnist_mlp");
     m.graph.mut_or_insert_default().initializer.retain(|t| t.name != "fc2.weight");
     save(&work, "lost.onnx", &m);
+    let mut m = proto("mnist_mlp");
+    let graph = m.graph.mut_or_insert_default();
+    let rename = |n: &mut String| *n = n.replace("fc2.", "head.1.linear.");
+    graph.initializer.iter_mut().for_each(|t| rename(&mut t.name));
+    graph.node.iter_mut().for_each(|n| n.input.iter_mut().for_each(rename));
+    save(&work, "names.onnx", &m);
     let mut t = Transcript::new(&work);
+    let names = "partition names.onnx --modules 2 -o plan";
+    t.fails("a weight with the name of a head's", names, 3, &["head.1.linear.", "--head"]);
     t.fails(
         "two unsupported operators, named at once",
         "partition two.onnx -o plan",

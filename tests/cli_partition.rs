@@ -100,6 +100,11 @@ fn json_says_what_the_plan_says() {
             let file = weights(&work);
             let counted: usize = p.parameters.iter().filter(trained).map(|d| file[&d.name].data.len()).sum();
             assert_eq!(j["parameters"], counted, "{name} module {}", m.index);
+            let head = format!("head.{}.", m.index);
+            let of_head = |d: &&slrc_plan::plan::ParameterDecl| trained(d) && d.name.starts_with(&head);
+            let counted: usize = p.parameters.iter().filter(of_head).map(|d| file[&d.name].data.len()).sum();
+            assert_eq!(j["head_parameters"], counted, "{name} module {}", m.index);
+            assert_eq!(counted > 0, m.index < k, "{name} module {}", m.index);
         }
         let last = modules.last().expect("a module");
         assert_eq!(last["head"], "network");

@@ -95,6 +95,7 @@ pub fn compile(
     let modules = (1..=cuts.len() + 1)
         .map(|k| compile_module(&network, &parts, &cuts, k, &spec, &mut names))
         .collect::<Result<Vec<_>, _>>()?;
+    check_head_names(&network, &modules)?;
     let model =
         ModelInfo { name: network.graph.name.clone(), sha256: file.sha256.clone(), output: network.output.clone() };
     let settings = settings(spec_file, &spec, network.batch);
@@ -127,6 +128,18 @@ fn check_network(n: &Imported) -> Result<(), CompileError> {
         return Err(CompileError::Network("the network has no weights to train".into()));
     }
     Ok(())
+}
+
+/// Weights are known by their names, so a local head's must not be one of the model's.
+fn check_head_names(network: &Imported, modules: &[CompiledModule]) -> Result<(), CompileError> {
+    let mut names = modules.iter().flat_map(|m| &m.head_variables);
+    match names.find(|n| network.sources.contains_key(*n)) {
+        None => Ok(()),
+        Some(name) => Err(CompileError::Network(format!(
+            "the model has a weight \"{name}\", which is the name of a weight of a local head; choose another kind of head \
+             (--head) or other cuts, or rename it in the model"
+        ))),
+    }
 }
 
 /// Weights of single modules must be of modules that have one.
@@ -234,7 +247,7 @@ fn compile_module(
     verify(&module, VerifySpec::open("split"))?;
     let origins = nodes_of(network, parts, k);
     let place = Place { index: k, last, logits: parts.graph.ty(parts.logits).clone() };
-    let ModuleGraphs { train, eval, head } = step::build(module, &place, spec)?;
+    let ModuleGraphs { train, eval, head, head_variables } = step::build(module, &place, spec)?;
     verify(&train, VerifySpec::closed("train"))?;
     verify(&eval, VerifySpec::closed("eval"))?;
     let step = program(&train, k, Program::Step, names);
@@ -243,6 +256,7 @@ fn compile_module(
         train,
         eval,
         head,
+        head_variables,
         first: origins.first().cloned().unwrap_or_default(),
         last: origins.last().cloned().unwrap_or_default(),
         output: (!last).then(|| cuts[k - 1].name.clone()),

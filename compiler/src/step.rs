@@ -1,6 +1,8 @@
 //! A module's two programs as graphs: its training step, and inference. This is where head, loss, reconciliation and
 //! optimizer meet; each is a pass of its own.
 
+use std::collections::BTreeSet;
+
 use crate::heads;
 use crate::ir::builder::Builder;
 use crate::ir::graph::{Graph, Input, InputKind, NodeId, Root, RootKind, VarKind};
@@ -68,21 +70,25 @@ pub struct ModuleGraphs {
     pub eval: Graph,
     /// Kind of the head; `network` for the network's own.
     pub head: &'static str,
+    /// Names of the variables the head brought; none for the network's own.
+    pub head_variables: BTreeSet<String>,
 }
 
 /// Puts a module's programs together from its part of the network (see [`crate::partition::module_graph`]).
 pub fn build(mut module: Graph, place: &Place, spec: &Spec) -> Result<ModuleGraphs, StepError> {
     let output = output_of(&module);
     let mut head = "network";
+    let own = module.variables.len();
     if !place.last {
         let kind = heads::resolve(spec.head, module.ty(output).rank());
         let logits = heads::attach(&mut module, output, spec.head, place.index, &place.logits)?;
         module.roots.push(Root { kind: RootKind::Output(LOGITS.into()), value: logits });
         head = kind.name();
     }
+    let head_variables = module.variables[own..].iter().map(|v| v.name.clone()).collect();
     let train = train_graph(&module, place, spec)?;
     let eval = eval_graph(&module);
-    Ok(ModuleGraphs { train, eval, head })
+    Ok(ModuleGraphs { train, eval, head, head_variables })
 }
 
 /// The first output root: the boundary value, or the logits of the last module.
@@ -154,9 +160,9 @@ fn eval_graph(module: &Graph) -> Graph {
 }
 
 /// Trained numbers of a training graph, and how many of them are the head's.
-pub fn parameter_counts(train: &Graph) -> (usize, usize) {
+pub fn parameter_counts(train: &Graph, head_variables: &BTreeSet<String>) -> (usize, usize) {
     let weights = || train.variables.iter().filter(|v| v.kind == VarKind::Weight);
     let all = weights().map(|v| v.ty.count()).sum();
-    let head = weights().filter(|v| v.name.starts_with("head.")).map(|v| v.ty.count()).sum();
+    let head = weights().filter(|v| head_variables.contains(&v.name)).map(|v| v.ty.count()).sum();
     (all, head)
 }

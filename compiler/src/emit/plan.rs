@@ -1,6 +1,6 @@
 //! Lays out everything outside the arenas and writes the plan down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use slrc_plan::buffer::align;
 use slrc_plan::plan::{
@@ -27,6 +27,8 @@ pub struct CompiledModule {
     pub eval: Graph,
     /// Kind of its head.
     pub head: &'static str,
+    /// Names of the variables the head brought.
+    pub head_variables: BTreeSet<String>,
     /// First ONNX node.
     pub first: String,
     /// Last ONNX node.
@@ -81,7 +83,7 @@ pub fn assemble(model: ModelInfo, settings: Settings, modules: &[CompiledModule]
     for (i, m) in modules.iter().enumerate() {
         let index = i + 1;
         let metrics = metrics(m, index, &mut buffers, &mut metric_space);
-        let (all, head) = parameter_counts(&m.train);
+        let (all, head) = parameter_counts(&m.train, &m.head_variables);
         memory.arena = memory.arena.max(m.step.1.bytes);
         memory.eval_arena = memory.eval_arena.max(m.inference.1.bytes);
         let eval_report = |name: &str| m.inference.0.reports[name].clone();

@@ -1,0 +1,158 @@
+//! `slrc export`: the user's own graph with trained weights, which computes what `slrc eval` computes.
+
+#[path = "support/cli.rs"]
+mod cli;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use cli::{Workspace, npz, parameters, samples};
+use onnx_protobuf::{Message as _, ModelProto};
+use slrc_runtime::data::npz::read_npz;
+
+const MODELS: &[(&str, usize)] = &[("mnist_cnn", 3), ("mnist_vit", 3), ("mnist_mlp", 2), ("tokens_bert", 3)];
+
+fn read(path: &Path) -> ModelProto {
+    ModelProto::parse_from_bytes(&std::fs::read(path).expect("model")).expect("a model")
+}
+
+/// Float initializers by name.
+fn floats(m: &ModelProto) -> BTreeMap<String, Vec<f32>> {
+    let of = m.graph.initializer.iter().filter(|t| t.data_type == 1);
+    of.map(|t| {
+        let raw = t.raw_data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        (t.name.clone(), if t.raw_data.is_empty() { t.float_data.clone() } else { raw })
+    })
+    .collect()
+}
+
+/// What of a graph a user of the file relies on.
+fn interface(m: &ModelProto) -> String {
+    let initializers: BTreeSet<&str> = m.graph.initializer.iter().map(|t| t.name.as_str()).collect();
+    let mut out = format!("ir {} {:?}\n", m.ir_version, m.opset_import);
+    for v in m.graph.input.iter().filter(|i| !initializers.contains(i.name.as_str())).chain(&m.graph.output) {
+        out.push_str(&format!("{v:?}\n"));
+    }
+    for n in &m.graph.node {
+        out.push_str(&format!("{} {} {:?} {:?} {:?}\n", n.name, n.op_type, n.input, n.output, n.attribute));
+    }
+    out
+}
+
+/// Whether a tensor is a local head's; a model may well call its own classifier `head`.
+fn of_a_head(name: &str) -> bool {
+    name.strip_prefix("head.").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+fn logits(work: &Workspace, name: &str) -> Vec<f64> {
+    read_npz(&work.path(name)).expect("logits").remove(0).1.to_f64()
+}
+
+#[test]
+fn an_export_is_the_models_graph_with_trained_weights() {
+    for &(name, k) in MODELS {
+        let work = Workspace::new();
+        work.ok(&format!("partition MODELS/{name}/model.onnx --modules {k} --batch 8 -o plan"));
+        work.write("train.npz", npz(&samples(name, 40, 1)));
+        work.write("test.npz", npz(&samples(name, 21, 2)));
+        work.ok("train plan --data train.npz --steps 12 -o run");
+        work.ok("export run -o out.onnx");
+        let (source, out) = (read(&cli::model(name)), read(&work.path("out.onnx")));
+        assert_eq!(interface(&out), interface(&source), "{name}: nodes, inputs and outputs are the source's");
+        assert!(out.metadata_props.iter().all(|p| !p.key.starts_with("slrc")), "{name}: nothing of slrc's stays in it");
+        let (before, after, trained) = (floats(&source), floats(&out), parameters(&work.path("run")));
+        let names = |m: &BTreeMap<String, Vec<f32>>| m.keys().cloned().collect::<Vec<String>>();
+        assert_eq!(names(&after), names(&before), "{name}");
+        let mut unmoved = Vec::new();
+        for (n, values) in &after {
+            match trained.get(n) {
+                Some(t) => {
+                    assert_eq!(values, &t.data, "{name}: \"{n}\" is the checkpoint's");
+                    unmoved.extend((values == &before[n]).then_some(n));
+                }
+                // Numbers that are no weights: scales, masks.
+                None => assert_eq!(values, &before[n], "{name}: \"{n}\" is the source's"),
+            }
+        }
+        assert!(trained.keys().any(|n| of_a_head(n)), "{name}: heads are trained but not exported");
+        let missing: Vec<&String> = trained.keys().filter(|n| !of_a_head(n) && !after.contains_key(*n)).collect();
+        assert!(missing.is_empty(), "{name}: {missing:?} are trained but not exported");
+        // A key's bias does not reach the softmax: its gradient is zero but for rounding.
+        unmoved.retain(|n| !n.ends_with(".key.bias"));
+        assert!(unmoved.is_empty(), "{name}: {unmoved:?} have not been trained");
+        // Imported again, cut elsewhere, and not trained, it gives the same logits.
+        work.ok("eval run --data test.npz --save-logits a.npz");
+        work.ok("partition out.onnx --modules 1 --batch 8 -o again");
+        work.ok("train again --data test.npz --steps 0 -o idle");
+        work.ok("eval idle --data test.npz --save-logits b.npz");
+        let (a, b) = (logits(&work, "a.npz"), logits(&work, "b.npz"));
+        let largest = a.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let error = a.iter().zip(&b).fold(0.0f64, |m, (x, y)| m.max((x - y).abs())) / largest;
+        // Modules are compiled apart, so f32 sums may be taken in another order: a few roundings of 6e-8.
+        assert!(error < 1e-5, "{name}: {error:e}");
+        // An export of the export is the export.
+        work.ok("export idle -o again.onnx");
+        cli::same_file(&work.path("out.onnx"), &work.path("again.onnx"));
+    }
+}
+
+#[test]
+fn merged_initializers_get_their_own_weights() {
+    let work = Workspace::new();
+    // As exporters write a freshly initialised network: one initializer for every LayerNorm weight that is all ones.
+    let mut m = read(&cli::model("mnist_vit"));
+    let graph = m.graph.mut_or_insert_default();
+    let scale = |n: &onnx_protobuf::NodeProto| (n.op_type == "LayerNormalization").then(|| n.input[1].clone());
+    let scales: Vec<String> = graph.node.iter().filter_map(scale).collect();
+    assert!(scales.len() >= 3);
+    graph.node.iter_mut().filter(|n| n.op_type == "LayerNormalization").for_each(|n| n.input[1] = scales[0].clone());
+    graph.initializer.retain(|t| !scales[1..].contains(&t.name));
+    work.write("merged.onnx", m.write_to_bytes().expect("serialize"));
+    work.write("train.npz", npz(&samples("mnist_vit", 24, 1)));
+    work.ok("partition merged.onnx --modules 2 --batch 8 -o plan");
+    work.ok("train plan --data train.npz --steps 4 -o run");
+    work.ok("export run -o out.onnx");
+    let (trained, out) = (parameters(&work.path("run")), read(&work.path("out.onnx")));
+    let used: BTreeSet<String> = out.graph.node.iter().filter_map(scale).collect();
+    assert_eq!(used.len(), scales.len(), "every use has an initializer of its own");
+    let values = floats(&out);
+    for n in &used {
+        assert_eq!(values[n], trained[n].data, "\"{n}\"");
+    }
+    let distinct: BTreeSet<Vec<u32>> = used.iter().map(|n| values[n].iter().map(|x| x.to_bits()).collect()).collect();
+    assert_eq!(distinct.len(), scales.len(), "each was trained by itself");
+    assert_eq!(out.graph.node.len(), m.graph.node.len());
+    // Tied on request, they stay one.
+    work.write("s.yaml", format!("model: merged.onnx\nbatch: 8\npartition: {{modules: 1}}\ntie: ['{}']\n", scales[0]));
+    work.ok("train s.yaml --data train.npz --steps 4 -o tied");
+    work.ok("export tied -o tied.onnx");
+    let tied = read(&work.path("tied.onnx"));
+    let used: BTreeSet<String> = tied.graph.node.iter().filter_map(scale).collect();
+    assert_eq!(used.into_iter().collect::<Vec<String>>(), [scales[0].clone()]);
+}
+
+#[test]
+fn batch_norm_in_training_mode_becomes_inference() {
+    let work = Workspace::new();
+    // As an exporter's TRAINING mode writes it: training_mode 1, and outputs for the running statistics.
+    let mut m = read(&cli::model("mnist_cnn"));
+    for n in m.graph.mut_or_insert_default().node.iter_mut().filter(|n| n.op_type == "BatchNormalization") {
+        for a in n.attribute.iter_mut().filter(|a| a.name == "training_mode") {
+            a.i = 1;
+        }
+        let y = n.output[0].clone();
+        n.output.push(format!("{y}.mean"));
+        n.output.push(format!("{y}.var"));
+    }
+    work.write("training.onnx", m.write_to_bytes().expect("serialize"));
+    work.write("train.npz", npz(&samples("mnist_cnn", 24, 1)));
+    work.ok("partition training.onnx --modules 3 --batch 8 -o plan");
+    work.ok("train plan --data train.npz --steps 4 -o run");
+    work.ok("export run -o out.onnx");
+    work.ok("partition MODELS/mnist_cnn/model.onnx --modules 3 --batch 8 -o usual");
+    work.ok("train usual --data train.npz --steps 4 -o usual_run");
+    work.ok("export usual_run -o usual.onnx");
+    let (out, usual) = (read(&work.path("out.onnx")), read(&work.path("usual.onnx")));
+    assert_eq!(floats(&out), floats(&usual), "both modes train alike");
+    assert_eq!(interface(&out), interface(&usual), "and are exported alike");
+}
