@@ -1,10 +1,10 @@
 // Correct kernels of the shapes that generated code has.
 
-// y = gelu(a x + b), tanh form, grid-stride.
+// y = gelu(1.5 x + 0.25), tanh form, grid-stride.
 extern "C" __global__ void __launch_bounds__(256) elementwise(float* __restrict__ y, const float* __restrict__ x,
-                                                              float a, float b, int n) {
+                                                              int n) {
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
-    float t = fmaf(a, x[i], b);
+    float t = fmaf(1.5f, x[i], 0.25f);
     float u = 0.7978845608f * fmaf(0.044715f * t * t, t, t);
     y[i] = 0.5f * t * (1.0f + tanhf(u));
   }
@@ -38,9 +38,10 @@ extern "C" __global__ void __launch_bounds__(256) reduce_sum(float* __restrict__
   }
 }
 
-// y[row] = softmax(x[row]): dynamic shared memory, tree reductions.
-extern "C" __global__ void softmax_row(float* __restrict__ y, const float* __restrict__ x, int columns) {
+// y[row] = softmax(x[row]), a block a row of n / rows columns: dynamic shared memory, tree reductions.
+extern "C" __global__ void softmax_row(float* __restrict__ y, const float* __restrict__ x, int n) {
   extern __shared__ __align__(16) float s[];
+  int columns = n / gridDim.x;
   const float* row = x + (long long)blockIdx.x * columns;
   float m = __int_as_float(0xff800000);
   for (int i = threadIdx.x; i < columns; i += blockDim.x) {
@@ -74,21 +75,22 @@ extern "C" __global__ void softmax_row(float* __restrict__ y, const float* __res
   }
 }
 
-// y = y + a x, four elements a thread.
-extern "C" __global__ void axpy4(float4* __restrict__ y, const float4* __restrict__ x, float a, int quads) {
+// y = y + 3 x, four elements a thread.
+extern "C" __global__ void axpy4(float4* __restrict__ y, const float4* __restrict__ x, int n) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < quads) {
+  if (i < n / 4) {
     float4 v = x[i];
     float4 w = y[i];
-    y[i] = make_float4(fmaf(a, v.x, w.x), fmaf(a, v.y, w.y), fmaf(a, v.z, w.z), fmaf(a, v.w, w.w));
+    y[i] = make_float4(fmaf(3.0f, v.x, w.x), fmaf(3.0f, v.y, w.y), fmaf(3.0f, v.z, w.z), fmaf(3.0f, v.w, w.w));
   }
 }
 
-// Transpose of a 3-D grid's planes through shared memory.
-extern "C" __global__ void transpose(float* __restrict__ y, const float* __restrict__ x, int rows, int columns) {
+// Planes of 20 x 24 transposed through shared memory, one plane for each z of the grid.
+extern "C" __global__ void transpose(float* __restrict__ y, const float* __restrict__ x, int n) {
   __shared__ float tile[16][17];
-  x += (long long)blockIdx.z * rows * columns;
-  y += (long long)blockIdx.z * rows * columns;
+  const int rows = 20, columns = 24;
+  x += blockIdx.z * rows * columns;
+  y += blockIdx.z * rows * columns;
   int c = blockIdx.x * 16 + threadIdx.x, r = blockIdx.y * 16 + threadIdx.y;
   if (r < rows && c < columns) {
     tile[threadIdx.y][threadIdx.x] = x[r * columns + c];
@@ -100,14 +102,27 @@ extern "C" __global__ void transpose(float* __restrict__ y, const float* __restr
   }
 }
 
-// Largest element, and how many are positive, by integer atomics; the order does not matter to either.
-extern "C" __global__ void extremes(int* __restrict__ largest, int* __restrict__ positive, const int* __restrict__ x,
-                                    int n) {
+// y[0] = bits of the largest x as an integer, y[1] = how many are positive: atomics whose order does not matter.
+extern "C" __global__ void extremes(int* __restrict__ y, const float* __restrict__ x, int n) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
-  int v = i < n ? x[i] : (int)0x80000000;
-  atomicMax(largest, v);
-  unsigned votes = __ballot_sync(0xffffffffu, v > 0);
-  if (threadIdx.x % 32 == 0) {
-    atomicAdd(positive, __popc(votes));
+  float v = i < n ? x[i] : -1.0f;
+  if (v > 0.0f) {
+    atomicMax(&y[0], __float_as_int(v));
   }
+  unsigned votes = __ballot_sync(0xffffffffu, v > 0.0f);
+  if (threadIdx.x % 32 == 0) {
+    atomicAdd(&y[1], __popc(votes));
+  }
+}
+
+// y = neighbour within the warp, handed over through shared memory.
+extern "C" __global__ void warp_exchange(float* __restrict__ y, const float* __restrict__ x, int n) {
+  __shared__ float s[128];
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  s[threadIdx.x] = x[i];
+  __syncwarp();
+  float v = s[threadIdx.x ^ 1];
+  __syncwarp();
+  s[threadIdx.x] = v + 1.0f;
+  y[i] = s[threadIdx.x];
 }

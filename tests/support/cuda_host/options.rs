@@ -123,6 +123,8 @@ impl Options {
             ("CUDA_HOST_MULTIPROCESSORS", self.multiprocessors.to_string().into()),
             ("CUDA_HOST_POOLS", u8::from(self.pools).to_string().into()),
             ("CUDA_HOST_FAIL", self.fail.clone().into()),
+            // What this compiler makes must not get into the user's cache; a folder that cannot be made is no cache.
+            ("SLRC_CACHE", "/dev/null/none".into()),
         ];
         let files = [
             ("CUDA_HOST_COUNTS", &self.counts),
