@@ -3,8 +3,8 @@
 // One element past the end is written.
 extern "C" __global__ void past_global(float* out, const float* x, int n) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i <= n) {
-    out[i] = 1.0f;
+  if (i < n) {
+    out[i + 1] = 1.0f;
   }
 }
 

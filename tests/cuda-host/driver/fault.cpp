@@ -2,32 +2,25 @@
 #include "fault.hpp"
 
 #include <csignal>
-#include <initializer_list>
 
 #include "driver.hpp"
 
 namespace cuda_host::fault {
 namespace {
 
-std::string (*where)() = nullptr;
+const bool *in_kernel = nullptr;
 Fiber *target = nullptr;
-int *result = nullptr;
-thread_local bool running = false;
+volatile int signal_number = 0;
+void *volatile address = nullptr;
 constexpr int signals[] = {SIGSEGV, SIGBUS, SIGFPE};
 struct sigaction previous[3];
 
-// Not safe in general, but the interrupted code is a kernel, which holds no lock of the C library.
-void handler(int signal, siginfo_t *info, void *context) {
-  std::string place = running ? where() : std::string();
-  if (!place.empty()) {
-    if (signal == SIGFPE)
-      explain("%s: integer division by zero or overflow", place.c_str());
-    else
-      explain("%s: fault at address %p", place.c_str(), info->si_addr);
-    if (leave_signal(context, *target)) {
-      *result = signal == SIGFPE ? LAUNCH_FAILED : ILLEGAL_ADDRESS;
-      return;
-    }
+// Runs on a small stack of its own, so it only takes notes.
+void handler(int number, siginfo_t *info, void *context) {
+  if (in_kernel && *in_kernel && leave_signal(context, *target)) {
+    signal_number = number;
+    address = info->si_addr;
+    return;
   }
   // Not a kernel's: the earlier handler runs when the instruction faults again.
   for (size_t i = 0; i < 3; ++i)
@@ -36,11 +29,10 @@ void handler(int signal, siginfo_t *info, void *context) {
 
 } // namespace
 
-void begin(std::string (*place)(), Fiber &host, int &error) {
-  where = place;
+void begin(const bool &running, Fiber &host) {
+  in_kernel = &running;
   target = &host;
-  result = &error;
-  running = true;
+  signal_number = 0;
   // AddressSanitizer reports faults itself.
   if (options().sanitizer == Sanitizer::address)
     return;
@@ -52,11 +44,23 @@ void begin(std::string (*place)(), Fiber &host, int &error) {
 }
 
 void end() {
-  running = false;
+  in_kernel = nullptr;
   if (options().sanitizer == Sanitizer::address)
     return;
   for (size_t i = 0; i < 3; ++i)
     sigaction(signals[i], &previous[i], nullptr);
+}
+
+bool happened() { return signal_number != 0; }
+
+int error(const std::string &place) {
+  bool arithmetic = signal_number == SIGFPE;
+  signal_number = 0;
+  if (arithmetic)
+    explain("%s: integer division by zero or overflow", place.c_str());
+  else
+    explain("%s: fault at address %p", place.c_str(), address);
+  return arithmetic ? LAUNCH_FAILED : ILLEGAL_ADDRESS;
 }
 
 } // namespace cuda_host::fault

@@ -7,8 +7,11 @@
 
 namespace cuda_host::fault {
 
-// While kernels run: a fault explains itself with `place`, sets `error` and continues on `host`.
-void begin(std::string (*place)(), Fiber &host, int &error);
+// While kernels run: a fault on a fiber, for which `in_kernel` is true, continues on `host`.
+void begin(const bool &in_kernel, Fiber &host);
 void end();
+bool happened();
+// The driver's error for the fault that happened, explained as having done so at `place`.
+int error(const std::string &place);
 
 } // namespace cuda_host::fault

@@ -192,20 +192,25 @@ Index position(uint64_t linear, const Index &extent) {
           unsigned(linear / extent.x / extent.y)};
 }
 
-// `file.cu:47` from an address in the module, by the tool that comes with the compiler.
+// `file.cu:47` from an address in the module, by the tool that comes with the compiler; of inlined calls the innermost
+// that is not the shim's.
 std::string source_line(const void *code) {
   Dl_info info{};
   if (!dladdr(code, &info))
     return "?";
-  char command[4200], line[512] = "";
-  snprintf(command, sizeof command, "unset LD_PRELOAD; addr2line -s -e '%s' 0x%zx 2>/dev/null", info.dli_fname,
+  char command[4200], line[512];
+  snprintf(command, sizeof command, "unset LD_PRELOAD; addr2line -s -i -e '%s' 0x%zx 2>/dev/null", info.dli_fname,
            size_t(static_cast<const char *>(code) - static_cast<const char *>(info.dli_fbase)) - 1);
+  std::string found = "?";
   if (FILE *pipe = popen(command, "r")) {
-    if (fgets(line, sizeof line, pipe))
-      line[std::string(line).find_first_of(" \n")] = 0;
+    while (found == "?" && fgets(line, sizeof line, pipe)) {
+      std::string text(line);
+      if (text.rfind("shim.hpp", 0) != 0)
+        found = text.substr(0, text.find_first_of(" \n"));
+    }
     pclose(pipe);
   }
-  return *line ? line : "?";
+  return found;
 }
 
 std::string describe(const Access &a) {

@@ -16,8 +16,9 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __grid_constant__
-// One section per kernel, so that only a kernel's own shared memory is filled before a block.
-#define CUDA_HOST_SHARED(owner) static __attribute__((section("cuda_shared_" #owner)))
+// One section per kernel, so that only a kernel's own shared memory is filled before a block. `used`: it is read and
+// written behind the compiler's back, by other threads.
+#define CUDA_HOST_SHARED(owner) static __attribute__((section("cuda_shared_" #owner), used))
 
 using uint3 = cuda_host::Index;
 
@@ -148,21 +149,21 @@ __attribute__((always_inline)) inline T lanes(WarpOp op, unsigned site, unsigned
 
 // Atomic operations on integers. Floats are left out: their sums would depend on the order.
 #define CUDA_HOST_ATOMICS(T)                                                                                          \
-  __device__ inline T atomicAdd(T *p, T v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }                     \
-  __device__ inline T atomicSub(T *p, T v) { return __atomic_fetch_sub(p, v, __ATOMIC_RELAXED); }                     \
-  __device__ inline T atomicAnd(T *p, T v) { return __atomic_fetch_and(p, v, __ATOMIC_RELAXED); }                     \
-  __device__ inline T atomicOr(T *p, T v) { return __atomic_fetch_or(p, v, __ATOMIC_RELAXED); }                       \
-  __device__ inline T atomicExch(T *p, T v) { return __atomic_exchange_n(p, v, __ATOMIC_RELAXED); }                   \
-  __device__ inline T atomicCAS(T *p, T expected, T v) {                                                              \
+  __device__ __forceinline__ T atomicAdd(T *p, T v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }            \
+  __device__ __forceinline__ T atomicSub(T *p, T v) { return __atomic_fetch_sub(p, v, __ATOMIC_RELAXED); }            \
+  __device__ __forceinline__ T atomicAnd(T *p, T v) { return __atomic_fetch_and(p, v, __ATOMIC_RELAXED); }            \
+  __device__ __forceinline__ T atomicOr(T *p, T v) { return __atomic_fetch_or(p, v, __ATOMIC_RELAXED); }              \
+  __device__ __forceinline__ T atomicExch(T *p, T v) { return __atomic_exchange_n(p, v, __ATOMIC_RELAXED); }          \
+  __device__ __forceinline__ T atomicCAS(T *p, T expected, T v) {                                                     \
     __atomic_compare_exchange_n(p, &expected, v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);                          \
     return expected;                                                                                                  \
   }                                                                                                                   \
-  __device__ inline T atomicMax(T *p, T v) {                                                                          \
+  __device__ __forceinline__ T atomicMax(T *p, T v) {                                                                 \
     T old = __atomic_load_n(p, __ATOMIC_RELAXED);                                                                     \
     while (old < v && !__atomic_compare_exchange_n(p, &old, v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}         \
     return old;                                                                                                       \
   }                                                                                                                   \
-  __device__ inline T atomicMin(T *p, T v) {                                                                          \
+  __device__ __forceinline__ T atomicMin(T *p, T v) {                                                                 \
     T old = __atomic_load_n(p, __ATOMIC_RELAXED);                                                                     \
     while (v < old && !__atomic_compare_exchange_n(p, &old, v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}         \
     return old;                                                                                                       \
@@ -171,7 +172,7 @@ CUDA_HOST_ATOMICS(int)
 CUDA_HOST_ATOMICS(unsigned)
 CUDA_HOST_ATOMICS(unsigned long long)
 #undef CUDA_HOST_ATOMICS
-__device__ inline float atomicExch(float *p, float v) {
+__device__ __forceinline__ float atomicExch(float *p, float v) {
   return __int_as_float(__atomic_exchange_n((int *)p, __float_as_int(v), __ATOMIC_RELAXED));
 }
 
