@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUdeviceptr, CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::sys::{CUdeviceptr, CUevent_flags, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
 use cudarc::driver::{CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaStream, result};
 use slrc_plan::launch::{Launch, LaunchArg};
 use slrc_plan::plan::Program as Plan;
@@ -124,10 +124,10 @@ fn prepare(l: &Launch, kernel: usize, code: &Arc<CudaModule>, place: &Place<'_>)
     if l.function.contains('\0') {
         return Err(wrong("the name is not one of C"));
     }
-    let function = code.load_function(&l.function).called("cuModuleGetFunction").map_err(|e| match e {
-        DeviceError::Call { .. } => wrong("kernels.cu has no such function"),
-        lost => lost,
-    })?;
+    let function = match code.load_function(&l.function) {
+        Err(e) if e.0 == CUresult::CUDA_ERROR_NOT_FOUND => return Err(wrong("kernels.cu has no such function")),
+        other => other.called("cuModuleGetFunction")?,
+    };
     let small = |n: usize| u32::try_from(n).map_err(|_| wrong("an extent is too large"));
     let [x, y, z] = l.grid.0[..] else { return Err(wrong("the grid does not have three extents")) };
     let layout = place.memory.layout();

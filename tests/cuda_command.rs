@@ -1,0 +1,188 @@
+//! `slrc` on a CUDA device: the stand-in's (tests/cuda-host), which can be given little memory, an old driver, another
+//! architecture and calls that fail.
+
+#[path = "support/cli.rs"]
+mod cli;
+mod support;
+
+use std::path::Path;
+
+use cli::{Ran, Workspace, npz, same_file, same_run, samples};
+use support::cuda_host::{Counts, Options, Streams};
+
+/// A workspace with a small plan for CUDA and data for it.
+fn workspace() -> Workspace {
+    let work = Workspace::new();
+    work.write("data.npz", npz(&samples("mnist_mlp", 40, 3)));
+    work.ok("partition MODELS/mnist_mlp/model.onnx --batch 8 --modules 2 --target cuda -o plan");
+    work
+}
+
+/// Runs a line on a device of these options, with kernels cached in the workspace.
+fn slrc(work: &Workspace, options: &Options, line: &str) -> Ran {
+    let mut command = work.command(line);
+    command.envs(options.environment()).env("SLRC_CACHE", work.path("cache"));
+    let out = command.output().expect("slrc starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("slrc prints UTF-8");
+    Ran { code: out.status.code(), stdout: text(out.stdout), stderr: text(out.stderr) }
+}
+
+fn ok(work: &Workspace, options: &Options, line: &str) -> Ran {
+    let ran = slrc(work, options, line);
+    assert_eq!(ran.code, Some(0), "slrc {line}\n{}{}", ran.stdout, ran.stderr);
+    ran
+}
+
+/// A line that must fail as a run does, and say every one of `words`.
+fn fails(work: &Workspace, options: &Options, line: &str, words: &[&str]) -> Ran {
+    let ran = slrc(work, options, line);
+    assert_eq!(ran.code, Some(4), "slrc {line}\n{}{}", ran.stdout, ran.stderr);
+    for word in words {
+        assert!(ran.stderr.contains(word), "slrc {line}\ndoes not say {word:?}:\n{}", ran.stderr);
+    }
+    ran
+}
+
+const TRAIN: &str = "train plan --data data.npz --steps 4 --log-every 1 --checkpoint-every 2";
+
+#[test]
+fn trains_evaluates_profiles_and_exports() {
+    let (work, device) = (workspace(), Options::default());
+    ok(&work, &device, &format!("{TRAIN} -o run"));
+    same_file(&work.path("plan/kernels.cu"), &work.path("run/kernels.cu"));
+    // The plan says where it runs; naming the device changes nothing.
+    ok(&work, &device, &format!("{TRAIN} -o named --device cuda:0"));
+    same_run(&work.path("run"), &work.path("named"));
+    let scores = ok(&work, &device, "eval run --data data.npz --json").stdout;
+    assert!(scores.contains("\"samples\":40"), "{scores}");
+    let profile = ok(&work, &device, "profile plan --steps 2").stdout;
+    for word in ["matmul", "reduce", "samples/s"] {
+        assert!(profile.contains(word), "{profile}");
+    }
+    ok(&work, &device, "export run -o trained.onnx");
+}
+
+#[test]
+fn a_stopped_run_goes_on_bit_for_bit() {
+    let (work, device) = (workspace(), Options::default());
+    ok(&work, &device, &format!("{TRAIN} -o whole"));
+    ok(&work, &device, "train plan --data data.npz --steps 2 --log-every 1 --checkpoint-every 2 -o run");
+    ok(&work, &device, &format!("{TRAIN} -o run --resume"));
+    same_run(&work.path("whole"), &work.path("run"));
+}
+
+#[test]
+fn a_plan_runs_on_what_it_was_compiled_for() {
+    let (work, device) = (workspace(), Options::default());
+    work.ok("partition MODELS/mnist_mlp/model.onnx --batch 8 --modules 2 -o plan-cpu");
+    let words = ["the plan is for cuda:sm_80", "--target cpu", "--device cuda:0"];
+    fails(&work, &device, &format!("{TRAIN} --device cpu -o run"), &words);
+    let line = "train plan-cpu --data data.npz --steps 1 --device cuda -o run";
+    fails(&work, &device, line, &["the plan is for cpu", "--target cuda", "--device cpu"]);
+    assert!(!work.path("run").exists(), "nothing is written");
+}
+
+#[test]
+fn what_the_machine_lacks_is_said_with_the_way_out() {
+    let work = workspace();
+    let device = Options::default;
+    for (options, words) in [
+        (Options { devices: 0, ..device() }, &["finds no device", "--device cpu"][..]),
+        (Options { driver_version: 11040, ..device() }, &["supports CUDA 11.4", "12.0 is needed", "update the driver"]),
+        (Options { capability: 75, ..device() }, &["is for sm_80 or later", "is sm_75", "--target cuda:sm_75"]),
+        (
+            Options { fail: "nvrtcCompileProgram:1:6".into(), ..device() },
+            &["do not compile for sm_80", "injected error"],
+        ),
+        // The kernels are in the cache from here on.
+        (
+            Options { memory: 1 << 20, ..device() },
+            &["the plan needs ", " bytes of cuda:0 (", "are free", "smaller batch"],
+        ),
+    ] {
+        fails(&work, &options, &format!("{TRAIN} -o run"), words);
+        assert!(!work.path("run").exists(), "nothing is written: {words:?}");
+    }
+    let two = Options { devices: 2, ..device() };
+    fails(&work, &two, &format!("{TRAIN} -o run --device cuda:2"), &["no cuda:2", "only cuda:0, cuda:1"]);
+    // A later architecture gets code of its own.
+    ok(&work, &Options { capability: 90, ..device() }, &format!("{TRAIN} -o run"));
+}
+
+#[test]
+fn kernels_are_compiled_once() {
+    let (work, device) = (workspace(), Options::default());
+    ok(&work, &device, &format!("{TRAIN} -o first"));
+    let no_compiler = Options { fail: "nvrtcCompileProgram:1:6".into(), ..device };
+    ok(&work, &no_compiler, &format!("{TRAIN} -o second"));
+    same_run(&work.path("first"), &work.path("second"));
+    let entries: Vec<_> = std::fs::read_dir(work.path("cache/kernels")).expect("the cache").flatten().collect();
+    assert_eq!(entries.len(), 1);
+    // A damaged entry is as good as none.
+    std::fs::write(entries[0].path(), "damaged").expect("an entry");
+    fails(&work, &no_compiler, &format!("{TRAIN} -o third"), &["injected error"]);
+}
+
+/// An illegal address and its like: no later call works, and the process must end.
+#[test]
+fn a_lost_device_leaves_the_last_checkpoint() {
+    let work = workspace();
+    ok(&work, &Options::default(), &format!("{TRAIN} -o whole"));
+    for streams in [Streams::Eager, Streams::Lazy] {
+        let name = format!("{streams:?}").to_lowercase();
+        // Two modules a step: the sixth launch of a graph is in the third step, after a checkpoint.
+        let options = Options { fail: "cuGraphLaunch:6:700:late".into(), streams, ..Options::default() };
+        let words = ["CUDA_ERROR_ILLEGAL_ADDRESS", "the run's last checkpoint is intact", "--resume"];
+        fails(&work, &options, &format!("{TRAIN} -o {name}"), &words);
+        let state = std::fs::read_to_string(work.path(&name).join("checkpoint/state.json")).expect("a checkpoint");
+        assert!(state.contains("\"step\": 2"), "{state}");
+        ok(&work, &Options::default(), &format!("{TRAIN} -o {name} --resume"));
+        same_run(&work.path("whole"), &work.path(&name));
+    }
+}
+
+/// Every function of the driver that a run calls fails once: no panic, and the message names the function. Only what is
+/// called to give something back may fail unseen.
+#[test]
+fn every_failing_call_is_named() {
+    let work = workspace();
+    let counts = work.path("counts.json");
+    let measured = Options { counts: Some(counts.clone()), ..Options::default() };
+    ok(&work, &measured, &format!("{TRAIN} -o run"));
+    let called: Vec<String> = Counts::read(Path::new(&counts)).calls.into_keys().collect();
+    assert!(called.len() > 30, "{called:?}");
+    for function in called {
+        let out_of_memory = 2;
+        let options = Options { fail: format!("{function}:1:{out_of_memory}"), ..Options::default() };
+        let ran = slrc(&work, &options, &format!("{TRAIN} -o {function}"));
+        let back = ["Destroy", "Free", "Release", "Unload"].iter().any(|word| function.contains(word));
+        let text = ["cuGetErrorName", "cuGetErrorString"].contains(&function.as_str());
+        if back || text {
+            assert_eq!(ran.code, Some(0), "{function}: {}", ran.stderr);
+            continue;
+        }
+        assert_eq!(ran.code, Some(4), "{function}: {}{}", ran.stdout, ran.stderr);
+        let said = |word: &str| ran.stderr.contains(word);
+        let by_name = function.split("_v").next().is_some_and(said) && said("CUDA_ERROR_OUT_OF_MEMORY");
+        // What these failures mean is said in other words.
+        let by_meaning = match function.as_str() {
+            "cuInit" => said("the NVIDIA driver does not start: CUDA_ERROR_OUT_OF_MEMORY"),
+            "cuMemAlloc_v2" => said("the plan needs"),
+            _ => false,
+        };
+        assert!(by_name || by_meaning, "{function}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn devices_lists_what_there_is() {
+    let work = Workspace::new();
+    let text = ok(&work, &Options { devices: 2, ..Options::default() }, "devices").stdout;
+    for word in ["cpu", "cuda:0", "cuda:1", "sm_80", "16.00 GiB", "NVIDIA driver for CUDA 12.8", "NVRTC"] {
+        assert!(text.contains(word), "{text}");
+    }
+    let text = ok(&work, &Options { devices: 0, ..Options::default() }, "devices").stdout;
+    assert!(text.contains("cpu") && text.contains("no CUDA device can be used: "), "{text}");
+    // Whatever this machine has, asking does not fail.
+    assert!(work.ok("devices").stdout.contains("cpu"));
+}
