@@ -86,6 +86,7 @@ fn an_export_is_the_models_graph_with_trained_weights() {
         work.ok("train again --data test.npz --steps 0 -o idle");
         work.ok("eval idle --data test.npz --save-logits b.npz");
         let (a, b) = (logits(&work, "a.npz"), logits(&work, "b.npz"));
+        assert!(a.iter().chain(&b).all(|x| x.is_finite()), "{name}: logits that are no numbers");
         let largest = a.iter().fold(0.0f64, |m, x| m.max(x.abs()));
         let error = a.iter().zip(&b).fold(0.0f64, |m, (x, y)| m.max((x - y).abs())) / largest;
         // Modules are compiled apart, so f32 sums may be taken in another order: a few roundings of 6e-8.
