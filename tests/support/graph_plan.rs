@@ -5,10 +5,10 @@ use slrc_compiler::ir::{Builder, Graph, Root, Tensor};
 use slrc_compiler::lower::{Names, Program as Kind};
 use slrc_compiler::pipeline::program;
 use slrc_compiler::simplify::{Mode, close, specialise};
-use slrc_plan::buffer::align;
+use slrc_plan::buffer::{Live, align};
 use slrc_plan::plan::{
-    EvalOutputs, FORMAT, InputDecl, LabelsDecl, Memory, Metrics, ModelInfo, ModulePlan, ParameterDecl, Plan, Program,
-    Role, Settings,
+    EvalOutputs, FORMAT, LabelsDecl, Memory, Metrics, ModelInfo, ModulePlan, ParameterDecl, Plan, Program, Role,
+    Settings,
 };
 use slrc_plan::{Buffer, DType, Dims, Space};
 use slrc_runtime::cpu::CpuDevice;
@@ -43,11 +43,9 @@ pub(crate) fn run_on_cpu(g: &Graph, inputs: &[Tensor], variables: &[Tensor], thr
     let y = draft.reports["y"].clone();
     let mut buffers = Vec::new();
     let mut memory = Memory { eval_arena: arena.bytes, ..Memory::default() };
-    let mut input_decls = Vec::new();
+    // Written straight to the device: they are no batch of samples.
     for i in &g.inputs {
-        let id = Names::input(i, 1);
-        buffers.push(buffer(&id, Space::Input, i.ty.dtype, &i.ty.shape, None, &mut memory.input));
-        input_decls.push(InputDecl { name: i.name.clone(), buffer: id, index_below: None });
+        buffers.push(buffer(&Names::input(i, 1), Space::Input, i.ty.dtype, &i.ty.shape, None, &mut memory.input));
     }
     buffers.push(buffer("labels", Space::Input, DType::I32, &[1], None, &mut memory.input));
     let mut parameters = Vec::new();
@@ -68,11 +66,15 @@ pub(crate) fn run_on_cpu(g: &Graph, inputs: &[Tensor], variables: &[Tensor], thr
         buffers.push(buffer(id, Space::Metric, DType::F32, &[], None, &mut memory.metric));
     }
     let empty = Program { arena_bytes: 0, live_bytes: 0, flops: 0, buffers: vec![], kernels: vec![], launches: vec![] };
+    // What a session would read, and nothing writes: the value itself is read from the device.
+    let live = Some(Live { first: 0, last: draft.kernels.len() - 1 });
+    let reports = ["logits", "loss", "correct"]
+        .map(|id| Buffer { live, ..buffer(id, Space::Arena, DType::F32, &[1], None, &mut memory.eval_arena) });
     let eval = Program {
-        arena_bytes: arena.bytes,
+        arena_bytes: memory.eval_arena,
         live_bytes: arena.live_bytes,
         flops: 0,
-        buffers: arena.buffers,
+        buffers: [arena.buffers, reports.to_vec()].concat(),
         kernels: draft.kernels,
         launches: vec![],
     };
@@ -90,7 +92,7 @@ pub(crate) fn run_on_cpu(g: &Graph, inputs: &[Tensor], variables: &[Tensor], thr
             optimizer: String::new(),
         },
         memory,
-        inputs: input_decls,
+        inputs: vec![],
         labels: LabelsDecl { buffer: "labels".into(), classes: 1 },
         scalars: vec![],
         parameters,
@@ -108,7 +110,7 @@ pub(crate) fn run_on_cpu(g: &Graph, inputs: &[Tensor], variables: &[Tensor], thr
             metrics: Metrics { loss: "m1.loss".into(), accuracy: "m1.accuracy".into(), boundary: None },
             step: empty,
             eval,
-            eval_outputs: EvalOutputs { logits: y.clone(), loss: y.clone(), correct: y.clone() },
+            eval_outputs: EvalOutputs { logits: "logits".into(), loss: "loss".into(), correct: "correct".into() },
         }],
     };
     slrc_plan::validate::validate(&plan)

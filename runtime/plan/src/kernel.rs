@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::dims::Dims;
+pub use crate::operand::{Access, Operand};
 use crate::region::Region;
 use crate::view::View;
 
@@ -68,7 +69,7 @@ impl Phase {
 pub enum KernelOp {
     /// Elementwise work.
     Map(Region),
-    /// Reductions along the innermost dimensions, with elementwise work before and after (softmax, LayerNorm).
+    /// Reductions along the innermost dimension, with elementwise work before and after (softmax, LayerNorm).
     Row(Region),
     /// Reductions along any dimensions, with elementwise work before and kept-level work after (BatchNorm statistics).
     Reduce(Region),
@@ -307,136 +308,4 @@ pub struct Random {
     pub count: usize,
     /// Over `count`.
     pub to: View,
-}
-
-/// How a kernel uses an operand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Only read.
-    Read,
-    /// Only written; every element of the index space.
-    Write,
-}
-
-/// An operand of a kernel: its access, its view and the index space the view is over.
-#[derive(Clone, Debug)]
-pub struct Operand<'a> {
-    /// How it is used.
-    pub access: Access,
-    /// Which elements.
-    pub view: &'a View,
-    /// Index space of the view.
-    pub space: Vec<usize>,
-}
-
-impl KernelOp {
-    /// Every operand, reads before writes.
-    pub fn operands(&self) -> Vec<Operand<'_>> {
-        use Access::{Read, Write};
-        fn op<'a>(access: Access, view: &'a View, space: &[usize]) -> Operand<'a> {
-            Operand { access, view, space: space.to_vec() }
-        }
-        match self {
-            KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => {
-                let mut out: Vec<_> = r.loads.iter().map(|l| op(Read, &l.view, &r.space)).collect();
-                if let Some(split) = &r.split {
-                    out.push(op(Write, &split.partials, &[split.count, r.reductions(), r.kept_count()]));
-                }
-                out.extend(r.stores.iter().map(|s| op(Write, &s.view, &r.space)));
-                out
-            }
-            KernelOp::Matmul(m) => {
-                let with = |tail: [usize; 2]| [&m.batch[..], &tail].concat();
-                let mut out = vec![op(Read, &m.a, &with([m.m, m.k])), op(Read, &m.b, &with([m.k, m.n]))];
-                if let Some(s) = &m.split {
-                    out.push(op(Write, &s.partials, &[s.count, m.m, m.n]));
-                }
-                out.push(op(Write, &m.c, &with([m.m, m.n])));
-                out
-            }
-            KernelOp::Conv(c) => {
-                let g = &c.geometry;
-                let x = [c.batch, g.input[0], g.input[1], c.in_channels];
-                let y = [c.batch, g.output[0], g.output[1], c.out_channels];
-                let w = [c.out_channels, g.kernel[0], g.kernel[1], c.in_channels / c.groups.max(1)];
-                let mut out = match c.direction {
-                    ConvDirection::Forward => vec![op(Read, &c.x, &x), op(Read, &c.w, &w), op(Write, &c.y, &y)],
-                    ConvDirection::InputGrad => vec![op(Read, &c.w, &w), op(Read, &c.y, &y), op(Write, &c.x, &x)],
-                    ConvDirection::WeightGrad => vec![op(Read, &c.x, &x), op(Read, &c.y, &y), op(Write, &c.w, &w)],
-                };
-                if let Some(s) = &c.split {
-                    out.push(op(Write, &s.partials, &[s.count, w.iter().product()]));
-                }
-                if let Some(p) = &c.packed {
-                    out.push(op(Write, p, &[w.iter().product()]));
-                }
-                out
-            }
-            KernelOp::Window(w) => {
-                let g = &w.geometry;
-                let large = [w.batch, g.input[0], g.input[1], w.channels];
-                let small = [w.batch, g.output[0], g.output[1], w.channels];
-                let mut out = Vec::new();
-                if let Some(i) = &w.index {
-                    out.push(op(Read, i, &small));
-                }
-                match w.op {
-                    WindowOp::MaxIndex | WindowOp::Select | WindowOp::Sum => {
-                        out.push(op(Read, &w.large, &large));
-                        out.push(op(Write, &w.small, &small));
-                    }
-                    WindowOp::Unselect | WindowOp::Spread => {
-                        out.push(op(Read, &w.small, &small));
-                        out.push(op(Write, &w.large, &large));
-                    }
-                }
-                out
-            }
-            KernelOp::Gather(g) => vec![
-                op(Read, &g.table, &[g.table_rows, g.width]),
-                op(Read, &g.index, &[g.count]),
-                op(Write, &g.rows, &[g.count, g.width]),
-            ],
-            KernelOp::ScatterAdd(g) => vec![
-                op(Read, &g.index, &[g.count]),
-                op(Read, &g.rows, &[g.count, g.width]),
-                op(Write, &g.table, &[g.table_rows, g.width]),
-            ],
-            KernelOp::Copy(c) => vec![op(Read, &c.from, &c.space), op(Write, &c.to, &c.space)],
-            KernelOp::Fill(f) => vec![op(Write, &f.to, &f.space)],
-            KernelOp::Random(r) => vec![op(Write, &r.to, &[r.count])],
-        }
-    }
-
-    /// Applies `f` to the buffer id of every operand.
-    pub fn rename_buffers(&mut self, f: &mut dyn FnMut(&mut String)) {
-        let mut views: Vec<&mut View> = Vec::new();
-        match self {
-            KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => {
-                views.extend(r.loads.iter_mut().map(|l| &mut l.view));
-                views.extend(r.stores.iter_mut().map(|s| &mut s.view));
-                views.extend(r.split.iter_mut().map(|s| &mut s.partials));
-            }
-            KernelOp::Matmul(m) => {
-                views.extend([&mut m.a, &mut m.b, &mut m.c]);
-                views.extend(m.split.iter_mut().map(|s| &mut s.partials));
-            }
-            KernelOp::Conv(c) => {
-                views.extend([&mut c.x, &mut c.w, &mut c.y]);
-                views.extend(c.split.iter_mut().map(|s| &mut s.partials));
-                views.extend(c.packed.iter_mut());
-            }
-            KernelOp::Window(w) => {
-                views.extend([&mut w.large, &mut w.small]);
-                views.extend(w.index.iter_mut());
-            }
-            KernelOp::Gather(g) | KernelOp::ScatterAdd(g) => views.extend([&mut g.table, &mut g.index, &mut g.rows]),
-            KernelOp::Copy(c) => views.extend([&mut c.from, &mut c.to]),
-            KernelOp::Fill(c) => views.push(&mut c.to),
-            KernelOp::Random(r) => views.push(&mut r.to),
-        }
-        for v in views {
-            f(&mut v.buffer);
-        }
-    }
 }

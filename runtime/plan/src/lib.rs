@@ -12,6 +12,7 @@ pub mod buffer;
 pub mod dims;
 pub mod kernel;
 pub mod launch;
+pub mod operand;
 pub mod plan;
 pub mod random;
 pub mod region;

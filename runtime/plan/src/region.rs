@@ -122,12 +122,6 @@ impl Region {
     pub fn kept_count(&self) -> usize {
         self.space.iter().enumerate().filter(|(d, _)| !self.reduce.contains(d)).map(|(_, &e)| e).product()
     }
-
-    /// Whether the reduced dimensions are exactly the innermost ones.
-    pub fn reduces_rows(&self) -> bool {
-        let n = self.space.len();
-        !self.reduce.is_empty() && self.reduce.iter().enumerate().all(|(i, &d)| d == n - self.reduce.len() + i)
-    }
 }
 
 impl fmt::Display for Load {
@@ -210,7 +204,6 @@ mod tests {
         assert_eq!(levels["c"], Level::Kept);
         assert_eq!(levels["t"], Level::Kept);
         assert_eq!(levels["y"], Level::Element);
-        assert!(r.reduces_rows());
         assert_eq!(r.kept_count(), 8);
     }
 

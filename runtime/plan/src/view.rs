@@ -37,6 +37,30 @@ impl View {
         }
         last.checked_add(1)
     }
+
+    /// Whether the elements over `space` lie one after the other in the order of its indices; extents of 1 do not matter.
+    pub fn is_dense(&self, space: &[usize]) -> bool {
+        let mut step = 1usize;
+        space.iter().zip(&self.strides).rev().all(|(&extent, &stride)| {
+            let fits = extent == 1 || stride == step;
+            step = step.saturating_mul(extent);
+            fits
+        })
+    }
+
+    /// Whether no element over `space` is named twice. Sufficient, not necessary: every dimension has to step over all that
+    /// the dimensions of smaller strides reach.
+    pub fn names_each_once(&self, space: &[usize]) -> bool {
+        let mut dims: Vec<(usize, usize)> =
+            self.strides.iter().copied().zip(space.iter().copied()).filter(|&(_, extent)| extent > 1).collect();
+        dims.sort_unstable();
+        let mut reach = 0usize;
+        dims.into_iter().all(|(stride, extent)| {
+            let apart = stride > reach;
+            reach = reach.saturating_add(stride.saturating_mul(extent - 1));
+            apart
+        })
+    }
 }
 
 impl fmt::Display for View {
@@ -128,6 +152,20 @@ mod tests {
         assert_eq!(v.end(&[3, 100, 4]), Some(2 + 20 + 3 + 1));
         assert_eq!(v.end(&[0, 1, 1]), Some(0));
         assert_eq!(View::new("b", vec![usize::MAX]).end(&[3]), None);
+    }
+
+    #[test]
+    fn dense_views_and_views_that_repeat_elements() {
+        let view = |strides: &[usize]| View { buffer: "b".into(), offset: 7, strides: strides.to_vec() };
+        assert!(view(&[12, 4, 1]).is_dense(&[2, 3, 4]));
+        assert!(view(&[12, 99, 1]).is_dense(&[2, 1, 12]));
+        assert!(!view(&[12, 1, 3]).is_dense(&[2, 3, 4]));
+        // In any order, with gaps, but neither repeated nor interleaved.
+        assert!(view(&[12, 1, 3]).names_each_once(&[2, 3, 4]));
+        assert!(view(&[100, 0, 2]).names_each_once(&[2, 1, 4]));
+        assert!(!view(&[0, 1]).names_each_once(&[2, 3]));
+        assert!(!view(&[2, 1]).names_each_once(&[2, 3]));
+        assert!(view(&[]).names_each_once(&[]));
     }
 
     #[test]

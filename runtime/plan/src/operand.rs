@@ -1,0 +1,179 @@
+//! What a kernel touches: its operands, with all that a device may rely on.
+
+use crate::buffer::DType;
+use crate::kernel::{ConvDirection, KernelOp, WindowOp};
+use crate::region::Region;
+use crate::view::View;
+
+/// How a kernel uses an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Only read.
+    Read,
+    /// Only written; every element of the index space.
+    Write,
+}
+
+/// An operand of a kernel. Devices rely on `dtypes` and `dense`; [`crate::validate`] proves them.
+#[derive(Clone, Debug)]
+pub struct Operand<'a> {
+    /// How it is used.
+    pub access: Access,
+    /// Which elements.
+    pub view: &'a View,
+    /// Index space of the view.
+    pub space: Vec<usize>,
+    /// Element types its buffer may have.
+    pub dtypes: &'static [DType],
+    /// Whether its elements lie one after the other in the order of the index space.
+    pub dense: bool,
+}
+
+const NUMBERS: &[DType] = &[DType::F32];
+const INDICES: &[DType] = &[DType::I32];
+/// Positions in a window.
+const POSITIONS: &[DType] = &[DType::U8, DType::I32];
+/// What a region computes: numbers and flags.
+const RESULTS: &[DType] = &[DType::F32, DType::U8];
+const ANY: &[DType] = &[DType::F32, DType::I32, DType::U8];
+
+impl<'a> Operand<'a> {
+    fn read(view: &'a View, space: &[usize]) -> Operand<'a> {
+        Operand { access: Access::Read, view, space: space.to_vec(), dtypes: NUMBERS, dense: false }
+    }
+
+    fn write(view: &'a View, space: &[usize]) -> Operand<'a> {
+        Operand::read(view, space).written()
+    }
+
+    fn written(self) -> Operand<'a> {
+        Operand { access: Access::Write, ..self }
+    }
+
+    fn of(self, dtypes: &'static [DType]) -> Operand<'a> {
+        Operand { dtypes, ..self }
+    }
+
+    fn dense(self) -> Operand<'a> {
+        Operand { dense: true, ..self }
+    }
+
+    /// Whether another view of the same buffer takes the same element at every index.
+    pub fn walks_with(&self, other: &View) -> bool {
+        let strides = self.space.iter().zip(self.view.strides.iter().zip(&other.strides));
+        self.view.offset == other.offset && strides.into_iter().all(|(&extent, (a, b))| extent == 1 || a == b)
+    }
+}
+
+impl KernelOp {
+    /// Every operand, reads before writes. The kernel must be well formed (see [`crate::validate`]): geometries have two
+    /// dimensions, reduced dimensions exist.
+    pub fn operands(&self) -> Vec<Operand<'_>> {
+        match self {
+            KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => region_operands(r),
+            KernelOp::Matmul(m) => {
+                let with = |tail: [usize; 2]| [&m.batch[..], &tail].concat();
+                let mut out = vec![Operand::read(&m.a, &with([m.m, m.k])), Operand::read(&m.b, &with([m.k, m.n]))];
+                if let Some(s) = &m.split {
+                    out.push(Operand::write(&s.partials, &[s.count, m.m, m.n]).dense());
+                }
+                out.push(Operand::write(&m.c, &with([m.m, m.n])));
+                out
+            }
+            KernelOp::Conv(c) => {
+                let g = &c.geometry;
+                let x = [c.batch, g.input[0], g.input[1], c.in_channels];
+                let y = [c.batch, g.output[0], g.output[1], c.out_channels];
+                let w = [c.out_channels, g.kernel[0], g.kernel[1], c.in_channels / c.groups.max(1)];
+                let weights: usize = w.iter().product();
+                let (x, w, y) = (Operand::read(&c.x, &x), Operand::read(&c.w, &w), Operand::read(&c.y, &y));
+                let mut out = match c.direction {
+                    ConvDirection::Forward => vec![x, w, y.written()],
+                    ConvDirection::InputGrad => vec![w, y, x.written()],
+                    ConvDirection::WeightGrad => vec![x, y, w.written()],
+                };
+                if let Some(s) = &c.split {
+                    out.push(Operand::write(&s.partials, &[s.count, weights]));
+                }
+                if let Some(p) = &c.packed {
+                    out.push(Operand::write(p, &[weights]));
+                }
+                out.into_iter().map(Operand::dense).collect()
+            }
+            KernelOp::Window(w) => {
+                let g = &w.geometry;
+                let large = Operand::read(&w.large, &[w.batch, g.input[0], g.input[1], w.channels]);
+                let extents = [w.batch, g.output[0], g.output[1], w.channels];
+                let small = Operand::read(&w.small, &extents);
+                let mut out = Vec::new();
+                if let Some(i) = &w.index {
+                    out.push(Operand::read(i, &extents).of(POSITIONS));
+                }
+                match w.op {
+                    WindowOp::MaxIndex => out.extend([large, small.written().of(POSITIONS)]),
+                    WindowOp::Select | WindowOp::Sum => out.extend([large, small.written()]),
+                    WindowOp::Unselect | WindowOp::Spread => {
+                        out.extend([small, large.written()]);
+                    }
+                }
+                out.into_iter().map(Operand::dense).collect()
+            }
+            KernelOp::Gather(g) => vec![
+                Operand::read(&g.table, &[g.table_rows, g.width]),
+                Operand::read(&g.index, &[g.count]).of(INDICES),
+                Operand::write(&g.rows, &[g.count, g.width]),
+            ],
+            KernelOp::ScatterAdd(g) => vec![
+                Operand::read(&g.index, &[g.count]).of(INDICES),
+                Operand::read(&g.rows, &[g.count, g.width]),
+                Operand::write(&g.table, &[g.table_rows, g.width]),
+            ],
+            KernelOp::Copy(c) => {
+                vec![Operand::read(&c.from, &c.space).of(ANY), Operand::write(&c.to, &c.space).of(ANY)]
+            }
+            KernelOp::Fill(f) => vec![Operand::write(&f.to, &f.space).of(ANY)],
+            KernelOp::Random(r) => vec![Operand::write(&r.to, &[r.count])],
+        }
+    }
+
+    /// Applies `f` to the buffer id of every operand.
+    pub fn rename_buffers(&mut self, f: &mut dyn FnMut(&mut String)) {
+        let mut views: Vec<&mut View> = Vec::new();
+        match self {
+            KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => {
+                views.extend(r.loads.iter_mut().map(|l| &mut l.view));
+                views.extend(r.stores.iter_mut().map(|s| &mut s.view));
+                views.extend(r.split.iter_mut().map(|s| &mut s.partials));
+            }
+            KernelOp::Matmul(m) => {
+                views.extend([&mut m.a, &mut m.b, &mut m.c]);
+                views.extend(m.split.iter_mut().map(|s| &mut s.partials));
+            }
+            KernelOp::Conv(c) => {
+                views.extend([&mut c.x, &mut c.w, &mut c.y]);
+                views.extend(c.split.iter_mut().map(|s| &mut s.partials));
+                views.extend(c.packed.iter_mut());
+            }
+            KernelOp::Window(w) => {
+                views.extend([&mut w.large, &mut w.small]);
+                views.extend(w.index.iter_mut());
+            }
+            KernelOp::Gather(g) | KernelOp::ScatterAdd(g) => views.extend([&mut g.table, &mut g.index, &mut g.rows]),
+            KernelOp::Copy(c) => views.extend([&mut c.from, &mut c.to]),
+            KernelOp::Fill(c) => views.push(&mut c.to),
+            KernelOp::Random(r) => views.push(&mut r.to),
+        }
+        for v in views {
+            f(&mut v.buffer);
+        }
+    }
+}
+
+fn region_operands(r: &Region) -> Vec<Operand<'_>> {
+    let mut out: Vec<_> = r.loads.iter().map(|l| Operand::read(&l.view, &r.space).of(ANY)).collect();
+    if let Some(split) = &r.split {
+        out.push(Operand::write(&split.partials, &[split.count, r.reductions(), r.kept_count()]).dense());
+    }
+    out.extend(r.stores.iter().map(|s| Operand::write(&s.view, &r.space).of(RESULTS)));
+    out
+}

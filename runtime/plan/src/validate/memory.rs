@@ -1,0 +1,93 @@
+//! Buffers: inside their spaces, and apart from whatever lives at the same time.
+
+use crate::buffer::{ALIGNMENT, Buffer, Space};
+use crate::kernel::{Kernel, KernelOp};
+use crate::plan::Program;
+use crate::validate::{InvalidPlan, fail};
+use crate::view::View;
+
+pub(super) fn check_buffer(b: &Buffer, space_bytes: usize) -> Result<(), InvalidPlan> {
+    let place = || format!("buffer {}", b.id);
+    // Strides are products of extents, of empty buffers too.
+    if b.shape.iter().try_fold(1usize, |n, &e| n.checked_mul(e.max(1))).is_none() {
+        return fail(place(), "its extents overflow");
+    }
+    if b.shape.iter().product::<usize>().checked_mul(b.dtype.size()) != Some(b.bytes) {
+        return fail(place(), format!("{} bytes do not hold {}[{}]", b.bytes, b.dtype, b.shape));
+    }
+    if !b.offset.is_multiple_of(ALIGNMENT) {
+        return fail(place(), format!("offset {} is not a multiple of {ALIGNMENT}", b.offset));
+    }
+    if b.offset.checked_add(b.bytes).is_none_or(|end| end > space_bytes) {
+        return fail(place(), format!("ends outside its space of {space_bytes} bytes"));
+    }
+    if let Some(order) = &b.order {
+        let mut sorted = order.0.clone();
+        sorted.sort_unstable();
+        if !sorted.iter().copied().eq(0..b.shape.len()) {
+            return fail(place(), format!("order {order} is not a permutation of its dimensions"));
+        }
+    }
+    if (b.space == Space::Arena) != b.live.is_some() {
+        return fail(place(), "arena buffers, and only they, have a live range");
+    }
+    Ok(())
+}
+
+/// Buffers outside the arenas live for the whole run; only the two boundary slots are shared, by alternate boundaries.
+pub(super) fn check_disjoint(buffers: &[Buffer]) -> Result<(), InvalidPlan> {
+    if let Some(b) = buffers.iter().find(|b| b.space == Space::Arena) {
+        return fail(format!("buffer {}", b.id), "arena buffers belong to a program");
+    }
+    let mut sorted: Vec<&Buffer> = buffers.iter().filter(|b| b.bytes > 0 && b.space != Space::Boundary).collect();
+    sorted.sort_by_key(|b| (b.space, b.offset));
+    for pair in sorted.windows(2) {
+        if pair[0].space == pair[1].space && overlap(pair[0], pair[1]) {
+            return fail(format!("buffer {}", pair[1].id), format!("overlaps {}", pair[0].id));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn overlap(a: &Buffer, b: &Buffer) -> bool {
+    a.bytes > 0 && b.bytes > 0 && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes
+}
+
+/// Two buffers may share bytes only if their live ranges do not meet, or meet in one elementwise kernel that reads the
+/// old one and writes the new one at the very same places.
+pub(super) fn check_arena(p: &Program, place: &str) -> Result<(), InvalidPlan> {
+    let mut sorted: Vec<&Buffer> = p.buffers.iter().filter(|b| b.bytes > 0).collect();
+    sorted.sort_by_key(|b| (b.offset, b.id.as_str()));
+    for (i, a) in sorted.iter().enumerate() {
+        for b in &sorted[i + 1..] {
+            if b.offset >= a.offset + a.bytes {
+                break;
+            }
+            let (la, lb) = (a.live.expect("checked"), b.live.expect("checked"));
+            if la.last < lb.first || lb.last < la.first {
+                continue;
+            }
+            let (old, new, at) = if la.last == lb.first { (a, b, la.last) } else { (b, a, lb.last) };
+            let meet = la.last == lb.first || lb.last == la.first;
+            if !(meet && in_place(&p.kernels[at], old, new)) {
+                return fail(place, format!("buffers {} and {} are live together and overlap", a.id, b.id));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether `kernel` may write `new` over `old`: both elementwise, same bytes, same walk.
+pub fn in_place(kernel: &Kernel, old: &Buffer, new: &Buffer) -> bool {
+    let (KernelOp::Map(r) | KernelOp::Row(r)) = &kernel.run else { return false };
+    let stores: Vec<_> = r.stores.iter().filter(|s| s.view.buffer == new.id).collect();
+    let loads: Vec<_> = r.loads.iter().filter(|l| l.view.buffer == old.id).collect();
+    let dense = |v: &View| r.space.iter().zip(&v.strides).all(|(&e, &s)| e == 1 || s != 0);
+    old.dtype.size() == new.dtype.size()
+        && old.offset == new.offset
+        && old.bytes == new.bytes
+        && stores.len() == 1
+        && !loads.is_empty()
+        && dense(&stores[0].view)
+        && loads.iter().all(|l| l.view.offset == stores[0].view.offset && l.view.strides == stores[0].view.strides)
+}

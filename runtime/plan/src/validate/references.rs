@@ -1,0 +1,136 @@
+//! What the plan's sections name: buffers that exist, each with one purpose, in the form in which a runtime reads and
+//! writes them as a whole.
+
+use crate::buffer::{Buffer, DType, Space};
+use crate::plan::{ModulePlan, Plan};
+use crate::validate::memory::overlap;
+use crate::validate::{InvalidPlan, Table, fail};
+
+/// Checks the sections outside the modules, and that no buffer serves two of them.
+pub(super) fn check_references(plan: &Plan, table: &Table) -> Result<(), InvalidPlan> {
+    let batch = plan.settings.batch;
+    if batch == 0 {
+        return fail("settings", "a batch has at least one sample");
+    }
+    let mut purposes = Purposes { table, taken: std::collections::BTreeSet::new() };
+    for i in &plan.inputs {
+        let b = purposes.take("inputs", &i.buffer, Space::Input, &[DType::F32, DType::I32])?;
+        check_batch("inputs", b, batch)?;
+    }
+    let labels = purposes.take("labels", &plan.labels.buffer, Space::Input, &[DType::I32])?;
+    check_batch("labels", labels, batch)?;
+    for s in &plan.scalars {
+        let b = purposes.take("scalars", &s.buffer, Space::Scalar, &[DType::F32])?;
+        check_number("scalars", b)?;
+    }
+    for p in &plan.parameters {
+        purposes.take("parameters", &p.buffer, Space::Parameter, &[DType::F32])?;
+    }
+    for o in &plan.optimizer_state {
+        purposes.take("optimizer_state", &o.buffer, Space::Optimizer, &[DType::F32])?;
+    }
+    for c in &plan.constants {
+        purposes.take("constants", &c.buffer, Space::Constant, &[DType::F32, DType::I32, DType::U8])?;
+    }
+    for (i, b) in plan.boundaries.iter().enumerate() {
+        if b.index != i + 1 {
+            return fail("boundaries", format!("boundary {} stands at place {}", b.index, i + 1));
+        }
+        for id in std::iter::once(&b.x).chain(&b.e) {
+            purposes.take("boundaries", id, Space::Boundary, &[DType::F32])?;
+        }
+    }
+    for m in &plan.modules {
+        let place = format!("module {}", m.index);
+        let boundary = m.metrics.boundary.iter().flat_map(|b| [&b.discord, &b.cosine, &b.ratio]);
+        for id in [&m.metrics.loss, &m.metrics.accuracy].into_iter().chain(boundary) {
+            let b = purposes.take(&place, id, Space::Metric, &[DType::F32])?;
+            check_number(&place, b)?;
+        }
+    }
+    check_slots(plan, table)
+}
+
+/// Buffers that are spoken for.
+struct Purposes<'a> {
+    table: &'a Table<'a>,
+    taken: std::collections::BTreeSet<&'a str>,
+}
+
+impl<'a> Purposes<'a> {
+    /// The buffer of this id, for one purpose only.
+    fn take(
+        &mut self,
+        place: &str,
+        id: &str,
+        space: Space,
+        dtypes: &'static [DType],
+    ) -> Result<&'a Buffer, InvalidPlan> {
+        let Some((&id, &b)) = self.table.get_key_value(id) else {
+            return fail(place, format!("buffer {id} does not exist"));
+        };
+        if b.space != space {
+            return fail(place, format!("buffer {id} is not in the {space:?} space"));
+        }
+        if !dtypes.contains(&b.dtype) {
+            return fail(place, format!("buffer {id} has dtype {}", b.dtype));
+        }
+        if !self.taken.insert(id) {
+            return fail(place, format!("buffer {id} has another purpose already"));
+        }
+        Ok(b)
+    }
+}
+
+/// Samples are copied into the buffer one after the other.
+fn check_batch(place: &str, b: &Buffer, batch: usize) -> Result<(), InvalidPlan> {
+    if b.shape.first() != Some(&batch) || b.order.is_some() {
+        return fail(place, format!("buffer {} of shape {} is not row-major with {batch} samples", b.id, b.shape));
+    }
+    Ok(())
+}
+
+fn check_number(place: &str, b: &Buffer) -> Result<(), InvalidPlan> {
+    if b.count() == 1 { Ok(()) } else { fail(place, format!("buffer {} is not one number", b.id)) }
+}
+
+/// While a module runs, the boundaries on both its sides are needed, whole.
+fn check_slots(plan: &Plan, table: &Table) -> Result<(), InvalidPlan> {
+    if plan.boundaries.len() + 1 != plan.modules.len() {
+        return fail("boundaries", format!("{} for {} modules", plan.boundaries.len(), plan.modules.len()));
+    }
+    for pair in plan.boundaries.windows(2) {
+        for a in std::iter::once(&pair[0].x).chain(&pair[0].e) {
+            for b in std::iter::once(&pair[1].x).chain(&pair[1].e) {
+                if overlap(table[a.as_str()], table[b.as_str()]) {
+                    return fail("boundaries", format!("{a} and {b} are needed together but overlap"));
+                }
+            }
+        }
+    }
+    for b in &plan.boundaries {
+        if b.e.as_ref().is_some_and(|e| overlap(table[b.x.as_str()], table[e.as_str()])) {
+            return fail("boundaries", format!("x and e of boundary {} overlap", b.index));
+        }
+    }
+    Ok(())
+}
+
+/// What inference yields: arena buffers of the eval program that outlive it, with a result for every sample.
+pub(super) fn check_reports(plan: &Plan, m: &ModulePlan, table: &Table) -> Result<(), InvalidPlan> {
+    let place = format!("module {}", m.index);
+    let batch = plan.settings.batch;
+    let o = &m.eval_outputs;
+    for (id, exactly) in [(&o.logits, false), (&o.loss, true), (&o.correct, true)] {
+        let Some(b) = table.get(id.as_str()).filter(|b| b.space == Space::Arena && b.dtype == DType::F32) else {
+            return fail(place, format!("{id} is not an f32 buffer of the arena"));
+        };
+        if !m.eval.buffers.iter().any(|x| x.id == b.id) || b.live.map(|l| l.last + 1) != Some(m.eval.kernels.len()) {
+            return fail(place, format!("{id} is not live at the end of its eval program"));
+        }
+        if b.shape.first() != Some(&batch) || (exactly && b.count() != batch) {
+            return fail(place, format!("{id} of shape {} is no result for {batch} samples", b.shape));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! Regions: well-formed bodies that one pass over the space can run, and stores that tell elements apart.
+
+use std::collections::BTreeMap;
+
+use crate::buffer::DType;
+use crate::kernel::KernelOp;
+use crate::region::{Level, Region};
+use crate::scalar::ResultKind;
+use crate::statement::{Arg, StatementOp};
+
+pub(super) fn check_region(op: &KernelOp, r: &Region) -> Result<(), String> {
+    for (i, &d) in r.reduce.iter().enumerate() {
+        if d >= r.space.len() || (i > 0 && r.reduce[i - 1] >= d) {
+            return Err("reduced dimensions must be ascending dimensions of the space".into());
+        }
+    }
+    let rank = r.space.len();
+    if r.loads.iter().map(|l| &l.view).chain(r.stores.iter().map(|s| &s.view)).any(|v| v.strides.len() != rank) {
+        return Err(format!("every view needs {rank} strides"));
+    }
+    if r.stores.is_empty() {
+        return Err("a region stores something".into());
+    }
+    let levels = r.levels()?;
+    match op {
+        KernelOp::Map(_) if !r.reduce.is_empty() => return Err("a map reduces nothing".into()),
+        KernelOp::Row(_) if r.reduce[..] != [rank.wrapping_sub(1)] => {
+            return Err("a row kernel reduces the innermost dimension".into());
+        }
+        KernelOp::Reduce(_) => return check_reduce(r, &levels),
+        _ if r.split.is_some() => return Err("only reduce kernels are split".into()),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Everything before the reductions, and everything after them, must be one pass.
+fn check_reduce(r: &Region, levels: &BTreeMap<&str, Level>) -> Result<(), String> {
+    if r.reductions() == 0 || r.reduce.is_empty() {
+        return Err("a reduce kernel needs a reduction".into());
+    }
+    let mut after: Vec<&str> = Vec::new();
+    for s in &r.body {
+        let depends = s.args.iter().any(|a| matches!(a, Arg::Value(v) if after.contains(&v.as_str())));
+        let reduces = matches!(s.op, StatementOp::Reduce(_));
+        if depends && (reduces || levels[s.name.as_str()] == Level::Element) {
+            return Err(format!("`{s}` needs a second pass over the elements"));
+        }
+        if depends || reduces {
+            after.push(&s.name);
+        }
+    }
+    let extent = r.space[r.reduce[0]];
+    match &r.split {
+        Some(s) if s.count < 2 || s.count > extent => {
+            Err(format!("an extent of {extent} cannot be reduced in {} groups", s.count))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Stores of a region whose views have been checked: of computed values, each element once, in a type that can hold them.
+pub(super) fn check_stores(r: &Region, dtype: impl Fn(&str) -> DType) -> Result<(), String> {
+    let levels = r.levels()?;
+    let mut kept = r.space.0.clone();
+    r.reduce.iter().for_each(|&d| kept[d] = 1);
+    for s in &r.stores {
+        let Some(from) = r.body.iter().find(|b| b.name == s.value) else {
+            return Err(format!("{} is stored but not computed", s.value));
+        };
+        let element = levels[s.value.as_str()] == Level::Element;
+        if !element && r.reduce.iter().any(|&d| s.view.strides[d] != 0) {
+            return Err(format!("{} is stored along a reduced dimension but does not vary there", s.value));
+        }
+        if !s.view.names_each_once(if element { &r.space } else { &kept }) {
+            return Err(format!("view {} names an element twice", s.view));
+        }
+        let flag = matches!(from.op, StatementOp::Scalar(f) if f.result() == ResultKind::Flag);
+        if dtype(&s.view.buffer) == DType::U8 && !flag {
+            return Err(format!("{} is no flag but stored as one", s.value));
+        }
+    }
+    Ok(())
+}
