@@ -6,7 +6,9 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
+use onnx_protobuf::{Message as _, ModelProto, NodeProto};
 use serde::{Deserialize, Serialize};
 use slrc_compiler::onnx::file::OnnxFile;
 use slrc_compiler::pipeline::{Compiled, compile};
@@ -42,6 +44,8 @@ const DIFFERENCES: Limits = Limits { loss: 2e-6, gradient: 3e-4, later: 3e-5 };
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Case {
     model: String,
+    /// A value of the model behind which a Dropout node is put.
+    dropout: Option<String>,
     spec: String,
     steps: u64,
     graphs: bool,
@@ -67,8 +71,35 @@ struct Trained {
     allocated: usize,
 }
 
+/// The model with a Dropout node between `value` and those who read it.
+fn with_dropout(model: &Path, value: &str, folder: &Path) -> PathBuf {
+    let mut proto = ModelProto::parse_from_bytes(&std::fs::read(model).expect("model")).expect("a model");
+    let graph = proto.graph.mut_or_insert_default();
+    let at = graph.node.iter().position(|n| n.output.iter().any(|o| o == value)).expect("the value's node");
+    for input in graph.node.iter_mut().flat_map(|n| &mut n.input).filter(|i| *i == value) {
+        *input = "dropped".into();
+    }
+    let node = NodeProto {
+        name: "dropout".into(),
+        op_type: "Dropout".into(),
+        input: vec![value.into()],
+        output: vec!["dropped".into()],
+        ..NodeProto::default()
+    };
+    graph.node.insert(at + 1, node);
+    let path = folder.join("model.onnx");
+    std::fs::write(&path, proto.write_to_bytes().expect("bytes")).expect("a file");
+    path
+}
+
 fn compiled(case: &Case, target: &str) -> (Compiled, Vec<NamedTensor>) {
-    let file = OnnxFile::open(&support::root().join("models").join(&case.model).join("model.onnx")).expect("model");
+    let path = support::root().join("models").join(&case.model).join("model.onnx");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = match &case.dropout {
+        Some(value) => with_dropout(&path, value, folder.path()),
+        None => path,
+    };
+    let file = OnnxFile::open(&path).expect("model");
     let mut spec: SpecFile = slrc_plan::yaml::from_str(&case.spec).expect("spec");
     spec.target = Some(target.into());
     let c = compile(&file, &spec, &mut |_, _| {}).unwrap_or_else(|e| panic!("{e}"));
@@ -223,9 +254,13 @@ fn check_counts(case: &Case, counts: &Counts, allocated: usize) {
     assert_eq!((counts.calls("cuMemAlloc_v2"), counts.calls("cuMemFree_v2")), (1, 1));
 }
 
+/// A case of a model as it is, in graphs.
+fn case(model: &str, spec: &str, steps: u64) -> Case {
+    Case { model: model.into(), dropout: None, spec: spec.into(), steps, graphs: true }
+}
+
 /// One training, run in every way the device may run it, against the CPU.
-fn check(test: &str, model: &str, spec: &str, steps: u64, limits: Limits) {
-    let case = Case { model: model.into(), spec: spec.into(), steps, graphs: true };
+fn check(test: &str, case: Case, limits: Limits) {
     let base = in_child(test, &Options::default(), case.clone(), on_cuda);
     compare(&case, &base.value, &on_cpu(&case), limits);
     let eager = Case { graphs: false, ..case.clone() };
@@ -241,7 +276,7 @@ fn check(test: &str, model: &str, spec: &str, steps: u64, limits: Limits) {
         (Order::Forward, Streams::Eager, &eager),
     ] {
         let ran = in_child(test, &Options { order, streams, ..Options::default() }, case.clone(), on_cuda);
-        assert_eq!(ran.value, base.value, "{model}: {order:?}, {streams:?}, graphs {}: other bits", case.graphs);
+        assert_eq!(ran.value, base.value, "{}: {order:?}, {streams:?}, graphs {}: other bits", case.model, case.graphs);
         check_counts(case, &ran.counts, ran.value.allocated);
     }
 }
@@ -249,31 +284,31 @@ fn check(test: &str, model: &str, spec: &str, steps: u64, limits: Limits) {
 #[test]
 fn convolutional() {
     let spec = "{batch: 4, partition: {modules: 2}, reconcile: {mode: exact}}";
-    check("convolutional", "mnist_cnn", spec, 3, EXACT);
+    check("convolutional", case("mnist_cnn", spec, 3), EXACT);
 }
 
 #[test]
 fn convolutional_by_finite_differences() {
     let spec = "{batch: 4, partition: {modules: 3}}";
-    check("convolutional_by_finite_differences", "mnist_cnn", spec, 2, DIFFERENCES);
+    check("convolutional_by_finite_differences", case("mnist_cnn", spec, 2), DIFFERENCES);
 }
 
 #[test]
 fn perceptron() {
     let spec = "{batch: 8, partition: {modules: 2}, reconcile: {mode: exact, distance: squared, lambda: 1.0}}";
-    check("perceptron", "mnist_mlp", spec, 3, EXACT);
+    check("perceptron", case("mnist_mlp", spec, 3), EXACT);
 }
 
 #[test]
 fn vision_transformer() {
     let spec = "{batch: 2, partition: {modules: 2}, reconcile: {mode: exact, distance: relative, lambda: 0.1}}";
-    check("vision_transformer", "mnist_vit", spec, 2, EXACT);
+    check("vision_transformer", case("mnist_vit", spec, 2), EXACT);
 }
 
 #[test]
 fn token_classifier() {
     let spec = "{batch: 3, partition: {modules: 2}, reconcile: {mode: tangent}}";
-    check("token_classifier", "tokens_bert", spec, 2, EXACT);
+    check("token_classifier", case("tokens_bert", spec, 2), EXACT);
 }
 
 /// End-to-end backpropagation, and the other optimizer. It divides a gradient by its size: without a large `eps`, the
@@ -282,7 +317,15 @@ fn token_classifier() {
 fn one_module() {
     let optimizer = "{kind: adamw, lr: 0.001, weight-decay: 0.01, eps: 0.001}";
     let spec = &format!("{{batch: 3, partition: {{modules: 1}}, optimizer: {optimizer}}}");
-    check("one_module", "tokens_bert", spec, 2, EXACT);
+    check("one_module", case("tokens_bert", spec, 2), EXACT);
+}
+
+/// Random numbers are functions of the seed and the step: the same on both devices.
+#[test]
+fn with_random_numbers() {
+    let spec = "{batch: 8, partition: {modules: 2}, reconcile: {mode: exact}, seed: 12345678901}";
+    let plain = case("mnist_mlp", spec, 3);
+    check("with_random_numbers", Case { dropout: Some("relu".into()), ..plain }, EXACT);
 }
 
 fn out_of_range(case: Case) -> Vec<String> {
@@ -307,12 +350,7 @@ fn out_of_range(case: Case) -> Vec<String> {
 /// A kernel that meets data it cannot work with says so, with the module and the node.
 #[test]
 fn index_out_of_range() {
-    let case = Case {
-        model: "tokens_bert".into(),
-        spec: "{batch: 2, partition: {modules: 2}}".into(),
-        steps: 2,
-        graphs: true,
-    };
+    let case = case("tokens_bert", "{batch: 2, partition: {modules: 2}}", 2);
     for graphs in [true, false] {
         let options = Options { streams: Streams::Lazy, ..Options::default() };
         let ran = in_child("index_out_of_range", &options, Case { graphs, ..case.clone() }, out_of_range);
@@ -349,8 +387,7 @@ fn first_write(bytes: usize) -> Vec<u8> {
 /// Pinned memory is not filled again before the device has read it, even where the device is late.
 #[test]
 fn writes_arrive_whole_and_in_order() {
-    let case =
-        Case { model: "mnist_mlp".into(), spec: "{batch: 8, partition: {modules: 1}}".into(), steps: 0, graphs: true };
+    let case = case("mnist_mlp", "{batch: 8, partition: {modules: 1}}", 0);
     for streams in [Streams::Eager, Streams::Lazy, Streams::Random(3)] {
         let options = Options { streams, ..Options::default() };
         let ran = in_child("writes_arrive_whole_and_in_order", &options, case.clone(), many_writes);
