@@ -15,7 +15,7 @@ pub(super) fn expression(f: ScalarFn, args: &[String]) -> String {
         ScalarFn::Exp => format!("expf({a})"),
         ScalarFn::Log => format!("logf({a})"),
         ScalarFn::Sqrt => format!("sqrtf({a})"),
-        ScalarFn::Rsqrt => format!("1.0f / sqrtf({a})"),
+        ScalarFn::Rsqrt => format!("rsqrtf({a})"),
         ScalarFn::Recip => format!("1.0f / {a}"),
         ScalarFn::Tanh => format!("tanhf({a})"),
         ScalarFn::Sigmoid => format!("1.0f / (1.0f + expf(-{a}))"),
