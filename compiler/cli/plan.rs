@@ -144,7 +144,7 @@ impl Summary<'_> {
                 input_bytes: plan.memory.input,
                 constant_bytes: plan.memory.constant,
                 peak_bytes: plan.memory.peak(),
-                flops: plan.modules.iter().map(|m| m.step.flops).sum(),
+                flops: plan.modules.iter().fold(0, |sum, m| m.step.flops.saturating_add(sum)),
             },
         }
     }

@@ -313,7 +313,7 @@ impl Plan {
 
     /// Trained numbers of the whole network and its heads.
     pub fn parameter_count(&self) -> usize {
-        self.modules.iter().map(|m| m.parameters).sum()
+        self.modules.iter().fold(0, |sum, m| m.parameters.saturating_add(sum))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use slrc_plan::Dims;
 use slrc_plan::kernel::WindowGeometry;
+use slrc_plan::validate::MAX_GEOMETRY;
 
 use crate::ir::builder::common_shape;
 use crate::ir::graph::{Init, NodeId, VarKind};
@@ -18,6 +19,9 @@ pub(super) const OPS: &[Entry] = &[
 ];
 
 type R = Result<Vec<Out>, String>;
+
+/// Largest extent, stride, padding or reach of a window: what follows from such numbers fits in a plan.
+const LARGEST: usize = MAX_GEOMETRY / 4;
 
 /// Geometry of a windowed op from its attributes. `spatial` are the input's two spatial extents; one-dimensional
 /// attributes describe the second.
@@ -52,12 +56,18 @@ pub(super) fn geometry(cx: &Cx<'_, '_, '_>, spatial: [usize; 2], kernel: &[usize
         }
         Some(p) => return Err(format!("pads has {} numbers for {rank} spatial dimensions", p.len())),
     };
+    let all = [&kernel[..], &strides, &dilations, &pads, &spatial].concat();
+    if let Some(n) = all.iter().find(|&&n| n > LARGEST) {
+        return Err(format!("{n} in the geometry of its windows is too large"));
+    }
     let ceil = cx.int("ceil_mode", 0) != 0;
     let mut output = [0; 2];
     let mut begin = [pads[0], pads[1]];
     for d in 0..2 {
-        let reach =
-            dilations[d].checked_mul(kernel[d] - 1).and_then(|r| r.checked_add(1)).ok_or("the kernel is too large")?;
+        let reach = dilations[d] * (kernel[d] - 1) + 1;
+        if reach > LARGEST {
+            return Err(format!("a window of {reach} is too large"));
+        }
         let auto = cx.string("auto_pad", "NOTSET");
         let (lo, hi) = match auto.as_str() {
             "NOTSET" => (pads[d], pads[d + 2]),
@@ -70,7 +80,7 @@ pub(super) fn geometry(cx: &Cx<'_, '_, '_>, spatial: [usize; 2], kernel: &[usize
             }
             other => return Err(format!("auto_pad = \"{other}\" does not exist")),
         };
-        let padded = spatial[d].checked_add(lo).and_then(|x| x.checked_add(hi)).ok_or("the padding is too large")?;
+        let padded = spatial[d] + lo + hi;
         let room = padded
             .checked_sub(reach)
             .ok_or_else(|| format!("a window of {reach} does not fit {} elements padded to {padded}", spatial[d]))?;

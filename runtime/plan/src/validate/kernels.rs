@@ -8,7 +8,7 @@ use crate::validate::region::{check_region, check_stores};
 /// enough that no count overflows.
 const MAX_ELEMENTS: usize = 1 << 60;
 /// Largest number in a geometry: sums of two products of such numbers do not overflow.
-const MAX_GEOMETRY: usize = 1 << 30;
+pub const MAX_GEOMETRY: usize = 1 << 30;
 
 /// What must hold before [`KernelOp::operands`] can be asked for.
 pub(super) fn check_kernel(k: &Kernel) -> Result<(), String> {

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use crate::buffer::{Buffer, Space};
 use crate::plan::{FORMAT, Plan};
 
+pub use kernels::MAX_GEOMETRY;
 pub use launches::{MAX_BLOCK, MAX_GRID, MAX_SHARED};
 pub use memory::in_place;
 

@@ -1,0 +1,221 @@
+//! Damaged plans: whatever `read_plan` accepts can be loaded and run, and everything else is a typed error.
+//!
+//! A device trusts a validated plan with raw memory, so what is accepted here is run. Mutations are seeded, so a failure
+//! names the case and repeats.
+
+#[path = "support/cli.rs"]
+mod cli;
+#[path = "support/mutate.rs"]
+mod mutate;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use cli::Workspace;
+use mutate::{Dice, cases, no_panic};
+use slrc_plan::random::Sequence;
+use slrc_runtime::cpu::CpuDevice;
+use slrc_runtime::data::dataset::{Dataset, Part};
+use slrc_runtime::device::{Device, ProgramKind, StepContext};
+use slrc_runtime::folder::read_plan;
+use slrc_runtime::session::Session;
+use slrc_runtime::trainer::{Length, RunOptions, evaluate, train};
+
+/// Plans that together use every kernel family.
+const PLANS: &[(&str, &str)] = &[
+    ("mnist_mlp", "--modules 2"),
+    ("mnist_cnn", "--modules 2 --reconcile exact --optimizer adamw"),
+    ("tokens_bert", "--modules 2 --distance squared"),
+    ("mnist_deep8", "--modules 2 --reconcile off --head mlp-sr"),
+];
+
+/// Most bytes of a plan that is loaded: a damaged plan may well ask for all memory there is.
+const LOAD_BYTES: usize = 1 << 30;
+
+/// Reads a plan, loads it and runs every program. What was reached, for the count.
+fn attempt(folder: &Path, text: &[u8], run: bool) -> &'static str {
+    std::fs::write(folder.join("plan.yaml"), text).expect("a file");
+    let Ok(plan) = read_plan(folder) else { return "reading" };
+    if plan.memory.peak() > LOAD_BYTES {
+        return "loading";
+    }
+    let Ok(mut device) = CpuDevice::load(&plan, Some(1)) else { return "loading" };
+    if !run {
+        return "the end";
+    }
+    // Numbers as they occur, so that no branch is taken for zero's sake; labels stay zero.
+    let mut rng = Sequence::new(1, 1, 1);
+    for p in &plan.parameters {
+        let b = plan.buffers.iter().find(|b| b.id == p.buffer).expect("a validated plan has it");
+        let bytes: Vec<u8> = (0..b.bytes / 4).flat_map(|_| (0.1 + 0.1 * rng.symmetric(1.0)).to_le_bytes()).collect();
+        device.write(b, &bytes).expect("memory can be written");
+    }
+    for m in &plan.modules {
+        for step in 0..2 {
+            // Data may be refused, with an error.
+            let _ = device.run(m.index, ProgramKind::Step, StepContext { seed: 1, step });
+        }
+        let _ = device.run(m.index, ProgramKind::Eval, StepContext { seed: 1, step: 0 });
+    }
+    // The way a user takes: weights, data, an epoch's worth of steps, evaluation.
+    let weights = slrc_runtime::folder::read_weights(folder).expect("weights");
+    let (Ok(mut session), Ok(data)) =
+        (Session::new(plan, Box::new(device), &weights), Dataset::read(&folder.join("data.npz"), Part::Train))
+    else {
+        return "a session";
+    };
+    let options = RunOptions {
+        length: Some(Length::Steps(2)),
+        shuffle: true,
+        seed: 1,
+        log_every: 1,
+        checkpoint_every: Some(100),
+    };
+    let out = folder.join("run");
+    std::fs::create_dir_all(&out).expect("a folder");
+    let trained = train(&mut session, &data, &out, &options, None, &mut |_| {});
+    std::fs::remove_dir_all(&out).expect("remove");
+    let evaluated = evaluate(&mut session, &data, &mut |_, _| {});
+    if trained.is_ok() && evaluated.is_ok() { "the end" } else { "a step" }
+}
+
+fn run(name: &str, count: u64, run: bool, change: impl Fn(&str, &mut Dice) -> Vec<u8>) {
+    let work = Workspace::new();
+    let mut reached = BTreeMap::<&str, usize>::new();
+    for (i, (model, options)) in PLANS.iter().enumerate() {
+        work.ok(&format!("partition MODELS/{model}/model.onnx {options} --batch 2 -o p{i}"));
+        work.write(&format!("p{i}/data.npz"), cli::npz(&cli::samples(model, 4, 1)));
+        let folder = work.path(&format!("p{i}"));
+        let text = std::fs::read_to_string(folder.join("plan.yaml")).expect("a plan");
+        assert_eq!(attempt(&folder, text.as_bytes(), run), "the end", "{model} itself");
+        for seed in cases(count) {
+            let changed = change(&text, &mut Dice::new(seed));
+            let what = format!("{name} plan {i} seed {seed}");
+            let end = no_panic(&what, || attempt(&folder, &changed, run));
+            *reached.entry(end).or_default() += 1;
+            if end != "reading" {
+                // Totals of any plan can be shown.
+                work.ok(&format!("plan show p{i} --json"));
+            }
+        }
+    }
+    println!("{name}: {reached:?}");
+    for stage in ["reading", "the end"] {
+        assert!(reached.contains_key(stage), "{name}: no case ends at {stage}: {reached:?}");
+    }
+}
+
+#[test]
+fn bytes() {
+    run("bytes", 30, true, |text, dice| dice.mangle(text.as_bytes().to_vec()));
+}
+
+/// One to three numbers, names or lines in place of others of the same plan.
+#[test]
+fn words() {
+    run("words", 100, true, |text, dice| {
+        let mut text = text.to_string();
+        for _ in 0..1 + dice.below(3) {
+            text = replace(&text, dice, Size::Small);
+        }
+        text.into_bytes()
+    });
+}
+
+/// Numbers that no memory could hold and no sum would fit.
+#[test]
+fn large_numbers() {
+    run("large numbers", 50, false, |text, dice| replace(text, dice, Size::Large).into_bytes());
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Size {
+    /// As in a plan.
+    Small,
+    /// As in no plan.
+    Large,
+}
+
+/// Places of the text's words: numbers, and what may name something.
+fn words_of(text: &str) -> Vec<std::ops::Range<usize>> {
+    let mut out = Vec::new();
+    let mut start = None;
+    for (i, c) in text.char_indices() {
+        let inside = c.is_ascii_alphanumeric() || "_/.#".contains(c);
+        match (inside, start) {
+            (true, None) => start = Some(i),
+            (false, Some(from)) => {
+                out.push(from..i);
+                start = None;
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
+fn replace(text: &str, dice: &mut Dice, size: Size) -> String {
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    if size == Size::Small && dice.below(4) == 0 {
+        // A line lost, repeated, or moved.
+        let mut lines = lines;
+        let at = dice.below(lines.len());
+        match dice.below(3) {
+            0 => drop(lines.remove(at)),
+            1 => lines.insert(at, lines[at]),
+            _ => {
+                let to = (at + 1 + dice.below(8)).min(lines.len() - 1);
+                lines.swap(at, to);
+            }
+        }
+        return lines.concat();
+    }
+    let words = words_of(text);
+    let is_number = |w: &std::ops::Range<usize>| text[w.clone()].bytes().all(|b| b.is_ascii_digit());
+    // Extents are written 2x16x14x14: one of them counts as a number, too.
+    let extents = |w: &std::ops::Range<usize>| {
+        let t = &text[w.clone()];
+        t.contains('x') && t.split('x').all(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let numbers: Vec<_> = words.iter().filter(|w| is_number(w) || extents(w)).cloned().collect();
+    let number = |dice: &mut Dice, old: &str| -> String {
+        let n: u64 = old.parse().unwrap_or(1);
+        if size == Size::Large {
+            return match dice.below(5) {
+                0 => u64::MAX.to_string(),
+                1 => (u64::MAX / 4 + 1).to_string(),
+                2 => (1u64 << (32 + dice.below(31))).to_string(),
+                3 => n.saturating_mul(1 << 40).to_string(),
+                _ => (i64::MAX as u64 - n).to_string(),
+            };
+        }
+        let other = dice.pick(&numbers).clone();
+        match dice.below(7) {
+            0 => (n + 1).to_string(),
+            1 => n.saturating_sub(1).to_string(),
+            2 => (n * 2).min(1 << 20).to_string(),
+            3 => (n / 2).to_string(),
+            4 => dice.below(5).to_string(),
+            5 => (n + 64).to_string(),
+            _ => text[other].split('x').next().unwrap_or("1").to_string(),
+        }
+    };
+    let pick = if size == Size::Large || dice.below(3) > 0 { dice.pick(&numbers) } else { dice.pick(&words) }.clone();
+    let old = &text[pick.clone()];
+    let new = if extents(&pick) {
+        let mut parts: Vec<String> = old.split('x').map(str::to_string).collect();
+        let at = dice.below(parts.len());
+        match dice.below(6) {
+            0 if size == Size::Small => drop(parts.remove(at)),
+            1 if size == Size::Small => parts.insert(at, "1".into()),
+            _ => parts[at] = number(dice, &parts[at].clone()),
+        }
+        parts.join("x")
+    } else if is_number(&pick) {
+        number(dice, old)
+    } else {
+        let others: Vec<_> = words.iter().filter(|w| !is_number(w)).collect();
+        text[(*dice.pick(&others)).clone()].to_string()
+    };
+    format!("{}{new}{}", &text[..pick.start], &text[pick.end..])
+}
