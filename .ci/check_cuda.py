@@ -20,7 +20,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WHEELS = ["nvidia-cuda-nvrtc-cu12==12.9.86"]
-OPTIONS = ["--fmad=false", "--std=c++17", "-default-device"]
+OPTIONS = ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"]
 
 SMALL = [
     ("mnist_cnn", "--modules 3 --batch 8"),

@@ -77,3 +77,20 @@ pub fn known_architectures() -> Result<Vec<Architecture>, DeviceError> {
     status.result().map_err(failed("nvrtcGetSupportedArchs"))?;
     Ok(numbers.into_iter().map(|n| Architecture(n.unsigned_abs())).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `.ci/check_cuda.py` proves that kernels compile and do not spill: with these options, or it proves nothing.
+    #[test]
+    fn continuous_integration_compiles_with_the_same_options() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../.ci/check_cuda.py");
+        let script = std::fs::read_to_string(path).expect("the script");
+        let line = script.lines().find_map(|l| l.strip_prefix("OPTIONS = ")).expect("its options");
+        let theirs: Vec<String> = serde_json::from_str(line).expect("a list of strings");
+        let ours = options(Architecture(80));
+        assert_eq!(ours[0], "--gpu-architecture=sm_80");
+        assert_eq!(ours[1..], theirs);
+    }
+}
