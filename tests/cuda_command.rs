@@ -8,7 +8,7 @@ mod support;
 use std::path::Path;
 
 use cli::{Ran, Workspace, npz, same_file, same_run, samples};
-use support::cuda_host::{Counts, Options, Streams};
+use support::cuda_host::{Counts, Options, Streams, real};
 
 /// A workspace with a small plan for CUDA and data for it.
 fn workspace() -> Workspace {
@@ -83,7 +83,34 @@ fn a_plan_runs_on_what_it_was_compiled_for() {
 }
 
 #[test]
+fn kernels_of_another_plan_are_refused() {
+    let (work, device) = (workspace(), Options::default());
+    let path = work.path("plan/kernels.cu");
+    let text = std::fs::read_to_string(&path).expect("kernels");
+    let train = &format!("{TRAIN} -o run");
+    let (start, rest) = text.split_once("__global__ ").expect("a kernel");
+    let more = rest.replacen("(\n", "(\n    const float* more,\n", 1);
+    for (changed, words) in [
+        (format!("{start}__global__ {more}"), &["kernels.cu is not this plan's", "the plan gives it"][..]),
+        (start.to_string(), &["kernels.cu is not this plan's", "is missing"]),
+        (
+            format!("{text}\nextern \"C\" __global__ void f(float* x) {{ nothing(); }}\n"),
+            &["do not compile for sm_80", "nothing"],
+        ),
+    ] {
+        std::fs::write(&path, changed).expect("kernels");
+        fails(&work, &device, train, words);
+    }
+    std::fs::remove_file(&path).expect("kernels");
+    fails(&work, &device, train, &["cannot read", "kernels.cu"]);
+    assert!(!work.path("run").exists(), "nothing is written");
+}
+
+#[test]
 fn what_the_machine_lacks_is_said_with_the_way_out() {
+    if real() {
+        return; // A real device has no options.
+    }
     let work = workspace();
     let device = Options::default;
     for (options, words) in [
@@ -111,6 +138,9 @@ fn what_the_machine_lacks_is_said_with_the_way_out() {
 
 #[test]
 fn kernels_are_compiled_once() {
+    if real() {
+        return; // A real device has no options.
+    }
     let (work, device) = (workspace(), Options::default());
     ok(&work, &device, &format!("{TRAIN} -o first"));
     let no_compiler = Options { fail: "nvrtcCompileProgram:1:6".into(), ..device };
@@ -126,6 +156,9 @@ fn kernels_are_compiled_once() {
 /// An illegal address and its like: no later call works, and the process must end.
 #[test]
 fn a_lost_device_leaves_the_last_checkpoint() {
+    if real() {
+        return; // A real device has no options.
+    }
     let work = workspace();
     ok(&work, &Options::default(), &format!("{TRAIN} -o whole"));
     for streams in [Streams::Eager, Streams::Lazy] {
@@ -145,6 +178,9 @@ fn a_lost_device_leaves_the_last_checkpoint() {
 /// called to give something back may fail unseen.
 #[test]
 fn every_failing_call_is_named() {
+    if real() {
+        return; // A real device has no options.
+    }
     let work = workspace();
     let counts = work.path("counts.json");
     let measured = Options { counts: Some(counts.clone()), ..Options::default() };
@@ -176,6 +212,9 @@ fn every_failing_call_is_named() {
 
 #[test]
 fn devices_lists_what_there_is() {
+    if real() {
+        return; // A real device has no options.
+    }
     let work = Workspace::new();
     let text = ok(&work, &Options { devices: 2, ..Options::default() }, "devices").stdout;
     for word in ["cpu", "cuda:0", "cuda:1", "sm_80", "16.00 GiB", "NVIDIA driver for CUDA 12.8", "NVRTC"] {

@@ -6,8 +6,8 @@
 //! program is recorded as a graph when it first runs and replayed from then on.
 //!
 //! Unsafe code is allowed in this folder because every call of the driver is unsafe. Its contract: a plan passes
-//! [`slrc_plan::validate`] before it is loaded, and `kernels.cu` is the one that was written with it, so that launches
-//! pass the arguments their functions take and functions stay within their kernels' buffers.
+//! [`slrc_plan::validate`] before it is loaded, launches pass as many arguments as their functions take ([`source`]),
+//! and `kernels.cu` is the one that was written with the plan, so that functions stay within their kernels' buffers.
 #![allow(unsafe_code, reason = "the driver's interface is C's; see the contract above")]
 
 pub mod architecture;
@@ -18,6 +18,7 @@ mod layout;
 mod memory;
 pub mod probe;
 mod program;
+mod source;
 mod staging;
 
 use std::cell::RefCell;
@@ -74,6 +75,7 @@ pub struct CudaDevice {
 impl CudaDevice {
     /// Compiles a validated plan's kernels, or finds them in the cache, and allocates its memory on device `ordinal`.
     pub fn load(plan: &Plan, ordinal: usize, source: &str, launching: Launching) -> Result<CudaDevice, DeviceError> {
+        source::check(plan, source)?;
         let info = probe::device_info(ordinal)?;
         let code = machine_code(plan, source, &info)?;
         let context = CudaContext::new(ordinal).called("cuDevicePrimaryCtxRetain")?;
