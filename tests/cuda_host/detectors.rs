@@ -1,7 +1,9 @@
 //! Every detector of the stand-in CUDA device fires on a mistake planted for it, and none on correct kernels.
 
+use cudarc::driver::DevicePtr as _;
+
 use crate::support;
-use crate::support::cuda_host::device::{Device, config, numbers};
+use crate::support::cuda_host::device::{Device, config, guard, numbers};
 use crate::support::cuda_host::{Options, Order, Sanitizer, bits, in_child, in_child_failing};
 
 /// Threads of a block in most launches here.
@@ -69,9 +71,35 @@ fn address_static_shared() {
 }
 
 #[test]
+fn address_static_shared_through_a_pointer() {
+    let test = "detectors::address_static_shared_through_a_pointer";
+    is_reported(test, "past_shared_pointer", "p[threadIdx.x + 1]", &["global-buffer-overflow", "WRITE of size 4"]);
+}
+
+#[test]
 fn address_dynamic_shared() {
     let parts = ["heap-buffer-overflow", "WRITE of size 4"];
     is_reported("detectors::address_dynamic_shared", "past_dynamic_shared", "s[threadIdx.x + 1]", &parts);
+}
+
+/// `past_global` on the first half of a block of device memory whose second half is another buffer's.
+fn in_one_block(guarded: bool) {
+    let device = Device::with_case("planted.cu");
+    let x = device.stream.clone_htod(&numbers(BLOCK as usize)).expect("input");
+    let mut both = device.stream.alloc_zeros::<f32>(2 * BLOCK as usize).expect("two outputs");
+    if guarded {
+        guard(both.device_ptr(&device.stream).0 + 4 * u64::from(BLOCK), 4 * BLOCK as usize);
+    }
+    device.launch("past_global", config(1, BLOCK, 0), &mut both, &x).expect("the launch");
+    device.stream.synchronize().expect("no error");
+}
+
+#[test]
+fn address_guards_within_a_block_of_memory() {
+    let test = "detectors::address_guards_within_a_block_of_memory";
+    in_child(test, &options(Sanitizer::Address), false, in_one_block);
+    let output = in_child_failing(test, &options(Sanitizer::Address), true, in_one_block);
+    assert!(output.contains("use-after-poison") && output.contains("WRITE of size 4"), "{output}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use cudarc::driver::result::{self, mem_get_info};
-use cudarc::driver::{CudaContext, DevicePtr as _, PushKernelArg as _};
+use cudarc::driver::{CudaContext, DevicePtr as _, PushKernelArg as _, sys};
 use cudarc::nvrtc::Ptx;
 
 use crate::support::cuda_host::device::{Device, compile, config};
@@ -120,8 +120,11 @@ fn errors_are_injected() {
     assert_eq!(two, ["ok", "CUDA_ERROR_UNKNOWN", "ok", "ok", "CUDA_ERROR_OUT_OF_MEMORY", "ok"]);
 }
 
+/// Name, capability, bytes, and the outcome of loading a module.
+type Found = (String, i32, i32, usize, String);
+
 /// What a process finds of devices and driver.
-fn survey((): ()) -> (String, i32, Option<(String, i32, i32, usize, String)>) {
+fn survey((): ()) -> (String, i32, Option<Found>) {
     let count = CudaContext::device_count();
     let error = outcome(count.as_ref().map_err(|e| *e));
     let device = CudaContext::new(0).ok().map(|context| {
@@ -268,6 +271,23 @@ fn misuse_is_refused() {
         assert_eq!(ran.value, [first, then], "{which}: {}", ran.output);
         assert!(ran.output.contains(message), "{which}: {}", ran.output);
     }
+}
+
+/// Fills of one byte and of four, of parts of a block.
+fn fills((): ()) -> Vec<u32> {
+    let device = Device::with_case("good.cu");
+    let y = device.stream.alloc_zeros::<u32>(6).expect("output");
+    let (address, stream) = (y.device_ptr(&device.stream).0, device.stream.cu_stream());
+    unsafe { sys::cuMemsetD32Async(address + 4, 0x0102_0304, 2, stream) }.result().expect("a fill");
+    unsafe { sys::cuMemsetD8Async(address + 13, 0x55, 6, stream) }.result().expect("a fill");
+    device.stream.clone_dtoh(&y).expect("the result")
+}
+
+#[test]
+fn fills_write_their_bytes_and_no_other() {
+    let ran = in_child("driver::fills_write_their_bytes_and_no_other", &Options::default(), (), fills);
+    assert_eq!(ran.value, [0, 0x0102_0304, 0x0102_0304, 0x5555_5500, 0x0055_5555, 0]);
+    assert_eq!(ran.counts.memset_bytes, 24 + 8 + 6);
 }
 
 /// A stream of one device used with the other's context current.

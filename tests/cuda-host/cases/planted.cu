@@ -15,6 +15,15 @@ extern "C" __global__ void past_static_shared(float* out, const float* x, int n)
   out[threadIdx.x] = s[threadIdx.x / 2 + 1];
 }
 
+// The same through a pointer whose extent the compiler does not know.
+extern "C" __global__ void past_shared_pointer(float* out, const float* x, int n) {
+  __shared__ float s[128];
+  float* p = n < 0 ? out : s;
+  p[threadIdx.x + 1] = x[threadIdx.x];
+  __syncthreads();
+  out[threadIdx.x] = p[threadIdx.x / 2 + 1];
+}
+
 extern "C" __global__ void past_dynamic_shared(float* out, const float* x, int n) {
   extern __shared__ float s[];
   s[threadIdx.x + 1] = x[threadIdx.x];

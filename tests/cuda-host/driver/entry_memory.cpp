@@ -1,6 +1,4 @@
 // Entry points: memory, copies and fills.
-#include <cstring>
-
 #include "driver.hpp"
 #include "memory.hpp"
 #include "stream.hpp"
@@ -21,7 +19,7 @@ constexpr Direction to_host{"copy to the host", &Counts::device_to_host};
 constexpr Direction on_device{"copy on the device", &Counts::device_to_device};
 
 void copy_now(const Direction &direction, void *target, const void *source, size_t size) {
-  memmove(target, source, size);
+  memory::copy_bytes(target, source, size);
   counts.*direction.bytes += size;
 }
 
@@ -42,7 +40,9 @@ int check_captured(const Stream *stream, const void *host, size_t size) {
   return STREAM_CAPTURE_UNSUPPORTED;
 }
 
-template <class Word> int fill(const char *name, CUdeviceptr target, Word value, size_t count, void *handle) {
+template <class Word>
+int fill(const char *name, void (*write)(CUdeviceptr, Word, size_t), CUdeviceptr target, Word value, size_t count,
+         void *handle) {
   return entry(name, Needs::context, [&] {
     Stream *stream = stream_of(handle);
     if (!stream)
@@ -52,9 +52,7 @@ template <class Word> int fill(const char *name, CUdeviceptr target, Word value,
       return int(INVALID_VALUE);
     log_line("fill %zu bytes stream %u%s", size, stream->number, stream->capture ? " captured" : "");
     return enqueue(stream, "fill", [=] {
-      Word *words = static_cast<Word *>(at(target));
-      for (size_t i = 0; i < count; ++i)
-        words[i] = value;
+      write(target, value, count);
       counts.memset += size;
       return 0;
     });
@@ -241,16 +239,16 @@ CUresult cuMemcpyDtoD_v2(CUdeviceptr target, CUdeviceptr source, size_t size) {
 }
 
 CUresult cuMemsetD8Async(CUdeviceptr target, unsigned char value, size_t count, void *stream) {
-  return fill("cuMemsetD8Async", target, value, count, stream);
+  return fill("cuMemsetD8Async", memory::fill_bytes, target, value, count, stream);
 }
 CUresult cuMemsetD32Async(CUdeviceptr target, unsigned value, size_t count, void *stream) {
-  return fill("cuMemsetD32Async", target, value, count, stream);
+  return fill("cuMemsetD32Async", memory::fill_words, target, value, count, stream);
 }
 CUresult cuMemsetD8_v2(CUdeviceptr target, unsigned char value, size_t count) {
-  return fill("cuMemsetD8_v2", target, value, count, nullptr);
+  return fill("cuMemsetD8_v2", memory::fill_bytes, target, value, count, nullptr);
 }
 CUresult cuMemsetD32_v2(CUdeviceptr target, unsigned value, size_t count) {
-  return fill("cuMemsetD32_v2", target, value, count, nullptr);
+  return fill("cuMemsetD32_v2", memory::fill_words, target, value, count, nullptr);
 }
 
 // One pool per device, which is the device's memory.

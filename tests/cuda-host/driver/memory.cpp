@@ -5,6 +5,12 @@
 #include <cstring>
 #include <map>
 
+// Present when the address sanitizer is loaded.
+extern "C" {
+void __asan_poison_memory_region(const volatile void *, size_t) __attribute__((weak));
+void __asan_unpoison_memory_region(const volatile void *, size_t) __attribute__((weak));
+}
+
 namespace cuda_host::memory {
 namespace {
 
@@ -66,6 +72,8 @@ int release(CUdeviceptr pointer) {
     return INVALID_VALUE;
   }
   block->second.context->used -= block->second.size;
+  if (__asan_unpoison_memory_region)
+    __asan_unpoison_memory_region(block->first, block->second.size);
   memset(reinterpret_cast<void *>(pointer), 0xff, block->second.size);
   free(reinterpret_cast<void *>(pointer));
   device.erase(block);
@@ -100,6 +108,30 @@ bool find(const void *pointer, const char **begin, size_t *size) {
   *begin = block->first;
   *size = block->second.size;
   return true;
+}
+
+void copy_bytes(void *target, const void *source, size_t size) {
+#ifdef __x86_64__
+  asm volatile("rep movsb" : "+D"(target), "+S"(source), "+c"(size) : : "memory");
+#else
+  const char *from = static_cast<const char *>(source);
+  for (volatile char *to = static_cast<char *>(target); size; --size)
+    *to++ = *from++;
+#endif
+}
+
+void fill_bytes(CUdeviceptr target, unsigned char value, size_t count) {
+#ifdef __x86_64__
+  asm volatile("rep stosb" : "+D"(target), "+c"(count) : "a"(value) : "memory");
+#else
+  for (auto *byte = reinterpret_cast<volatile unsigned char *>(target); count; --count)
+    *byte++ = value;
+#endif
+}
+
+void fill_words(CUdeviceptr target, unsigned value, size_t count) {
+  for (auto *word = reinterpret_cast<volatile unsigned *>(target); count; --count)
+    *word++ = value;
 }
 
 int allocate_host(void **out, size_t size) {
@@ -142,3 +174,10 @@ bool page_locked(const void *pointer, size_t size) {
 }
 
 } // namespace cuda_host::memory
+
+// Not part of the driver's interface: kernels compiled under the address sanitizer may not touch these bytes of device
+// memory from here on. For tests of programs that place many buffers in one block.
+extern "C" void cuda_host_guard(CUdeviceptr pointer, size_t size) {
+  if (__asan_poison_memory_region && cuda_host::memory::check("guard", pointer, size))
+    __asan_poison_memory_region(reinterpret_cast<void *>(pointer), size);
+}

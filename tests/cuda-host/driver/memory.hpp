@@ -17,6 +17,11 @@ bool known(const void *pointer);
 // The block, of either kind, a pointer lies in.
 bool find(const void *pointer, const char **begin, size_t *size);
 
+// Copies and fills that a sanitizer does not see: they may touch guards.
+void copy_bytes(void *target, const void *source, size_t size);
+void fill_bytes(CUdeviceptr target, unsigned char value, size_t count);
+void fill_words(CUdeviceptr target, unsigned value, size_t count);
+
 int allocate_host(void **out, size_t size);
 int release_host(void *pointer);
 int register_host(void *pointer, size_t size);

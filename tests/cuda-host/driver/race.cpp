@@ -42,6 +42,11 @@ struct Page {
   Cell cells[page_cells];
 };
 
+struct CachedPage {
+  uintptr_t number;
+  Page *page;
+};
+
 struct Region {
   const char *begin, *end;
   bool shared;
@@ -64,14 +69,14 @@ struct Detector {
   uint32_t epoch = 0;
   std::vector<WarpClocks> clocks;
   std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
-  uintptr_t page_number = ~uintptr_t(0);
-  Page *page = nullptr;
+  // The pages used last, by the low bits of their numbers.
+  CachedPage cached[256];
   std::vector<Region> fixed, recent;
   Race race{};
   bool found = false;
 };
 
-Detector &d = *new Detector;
+Detector &d = *new Detector{};
 
 void add(const char *begin, const char *end) {
   if (begin != end)
@@ -93,14 +98,15 @@ const Region *region_of(const char *address) {
 }
 
 Cell &cell_of(uintptr_t number) {
-  if (number / page_cells != d.page_number) {
-    d.page_number = number / page_cells;
-    std::unique_ptr<Page> &page = d.pages[d.page_number];
+  uintptr_t page_number = number / page_cells;
+  CachedPage &cached = d.cached[page_number % 256];
+  if (!cached.page || cached.number != page_number) {
+    std::unique_ptr<Page> &page = d.pages[page_number];
     if (!page)
       page = std::make_unique<Page>();
-    d.page = page.get();
+    cached = {page_number, page.get()};
   }
-  return d.page->cells[number % page_cells];
+  return cached.page->cells[number % page_cells];
 }
 
 bool conflict(Kind a, Kind b) { return a != b || a == Kind::write; }
@@ -238,7 +244,7 @@ void begin_launch(const Launch &launch, const void *dynamic_shared) {
   // A page describes 4 KiB in some 32 KiB and more.
   if (d.pages.size() > 16384) {
     d.pages.clear();
-    d.page_number = ~uintptr_t(0);
+    std::fill(std::begin(d.cached), std::end(d.cached), CachedPage{});
   }
   size_t threads = size_t(launch.block.x) * launch.block.y * launch.block.z;
   d.clocks.resize((threads + warp_lanes - 1) / warp_lanes);

@@ -8,6 +8,7 @@
 
 #include "block.hpp"
 #include "fault.hpp"
+#include "memory.hpp"
 #include "race.hpp"
 
 __thread cuda_host::Current cuda_host_current;
@@ -18,15 +19,9 @@ Block &block = *new Block;
 
 namespace {
 
-// Kernels see uninitialised memory as NaN. A string instruction, because a sanitizer would check memset.
-void poison(char *begin, char *end) {
-#ifdef __x86_64__
-  size_t count = size_t(end - begin);
-  asm volatile("rep stosb" : "+D"(begin), "+c"(count) : "a"(0xff) : "memory");
-#else
-  for (volatile char *p = begin; p != end; ++p)
-    *p = char(0xff);
-#endif
+// Kernels see uninitialised memory as NaN.
+void poison(const char *begin, const char *end) {
+  memory::fill_bytes(reinterpret_cast<CUdeviceptr>(begin), 0xff, size_t(end - begin));
 }
 
 // Takes the first thread that has not started.

@@ -1,5 +1,5 @@
 //! A context with the kernels of one source file, for tests that launch kernels themselves.
-#![allow(unsafe_code, reason = "launching a kernel is unsafe in cudarc")]
+#![allow(unsafe_code, reason = "launching a kernel and calling a library by name")]
 
 use std::path::Path;
 use std::sync::Arc;
@@ -81,4 +81,17 @@ impl Device {
 /// Numbers in -2 .. 2, the same everywhere.
 pub(crate) fn numbers(n: usize) -> Vec<f32> {
     (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 4_194_304.0 - 2.0).collect()
+}
+
+/// Forbids kernels the bytes at a device address, which are otherwise part of some larger block: under
+/// `Sanitizer::Address` an access ends the process with a report, otherwise nothing happens.
+pub(crate) fn guard(address: u64, bytes: usize) {
+    if super::real() {
+        return;
+    }
+    // SAFETY: the stand-in has this function with this signature, and checks the range.
+    unsafe {
+        let f = cudarc::driver::sys::culib().get::<unsafe extern "C" fn(u64, usize)>(b"cuda_host_guard\0");
+        f.expect("the stand-in's function")(address, bytes);
+    }
 }
