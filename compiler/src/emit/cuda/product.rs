@@ -98,7 +98,8 @@ impl Product {
     /// Fills a tile of one operand.
     fn stage(&self, code: &mut Code<'_>, tile: &str, name: &str, block: &str, extent: usize, side: &Side) {
         let ty = self.ty;
-        code.line("#pragma unroll");
+        // Unrolled further, the bounds of patches need more predicates than there are, and ptxas spills them.
+        code.line("#pragma unroll 2");
         code.open(format!("for (int j = 0; j < {}; ++j)", TILE * DEPTH / THREADS));
         code.line(format!("const int t = threadIdx.x + j * {THREADS};"));
         let (at, term) = if side.along_terms {
