@@ -225,7 +225,10 @@ fn compare(case: &Case, ours: &Trained, reference: &Trained, limits: Limits) {
     found.push(("gradient", r, limits.gradient, name));
     let (r, name) = worst(pairs(&ours.weights, &reference.weights));
     found.push(("weight", r, limits.later, name));
-    println!("{}: {found:?}", case.model);
+    #[allow(clippy::print_stdout, reason = "the measured differences, for --nocapture")]
+    {
+        println!("{}: {found:?}", case.model);
+    }
     for (what, r, limit, name) in found {
         assert!(r < limit, "{} {what} {name}: {r:e} is not below {limit:e}", case.model);
     }

@@ -2,6 +2,7 @@
 //!
 //! A device trusts a validated plan with raw memory, so what is accepted here is run. Mutations are seeded, so a failure
 //! names the case and repeats.
+#![allow(clippy::print_stdout, reason = "the counts, for --nocapture")]
 
 #[path = "support/cli.rs"]
 mod cli;

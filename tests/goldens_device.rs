@@ -120,7 +120,10 @@ fn compare(g: &Goldens, method: &str, text: &str) {
             }
         }
     }
-    println!("{} {method}: {worst:?}", g.case);
+    #[allow(clippy::print_stdout, reason = "the measured numbers, for --nocapture")]
+    {
+        println!("{} {method}: {worst:?}", g.case);
+    }
     for (kind, limit) in [("loss", LOSS), ("weight", WEIGHT), ("gradient", GRADIENT)] {
         if let Some((r, what)) = worst.get(kind) {
             assert!(*r < limit, "{} {method}: {kind} {what}: {r:e}", g.case);

@@ -36,6 +36,8 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
         tensors.extend(read_constants(&a.out)?);
         let mut session = Session::new(plan, device, &tensors)?;
         session.set_optimizer_state(&checkpoint.optimizer)?;
+        // The device has them.
+        drop((tensors, checkpoint.optimizer));
         let options = RunOptions {
             length,
             shuffle: !a.no_shuffle,
@@ -57,7 +59,7 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
         compiled = tempfile::tempdir().map_err(|e| Failure::Run(format!("cannot make a temporary folder: {e}")))?;
         let request = Request::new(Some(&a.plan), None, &SpecArgs::default())?;
         let c = compile_to(&request, &compiled.path().join("plan"))?;
-        output::line(format!("{}", crate::plan::text(&c.plan)));
+        output::line(crate::plan::text(&c.plan));
         &compiled.path().join("plan")
     };
     let plan = read_plan(folder)?;
@@ -68,6 +70,8 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
     let seed = a.seed.unwrap_or(plan.settings.seed);
     let weights = read_weights(folder)?;
     let mut session = Session::new(plan, device, &weights).map_err(in_file(&folder.join(files::WEIGHTS)))?;
+    // The device has them.
+    drop(weights);
     create_run(&a.out, folder)?;
     let options = RunOptions {
         length,

@@ -6,7 +6,7 @@
 //! program is recorded as a graph when it first runs and replayed from then on.
 //!
 //! Unsafe code is allowed in this folder because every call of the driver is unsafe. Its contract: a plan passes
-//! [`slrc_plan::validate`] before it is loaded, launches pass as many arguments as their functions take ([`source`]),
+//! [`slrc_plan::validate`] before it is loaded, launches pass as many arguments as their functions take (`source.rs`),
 //! and `kernels.cu` is the one that was written with the plan, so that functions stay within their kernels' buffers.
 #![allow(unsafe_code, reason = "the driver's interface is C's; see the contract above")]
 
