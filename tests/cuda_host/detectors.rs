@@ -2,15 +2,15 @@
 
 use cudarc::driver::DevicePtr as _;
 
-use crate::support;
 use crate::support::cuda_host::device::{Device, config, guard, numbers};
 use crate::support::cuda_host::{Options, Order, Sanitizer, bits, in_child, in_child_failing};
+use crate::{stand_in, support};
 
 /// Threads of a block in most launches here.
 const BLOCK: u32 = 128;
 
 fn options(sanitizer: Sanitizer) -> Options {
-    Options { sanitizer, ..Options::default() }
+    Options { sanitizer, ..stand_in() }
 }
 
 /// Runs a kernel of planted.cu with its blocks, threads and bytes of dynamic shared memory. The bits of its output, or
@@ -128,7 +128,7 @@ fn uninitialised_shared_memory_is_nan() {
 #[test]
 fn order_shows_a_missing_barrier() {
     let run = |order| {
-        let options = Options { order, ..Options::default() };
+        let options = Options { order, ..stand_in() };
         in_child("detectors::order_shows_a_missing_barrier", &options, case("missing_barrier", 1), planted).value
     };
     let forward = run(Order::Forward);
@@ -208,26 +208,20 @@ fn race_between_blocks_atomic_and_plain() {
 fn barrier_divergence() {
     let parts = ["barrier divergence", "16 wait at __syncthreads", "16 wait at a warp operation", "0 returned"];
     let one_warp = ("barrier_and_shuffle".to_string(), 1, 32, 0);
-    is_error("detectors::barrier_divergence", &Options::default(), one_warp, FAILED, &parts);
+    is_error("detectors::barrier_divergence", &stand_in(), one_warp, FAILED, &parts);
 }
 
 #[test]
 fn different_barriers() {
     let first = line("two_barriers", "__syncthreads");
     let place = format!("different __syncthreads: line {first} and line {}", first + 2);
-    is_error("detectors::different_barriers", &Options::default(), case("two_barriers", 1), FAILED, &[&place]);
+    is_error("detectors::different_barriers", &stand_in(), case("two_barriers", 1), FAILED, &[&place]);
 }
 
 #[test]
 fn return_before_a_barrier() {
     let parts = ["barrier divergence", "100 wait at __syncthreads", "28 returned"];
-    is_error(
-        "detectors::return_before_a_barrier",
-        &Options::default(),
-        case("return_before_barrier", 1),
-        FAILED,
-        &parts,
-    );
+    is_error("detectors::return_before_a_barrier", &stand_in(), case("return_before_barrier", 1), FAILED, &parts);
 }
 
 #[test]
@@ -235,17 +229,17 @@ fn warp_operations_disagree() {
     let test = "detectors::warp_operations_disagree";
     // Forward, the lower half has gone on before the upper names it; the other orders meet the two masks.
     for (order, part) in [(Order::Forward, "wait at a warp operation"), (Order::Reverse, "lane 16 waits with mask")] {
-        let options = Options { order, ..Options::default() };
+        let options = Options { order, ..stand_in() };
         is_error(test, &options, case("mask_conflict", 1), FAILED, &[part]);
     }
     let parts = ["leaves out the calling lane 16"];
-    is_error(test, &Options::default(), case("own_lane_missing", 1), FAILED, &parts);
+    is_error(test, &stand_in(), case("own_lane_missing", 1), FAILED, &parts);
 }
 
 #[test]
 fn a_shuffle_from_outside_the_mask_is_nan() {
     let test = "detectors::a_shuffle_from_outside_the_mask_is_nan";
-    let ran = in_child(test, &Options::default(), case("shuffle_from_outside", 1), planted);
+    let ran = in_child(test, &stand_in(), case("shuffle_from_outside", 1), planted);
     let nan = |b: &u32| f32::from_bits(*b).is_nan();
     let found: Vec<bool> = ran.value.expect("the kernel runs").iter().map(nan).collect();
     assert!(found.iter().enumerate().all(|(i, nan)| *nan == (i % 32 < 16)));
@@ -255,8 +249,8 @@ fn a_shuffle_from_outside_the_mask_is_nan() {
 fn a_fault_becomes_the_devices_error() {
     let test = "detectors::a_fault_becomes_the_devices_error";
     let parts = ["kernel null_pointer", "fault at address"];
-    is_error(test, &Options::default(), case("null_pointer", 1), ILLEGAL, &parts);
-    is_error(test, &Options::default(), case("divide_by_zero", 1), FAILED, &["integer division by zero"]);
+    is_error(test, &stand_in(), case("null_pointer", 1), ILLEGAL, &parts);
+    is_error(test, &stand_in(), case("divide_by_zero", 1), FAILED, &["integer division by zero"]);
 }
 
 /// Bits of what the kernels of good.cu compute.

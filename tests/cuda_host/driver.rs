@@ -4,12 +4,13 @@
 use std::path::PathBuf;
 
 use cudarc::driver::result::{self, mem_get_info};
+use cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 use cudarc::driver::{CudaContext, DevicePtr as _, PushKernelArg as _, sys};
 use cudarc::nvrtc::Ptx;
 
 use crate::support::cuda_host::device::{Device, compile, config};
 use crate::support::cuda_host::{Options, Streams, in_child};
-use crate::{name, outcome};
+use crate::{name, outcome, stand_in};
 
 /// What the host finds in page-locked memory before and after it synchronises.
 fn early_read((): ()) -> (f32, f32) {
@@ -27,9 +28,9 @@ fn early_read((): ()) -> (f32, f32) {
 #[test]
 fn lazy_streams_show_a_missing_synchronisation() {
     let test = "driver::lazy_streams_show_a_missing_synchronisation";
-    let eager = in_child(test, &Options::default(), (), early_read);
+    let eager = in_child(test, &stand_in(), (), early_read);
     assert_eq!(eager.value, (7.0, 7.0));
-    let lazy = in_child(test, &Options { streams: Streams::Lazy, ..Options::default() }, (), early_read);
+    let lazy = in_child(test, &Options { streams: Streams::Lazy, ..stand_in() }, (), early_read);
     assert_eq!(lazy.value, (0.0, 7.0));
 }
 
@@ -52,14 +53,13 @@ fn two_streams(wait: bool) -> f32 {
 #[test]
 fn lazy_streams_show_a_missing_event() {
     let test = "driver::lazy_streams_show_a_missing_event";
-    let lazy = Options { streams: Streams::Lazy, ..Options::default() };
-    assert_eq!(in_child(test, &Options::default(), false, two_streams).value, 3.0);
+    let lazy = Options { streams: Streams::Lazy, ..stand_in() };
+    assert_eq!(in_child(test, &stand_in(), false, two_streams).value, 3.0);
     assert_eq!(in_child(test, &lazy, false, two_streams).value, 0.0);
     assert_eq!(in_child(test, &lazy, true, two_streams).value, 3.0);
     // Chance shows the missing event for some seeds, and never a present one.
-    let run = |seed, wait| {
-        in_child(test, &Options { streams: Streams::Random(seed), ..Options::default() }, wait, two_streams).value
-    };
+    let run =
+        |seed, wait| in_child(test, &Options { streams: Streams::Random(seed), ..stand_in() }, wait, two_streams).value;
     assert!((0..8).any(|seed| run(seed, false) == 0.0));
     assert!((0..8).all(|seed| run(seed, true) == 3.0));
 }
@@ -82,7 +82,7 @@ fn fill_memory((): ()) -> (usize, String, usize, usize) {
 #[test]
 fn memory_ends() {
     for pools in [true, false] {
-        let options = Options { memory: 10 << 20, pools, ..Options::default() };
+        let options = Options { memory: 10 << 20, pools, ..stand_in() };
         let ran = in_child("driver::memory_ends", &options, (), fill_memory);
         assert_eq!(ran.value, (10, "CUDA_ERROR_OUT_OF_MEMORY".to_string(), 0, 10 << 20));
         assert_eq!(ran.counts.peak_bytes, 10 << 20);
@@ -108,7 +108,7 @@ fn launches((): ()) -> Vec<String> {
 #[test]
 fn errors_are_injected() {
     let run = |fail: &str| {
-        let options = Options { fail: fail.to_string(), ..Options::default() };
+        let options = Options { fail: fail.to_string(), ..stand_in() };
         in_child("driver::errors_are_injected", &options, (), launches).value
     };
     let illegal = "CUDA_ERROR_ILLEGAL_ADDRESS";
@@ -139,7 +139,7 @@ fn survey((): ()) -> (String, i32, Option<Found>) {
 #[test]
 fn devices_and_drivers_of_all_kinds() {
     let run = |options: Options| in_child("driver::devices_and_drivers_of_all_kinds", &options, (), survey).value;
-    let base = Options { memory: 1 << 30, ..Options::default() };
+    let base = Options { memory: 1 << 30, ..stand_in() };
     let device = |minor, load: &str| Some(("CUDA host stand-in 0".to_string(), 8, minor, 1 << 30, load.to_string()));
     assert_eq!(run(base.clone()), ("ok".to_string(), 1, device(0, "ok")));
     assert_eq!(run(Options { devices: 3, capability: 86, ..base.clone() }), ("ok".to_string(), 3, device(6, "ok")));
@@ -161,7 +161,7 @@ fn two_operations((): ()) {
 
 #[test]
 fn the_log_is_chronological() {
-    let options = Options { log: Some(PathBuf::new()), ..Options::default() };
+    let options = Options { log: Some(PathBuf::new()), ..stand_in() };
     let log = in_child("driver::the_log_is_chronological", &options, (), two_operations).log;
     let expected = [
         "copy to the device 256 bytes staged stream 1",
@@ -190,10 +190,57 @@ fn overwritten((): ()) -> (f32, f32) {
 #[test]
 fn lazy_streams_show_a_buffer_reused_too_early() {
     let test = "driver::lazy_streams_show_a_buffer_reused_too_early";
-    let lazy = Options { streams: Streams::Lazy, ..Options::default() };
+    let lazy = Options { streams: Streams::Lazy, ..stand_in() };
     // Only page-locked memory is read when the copy runs.
-    assert_eq!(in_child(test, &Options::default(), (), overwritten).value, (1.0, 1.0));
+    assert_eq!(in_child(test, &stand_in(), (), overwritten).value, (1.0, 1.0));
     assert_eq!(in_child(test, &lazy, (), overwritten).value, (2.0, 1.0));
+}
+
+/// Page-locked memory is freed below the safe interface while a copy from it waits.
+fn freed_too_early((): ()) -> Vec<String> {
+    let device = Device::with_case("good.cu");
+    let y = device.stream.alloc_zeros::<f32>(8).expect("output");
+    let host = unsafe { result::malloc_host(32, 0) }.expect("page-locked memory");
+    unsafe { host.cast::<[f32; 8]>().write([1.0; 8]) };
+    let source = unsafe { std::slice::from_raw_parts(host.cast::<f32>(), 8) };
+    let address = y.device_ptr(&device.stream).0;
+    let copy = unsafe { result::memcpy_htod_async(address, source, device.stream.cu_stream()) };
+    let free = unsafe { result::free_host(host) };
+    vec![outcome(copy), outcome(free), outcome(device.stream.synchronize())]
+}
+
+#[test]
+fn lazy_streams_show_page_locked_memory_freed_too_early() {
+    let test = "driver::lazy_streams_show_page_locked_memory_freed_too_early";
+    assert_eq!(in_child(test, &stand_in(), (), freed_too_early).value, ["ok"; 3]);
+    let lazy = Options { streams: Streams::Lazy, ..stand_in() };
+    assert_eq!(in_child(test, &lazy, (), freed_too_early).value, ["ok", "ok", "CUDA_ERROR_ILLEGAL_ADDRESS"]);
+}
+
+/// Dynamic shared memory beyond 48 KiB, before and after it is granted; blocks that fit a multiprocessor with it.
+fn large_shared_memory((): ()) -> (Vec<String>, u32) {
+    let device = Device::with_case("good.cu");
+    let x = device.stream.clone_htod(&[1.0f32; 64]).expect("input");
+    let mut y = device.stream.alloc_zeros::<f32>(64).expect("output");
+    let f = device.function("softmax_row");
+    let bytes = 80 << 10;
+    let mut run = || {
+        let mut builder = device.stream.launch_builder(&f);
+        outcome(unsafe { builder.arg(&mut y).arg(&x).arg(&64i32).launch(config(1, 64, bytes)) })
+    };
+    let before = run();
+    let granted = f.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes as i32);
+    let too_much = f.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 200 << 10);
+    let blocks = f.occupancy_max_active_blocks_per_multiprocessor(64, bytes as usize, None).expect("an answer");
+    (vec![before, outcome(granted), outcome(too_much), run()], blocks)
+}
+
+#[test]
+fn large_shared_memory_must_be_granted() {
+    let ran = in_child("driver::large_shared_memory_must_be_granted", &stand_in(), (), large_shared_memory);
+    let value = "CUDA_ERROR_INVALID_VALUE".to_string();
+    // Two blocks of 80 KiB, each with 1 KiB of the system's, fit 164 KiB.
+    assert_eq!(ran.value, (vec![value.clone(), "ok".into(), value, "ok".into()], 2));
 }
 
 /// Answers of an event with two operations before it: asked until it has happened.
@@ -213,8 +260,8 @@ fn ask((): ()) -> Vec<String> {
 #[test]
 fn events_happen_when_the_stream_comes_to_them() {
     let test = "driver::events_happen_when_the_stream_comes_to_them";
-    assert_eq!(in_child(test, &Options::default(), (), ask).value, ["true"; 5]);
-    let lazy = Options { streams: Streams::Lazy, ..Options::default() };
+    assert_eq!(in_child(test, &stand_in(), (), ask).value, ["true"; 5]);
+    let lazy = Options { streams: Streams::Lazy, ..stand_in() };
     // Each question lets one of two fills and the record through.
     assert_eq!(in_child(test, &lazy, (), ask).value, ["false", "false", "false", "true", "true"]);
 }
@@ -267,7 +314,7 @@ fn misuse_is_refused() {
         ("not an image", "CUDA_ERROR_INVALID_IMAGE", "ok", "was not made by the stand-in"),
     ];
     for (which, first, then, message) in cases {
-        let ran = in_child(test, &Options::default(), which.to_string(), misuse);
+        let ran = in_child(test, &stand_in(), which.to_string(), misuse);
         assert_eq!(ran.value, [first, then], "{which}: {}", ran.output);
         assert!(ran.output.contains(message), "{which}: {}", ran.output);
     }
@@ -285,7 +332,7 @@ fn fills((): ()) -> Vec<u32> {
 
 #[test]
 fn fills_write_their_bytes_and_no_other() {
-    let ran = in_child("driver::fills_write_their_bytes_and_no_other", &Options::default(), (), fills);
+    let ran = in_child("driver::fills_write_their_bytes_and_no_other", &stand_in(), (), fills);
     assert_eq!(ran.value, [0, 0x0102_0304, 0x0102_0304, 0x5555_5500, 0x0055_5555, 0]);
     assert_eq!(ran.counts.memset_bytes, 24 + 8 + 6);
 }
@@ -303,7 +350,7 @@ fn two_devices((): ()) -> (usize, String) {
 
 #[test]
 fn devices_are_separate() {
-    let options = Options { devices: 2, memory: 4 << 20, ..Options::default() };
+    let options = Options { devices: 2, memory: 4 << 20, ..stand_in() };
     let ran = in_child("driver::devices_are_separate", &options, (), two_devices);
     assert_eq!(ran.value, (4 << 20, "CUDA_ERROR_INVALID_HANDLE".to_string()));
 }

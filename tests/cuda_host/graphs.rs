@@ -5,9 +5,9 @@ use cudarc::driver::result::{self, event};
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaGraph, DevicePtr as _};
 
-use crate::outcome;
 use crate::support::cuda_host::device::{Device, config};
 use crate::support::cuda_host::{Options, Streams, in_child};
+use crate::{outcome, stand_in};
 
 const CAPTURE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 const NO_FLAGS: CUgraphInstantiate_flags = CUgraphInstantiate_flags(0);
@@ -34,7 +34,7 @@ fn replay((): ()) -> (f32, f32, f32) {
 #[test]
 fn graphs_run_only_when_launched() {
     for streams in [Streams::Eager, Streams::Lazy, Streams::Random(3)] {
-        let options = Options { streams, ..Options::default() };
+        let options = Options { streams, ..stand_in() };
         let ran = in_child("graphs::graphs_run_only_when_launched", &options, (), replay);
         assert_eq!(ran.value, (0.0, 64.0, 18.0), "{streams:?}");
         let c = ran.counts;
@@ -73,7 +73,7 @@ fn forked((wait, join): (bool, bool)) -> Result<f32, String> {
 fn graphs_keep_the_order_of_events_and_no_other() {
     let test = "graphs::graphs_keep_the_order_of_events_and_no_other";
     let run = |seed, wait, join| {
-        let options = Options { streams: Streams::Random(seed), ..Options::default() };
+        let options = Options { streams: Streams::Random(seed), ..stand_in() };
         in_child(test, &options, (wait, join), forked).value
     };
     assert!((0..8).all(|seed| run(seed, true, true) == Ok(3.0)));
@@ -135,7 +135,7 @@ fn calls_that_spoil_a_capture() {
     ];
     for (which, call, end) in cases {
         let test = "graphs::calls_that_spoil_a_capture";
-        let ran = in_child(test, &Options::default(), which.to_string(), during_capture);
+        let ran = in_child(test, &stand_in(), which.to_string(), during_capture);
         // The stream is usable afterwards.
         assert_eq!(ran.value, [call, end, "ok"], "{which}: {}", ran.output);
     }

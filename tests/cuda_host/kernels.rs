@@ -1,5 +1,7 @@
 //! Kernels compute what they should, the same bits in every thread order and on every kind of stream.
 
+use std::path::PathBuf;
+
 use cudarc::driver::LaunchConfig;
 use cudarc::driver::sys::CUfunction_attribute::{
     CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK as MAX_THREADS_PER_BLOCK,
@@ -7,8 +9,9 @@ use cudarc::driver::sys::CUfunction_attribute::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::stand_in;
 use crate::support::cuda_host::device::{Device, compile, numbers};
-use crate::support::cuda_host::{Options, Order, Streams, bits, in_child};
+use crate::support::cuda_host::{Options, Order, Streams, bits, in_child, real};
 
 const ORDERS: [Order; 4] = [Order::Forward, Order::Reverse, Order::Random(1), Order::Random(2)];
 
@@ -39,6 +42,9 @@ fn in_every_order(test: &str, kernel: &str, grid: [u32; 3], block: [u32; 2], out
     let shared = 4 * block[0] * block[1];
     let input = Good { kernel: kernel.to_string(), grid, block, shared, outputs, n };
     let first = in_child(test, &Options::default(), input.clone(), good);
+    if real() {
+        return values(&first.value);
+    }
     assert_eq!(first.counts.launches[kernel], 1);
     for order in ORDERS {
         for streams in [Streams::Eager, Streams::Lazy, Streams::Random(7)] {
@@ -138,9 +144,9 @@ fn compile_log(source: String) -> String {
 
 #[test]
 fn compile_errors_name_file_and_line() {
+    let options = Options { real_nvrtc: None, ..stand_in() };
     let run = |source: &str| {
-        in_child("kernels::compile_errors_name_file_and_line", &Options::default(), source.to_string(), compile_log)
-            .value
+        in_child("kernels::compile_errors_name_file_and_line", &options, source.to_string(), compile_log).value
     };
     let log = run("extern \"C\" __global__ void k(float* p) {\n  p[0] = INFINITY;\n}\n");
     assert!(log.contains("broken.cu:2:") && log.contains("INFINITY"), "{log}");
@@ -148,6 +154,20 @@ fn compile_errors_name_file_and_line() {
     assert!(log.contains("broken.cu:2:"), "{log}");
     let log = run("extern __shared__ float s[];\n");
     assert!(log.contains("broken.cu(1)") && log.contains("inside the kernel"), "{log}");
+}
+
+#[test]
+fn a_real_compiler_is_asked_first() {
+    let test = "kernels::a_real_compiler_is_asked_first";
+    let source = "extern \"C\" __global__ void k(float* p) { p[0] = INFINITY; }";
+    let missing = Options { real_nvrtc: Some(PathBuf::from("/nowhere/libnvrtc.so.12")), ..stand_in() };
+    let log = in_child(test, &missing, source.to_string(), compile_log).value;
+    assert!(log.contains("/nowhere/libnvrtc.so.12: cannot open"), "{log}");
+    // Where the environment names one, the message is in its words.
+    if stand_in().real_nvrtc.is_some() {
+        let log = in_child(test, &stand_in(), source.to_string(), compile_log).value;
+        assert!(log.contains("identifier \"INFINITY\" is undefined"), "{log}");
+    }
 }
 
 /// Names, launch bounds and static shared memory of kernels whose heads are written in every way.
@@ -180,7 +200,7 @@ fn heads((): ()) -> Vec<(String, i32, i32)> {
 
 #[test]
 fn heads_of_every_form_are_found() {
-    let ran = in_child("kernels::heads_of_every_form_are_found", &Options::default(), (), heads);
+    let ran = in_child("kernels::heads_of_every_form_are_found", &stand_in(), (), heads);
     // 32 bytes belong to the device function, which any kernel may call.
     let expected =
         [("plain", 1024, 32), ("after", 128, 96), ("before", 128, 32), ("declared", 1024, 32), ("wrapped", 1024, 96)];

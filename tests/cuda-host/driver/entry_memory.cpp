@@ -23,11 +23,17 @@ void copy_now(const Direction &direction, void *target, const void *source, size
   counts.*direction.bytes += size;
 }
 
+// A copy between what the caller names. What was page-locked or device memory then must still be when the copy runs.
 int copy_later(const Direction &direction, void *target, const void *source, size_t size, Stream *stream) {
   log_line("%s %zu bytes stream %u%s", direction.what, size, stream->number, stream->capture ? " captured" : "");
-  return enqueue(stream, direction.what, [=] {
+  bool target_known = memory::known(target), source_known = memory::known(source);
+  return enqueue(stream, direction.what, [=]() -> int {
+    if (memory::known(target) != target_known || memory::known(source) != source_known) {
+      explain("%s: memory was freed before the copy ran", direction.what);
+      return ILLEGAL_ADDRESS;
+    }
     copy_now(direction, target, source, size);
-    return 0;
+    return SUCCESS;
   });
 }
 
@@ -136,10 +142,7 @@ CUresult cuMemHostAlloc(void **out, size_t size, unsigned) {
 }
 
 CUresult cuMemFreeHost(void *pointer) {
-  return entry("cuMemFreeHost", Needs::context, [&] {
-    drain_all(current);
-    return memory::release_host(pointer);
-  });
+  return entry("cuMemFreeHost", Needs::context, [&] { return memory::release_host(pointer); });
 }
 
 CUresult cuMemHostRegister_v2(void *pointer, size_t size, unsigned) {
@@ -147,10 +150,7 @@ CUresult cuMemHostRegister_v2(void *pointer, size_t size, unsigned) {
 }
 
 CUresult cuMemHostUnregister(void *pointer) {
-  return entry("cuMemHostUnregister", Needs::context, [&] {
-    drain_all(current);
-    return memory::unregister_host(pointer);
-  });
+  return entry("cuMemHostUnregister", Needs::context, [&] { return memory::unregister_host(pointer); });
 }
 
 CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr *out, void *pointer, unsigned) {

@@ -84,14 +84,13 @@ pub(crate) fn numbers(n: usize) -> Vec<f32> {
 }
 
 /// Forbids kernels the bytes at a device address, which are otherwise part of some larger block: under
-/// `Sanitizer::Address` an access ends the process with a report, otherwise nothing happens.
+/// `Sanitizer::Address` an access ends the process with a report. Nothing happens otherwise, nor on a real device.
 pub(crate) fn guard(address: u64, bytes: usize) {
-    if super::real() {
-        return;
-    }
-    // SAFETY: the stand-in has this function with this signature, and checks the range.
+    // SAFETY: where the function exists it is the stand-in's, has this signature, and checks the range.
     unsafe {
         let f = cudarc::driver::sys::culib().get::<unsafe extern "C" fn(u64, usize)>(b"cuda_host_guard\0");
-        f.expect("the stand-in's function")(address, bytes);
+        if let Ok(f) = f {
+            f(address, bytes);
+        }
     }
 }

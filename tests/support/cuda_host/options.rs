@@ -43,6 +43,8 @@ pub(crate) enum Sanitizer {
 /// The device a child process finds, and how it behaves.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
+    /// The stand-in even where `SLRC_CUDA` asks for a real device.
+    pub(crate) always: bool,
     pub(crate) order: Order,
     pub(crate) streams: Streams,
     pub(crate) sanitizer: Sanitizer,
@@ -69,6 +71,7 @@ pub(crate) struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
+            always: false,
             order: Order::Forward,
             streams: Streams::Eager,
             sanitizer: Sanitizer::None,
@@ -89,7 +92,7 @@ impl Default for Options {
 impl Options {
     /// Variables that a process needs. Empty for a real device.
     pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
-        if super::real() {
+        if super::real() && !self.always {
             return Vec::new();
         }
         let mut path = OsString::from(libraries());
@@ -154,9 +157,13 @@ impl Options {
         if fixed_addresses {
             command.arg("--addr-no-randomize").arg(program);
         }
-        for (name, value) in self.environment() {
-            command.env(name, value);
+        // Nothing but what is set here.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("CUDA_HOST_") {
+                command.env_remove(name);
+            }
         }
+        command.envs(self.environment());
         command
     }
 }
