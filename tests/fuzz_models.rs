@@ -76,7 +76,6 @@ fn run(name: &str, count: u64, change: impl Fn(&ModelProto, &mut Dice) -> Vec<u8
             *reached.entry(no_panic(&what, || compile(&path, &bytes, spec))).or_default() += 1;
         }
     }
-    println!("{name}: {reached:?}");
     // A mutation that never gets past the first check tests nothing else.
     for stage in ["compiling", "the end"] {
         assert!(reached.contains_key(stage), "{name}: no case ends at {stage}: {reached:?}");

@@ -100,7 +100,6 @@ fn run(name: &str, count: u64, run: bool, change: impl Fn(&str, &mut Dice) -> Ve
             }
         }
     }
-    println!("{name}: {reached:?}");
     for stage in ["reading", "the end"] {
         assert!(reached.contains_key(stage), "{name}: no case ends at {stage}: {reached:?}");
     }
