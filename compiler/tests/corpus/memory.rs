@@ -149,7 +149,8 @@ fn totals_are_the_sums_of_their_parts() {
         assert_eq!(Some(plan.memory.eval_arena), largest(&|m| m.eval.arena_bytes), "{}", e.name);
         let weights = |module: usize, head: bool| -> usize {
             let of = plan.parameters.iter().filter(|p| p.role == slrc_plan::plan::Role::Weight && p.module == module);
-            let of = of.filter(|p| !head || p.name.starts_with("head."));
+            // A network may call a weight of its own `head.weight`; a local head's carry the module's number.
+            let of = of.filter(|p| !head || p.name.starts_with(&format!("head.{module}.")));
             of.map(|p| plan.buffers.iter().find(|b| b.id == p.buffer).expect("declared").count()).sum()
         };
         for m in &plan.modules {
