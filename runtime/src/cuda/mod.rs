@@ -140,6 +140,14 @@ impl CudaDevice {
     }
 }
 
+impl Drop for CudaDevice {
+    fn drop(&mut self) {
+        // Code, graphs and memory are given back when nothing uses them; what failed was told by the calls before.
+        let _ = self.bind();
+        let _ = self.stream.synchronize();
+    }
+}
+
 fn fault_error(module: usize, program: &Program, number: i32) -> DeviceError {
     let (kernel, nodes) = program.suspects();
     let reason = match number {
