@@ -205,7 +205,7 @@ impl Maker<'_> {
         let (x, y) = self.pair(a, b);
         match choice % 5 {
             0 | 1 => {
-                let f = if choice % 5 == 0 { ScalarFn::Add } else { ScalarFn::Sub };
+                let f = if choice.is_multiple_of(5) { ScalarFn::Add } else { ScalarFn::Sub };
                 let z = self.map(f, &[x, y]);
                 self.scale(z, 0.5)
             }
@@ -229,10 +229,10 @@ impl Maker<'_> {
     /// Minimum, maximum and ReLU, spelled with flags.
     fn selection(&mut self, a: u16, b: u16, choice: usize) -> NodeId {
         let (x, mut y) = self.pair(a, b);
-        if choice % 3 == 0 {
+        if choice.is_multiple_of(3) {
             y = self.splat(0.0, x);
         }
-        let below = if choice % 2 == 0 { ScalarFn::Lt } else { ScalarFn::Le };
+        let below = if choice.is_multiple_of(2) { ScalarFn::Lt } else { ScalarFn::Le };
         let flag = self.map(below, &[x, y]);
         let flag = match choice % 5 {
             0 => self.map(ScalarFn::Not, &[flag]),
@@ -255,7 +255,7 @@ impl Maker<'_> {
         let x = self.pick(a);
         let axes = self.axes(x, choice);
         let n: usize = axes.iter().map(|&d| self.shape(x)[d]).product();
-        if choice / 16 % 2 == 0 {
+        if (choice / 16).is_multiple_of(2) {
             let sum = self.b.emit(Reduce { combine: Combine::Sum, axes }, &[x]);
             return self.scale(sum, 1.0 / n as f64);
         }
@@ -268,7 +268,7 @@ impl Maker<'_> {
         let lse = self.b.emit(LogSumExp { axes }, &[x]);
         let wide = self.b.emit(Broadcast { shape }, &[lse]);
         let shifted = self.map(ScalarFn::Sub, &[x, wide]);
-        if choice / 16 % 2 == 0 { self.map(ScalarFn::Exp, &[shifted]) } else { self.squash(shifted) }
+        if (choice / 16).is_multiple_of(2) { self.map(ScalarFn::Exp, &[shifted]) } else { self.squash(shifted) }
     }
 
     fn reshaped(&mut self, a: u16, choice: usize) -> NodeId {
@@ -352,7 +352,7 @@ impl Maker<'_> {
             return None;
         }
         let fits = sy.len() == n && sx[..n - 2] == sy[..n - 2] && sx[n - 1] == sy[n - 2];
-        let right = if fits && choice % 2 == 0 {
+        let right = if fits && choice.is_multiple_of(2) {
             y
         } else {
             let mut permutation: Vec<usize> = (0..n).collect();
@@ -372,9 +372,9 @@ impl Maker<'_> {
         if s.len() != 4 || s[1] > 8 {
             return None;
         }
-        let kernel = if choice % 3 == 0 { 1 } else { 3 };
+        let kernel = if choice.is_multiple_of(3) { 1 } else { 3 };
         let geometry = geometry([s[2], s[3]], kernel, 1 + choice / 3 % 2, kernel / 2);
-        let groups = if choice / 6 % 3 == 0 { s[1] } else { 1 };
+        let groups = if (choice / 6).is_multiple_of(3) { s[1] } else { 1 };
         let shape = ConvShape { groups, geometry };
         let out = if groups > 1 { s[1] } else { 1 + choice / 18 % 4 };
         let name = format!("w{}", self.b.graph().variables.len());
@@ -383,7 +383,7 @@ impl Maker<'_> {
             self.b.graph_mut().add_variable(Variable { name, kind: VarKind::Weight, ty, init: Init::Constant(0.0) });
         let w = self.b.variable(id);
         let y = self.b.emit(Conv(shape.clone()), &[x, w]);
-        let y = if choice / 72 % 3 == 0 { self.b.emit(ConvInputGrad(shape), &[w, y]) } else { y };
+        let y = if (choice / 72).is_multiple_of(3) { self.b.emit(ConvInputGrad(shape), &[w, y]) } else { y };
         let y = self.scale(y, 0.2);
         Some(self.squash(y))
     }
@@ -394,7 +394,8 @@ impl Maker<'_> {
         if s.len() != 4 || s[2] < 2 || s[3] < 2 {
             return None;
         }
-        let g = if choice % 2 == 0 { geometry([s[2], s[3]], 2, 2, 0) } else { geometry([s[2], s[3]], 3, 2, 1) };
+        let g =
+            if choice.is_multiple_of(2) { geometry([s[2], s[3]], 2, 2, 0) } else { geometry([s[2], s[3]], 3, 2, 1) };
         let taps = (g.kernel[0] * g.kernel[1]) as f64;
         Some(match choice / 2 % 4 {
             0 => {
@@ -425,7 +426,7 @@ impl Maker<'_> {
         let x = self.pick(a);
         let s = self.shape(x);
         match s[..] {
-            [rows, _] if rows == 5 && choice % 2 == 0 => {
+            [rows, _] if rows == 5 && choice.is_multiple_of(2) => {
                 let sum = self.b.emit(ScatterAdd { rows: ROWS }, &[x, self.index]);
                 Some(self.scale(sum, 0.2))
             }
@@ -436,7 +437,7 @@ impl Maker<'_> {
 
     fn modal(&mut self, a: u16, b: u16, choice: usize) -> NodeId {
         let (x, y) = self.pair(a, b);
-        if choice % 3 == 0 {
+        if choice.is_multiple_of(3) {
             return self.b.emit(Detach, &[x]);
         }
         let sides = if self.swapped { [y, x] } else { [x, y] };

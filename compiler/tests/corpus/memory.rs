@@ -64,7 +64,8 @@ fn fault(plan: &Plan, index: usize, p: &Program) -> Option<String> {
             let (old, new, l_old, l_new) = if la.0 < lb.0 { (a, b, la, lb) } else { (b, a, lb, la) };
             let apart = l_old.1 < l_new.0;
             let handed_over = l_old.1 == l_new.0 && l_old.0 < l_new.0;
-            if !apart && !(handed_over && replaces_element_by_element(&p.kernels[l_old.1], old, new)) {
+            let replaced = handed_over && replaces_element_by_element(&p.kernels[l_old.1], old, new);
+            if !apart && !replaced {
                 return Some(format!("{} and {} are live together and overlap", a.id, b.id));
             }
         }
@@ -135,7 +136,6 @@ fn arenas_are_tight() {
             }
         }
     }
-    println!("largest arena over its lower bound: {:.4}, {}", worst.0, worst.1);
     assert!(worst.0 <= 1.03, "{worst:?}");
 }
 
