@@ -1,6 +1,6 @@
 //! Elementwise functions: `result[i] = f(a[i], b[i], ..)`, operands of one shape.
 //!
-//! Derivatives are rows of one table, [`partial`], used in both directions.
+//! Derivatives are rows of one table, `partial`, used in both directions.
 
 use slrc_plan::scalar::{ResultKind, ScalarFn};
 
