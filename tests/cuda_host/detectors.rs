@@ -250,6 +250,7 @@ fn a_fault_becomes_the_devices_error() {
     let test = "detectors::a_fault_becomes_the_devices_error";
     let parts = ["kernel null_pointer", "fault at address"];
     is_error(test, &stand_in(), case("null_pointer", 1), ILLEGAL, &parts);
+    is_error(test, &stand_in(), case("stack_overflow", 1), ILLEGAL, &["kernel stack_overflow", "fault at address"]);
     is_error(test, &stand_in(), case("divide_by_zero", 1), FAILED, &["integer division by zero"]);
 }
 

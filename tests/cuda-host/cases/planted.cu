@@ -174,3 +174,16 @@ extern "C" __global__ void null_pointer(float* out, const float* x, int n) {
 extern "C" __global__ void divide_by_zero(float* out, const float* x, int n) {
   out[threadIdx.x] = x[threadIdx.x / (n - 128)];
 }
+
+__device__ float descend(const float* x, int depth) {
+  float row[64];
+  for (int i = 0; i < 64; ++i) {
+    row[i] = x[i] * depth;
+  }
+  float below = depth == 0 ? 0.0f : descend(x, depth - 1);
+  return below + row[depth % 64];
+}
+
+extern "C" __global__ void stack_overflow(float* out, const float* x, int n) {
+  out[threadIdx.x] = descend(x, n * 1000);
+}

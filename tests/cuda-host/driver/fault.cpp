@@ -30,6 +30,15 @@ void handler(int number, siginfo_t *info, void *context) {
 } // namespace
 
 void begin(const bool &running, Fiber &host) {
+  // A fiber that has run out of stack cannot run the handler.
+  static char stack[64 << 10];
+  stack_t current{};
+  if (sigaltstack(nullptr, &current) == 0 && (current.ss_flags & SS_DISABLE)) {
+    current.ss_sp = stack;
+    current.ss_size = sizeof stack;
+    current.ss_flags = 0;
+    sigaltstack(&current, nullptr);
+  }
   in_kernel = &running;
   target = &host;
   signal_number = 0;

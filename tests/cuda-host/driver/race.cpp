@@ -65,7 +65,10 @@ struct Race {
 
 struct Detector {
   const Launch *launch = nullptr;
-  uint64_t launches = 0, blocks = 0, block = 0;
+  // Owners are numbered in one sequence, for shared memory may become global.
+  uint64_t owners = 0, launch_owner = 0, block_owner = 0;
+  // The block that runs.
+  uint64_t block = 0;
   uint32_t epoch = 0;
   std::vector<WarpClocks> clocks;
   std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
@@ -133,7 +136,7 @@ bool covered(const Access &earlier, const Access &now) {
 }
 
 void access_cell(Cell &cell, const Access &now, const Region &region, const char *address) {
-  uint64_t owner = region.shared ? d.blocks : d.launches;
+  uint64_t owner = region.shared ? d.block_owner : d.launch_owner;
   if (cell.owner != owner) {
     cell.owner = owner;
     cell.accesses.clear();
@@ -232,7 +235,7 @@ void begin_launch(const Launch &launch, const void *dynamic_shared) {
   if (options().sanitizer != Sanitizer::thread)
     return;
   d.launch = &launch;
-  ++d.launches;
+  d.launch_owner = ++d.owners;
   d.found = false;
   d.fixed.clear();
   d.recent.clear();
@@ -264,7 +267,7 @@ void begin_block(const Index &block) {
     return;
   const Index &grid = d.launch->grid;
   d.block = block.x + uint64_t(grid.x) * (block.y + uint64_t(grid.y) * block.z);
-  ++d.blocks;
+  d.block_owner = ++d.owners;
   d.epoch = 0;
   for (WarpClocks &w : d.clocks)
     for (unsigned i = 0; i < warp_lanes; ++i)
