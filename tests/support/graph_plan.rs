@@ -33,6 +33,7 @@ fn buffer(id: &str, space: Space, dtype: DType, shape: &[usize], order: Option<V
 
 /// The first root's value, computed by the CPU device in one eval program; `inputs` and `variables` in table order.
 pub(crate) fn run_on_cpu(g: &Graph, inputs: &[Tensor], variables: &[Tensor], threads: usize) -> Tensor {
+    let given = g;
     let mut g = specialise(g, Mode::Train);
     let value = g.roots[0].value;
     let value = Builder::new(&mut g).number(value);
@@ -128,7 +129,8 @@ pub(crate) fn run_on_cpu(g: &Graph, inputs: &[Tensor], variables: &[Tensor], thr
     for (i, t) in g.inputs.iter().zip(inputs_for(&g, inputs)) {
         put(&mut device, &Names::input(i, 1), &t.data);
     }
-    for (v, t) in g.variables.iter().zip(variables) {
+    for v in &g.variables {
+        let t = &variables[given.variable(&v.name).expect("variables keep their names").index()];
         put(&mut device, &names.variable(&v.name), &t.data);
     }
     for (c, id) in &names.constants {

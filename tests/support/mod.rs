@@ -3,6 +3,7 @@
 
 pub(crate) mod cuda_host;
 pub(crate) mod graph_plan;
+pub(crate) mod steps;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -43,8 +43,8 @@ pub struct Sink {
     pub node: NodeId,
     /// Where its elements lie among the region's.
     pub map: Map,
-    /// Whose memory its expression reads, values of the region included.
-    reads: Vec<Owner>,
+    /// Memory its expression reads, values of the region included.
+    reads: Vec<Leaf>,
 }
 
 /// Something to run.
@@ -84,6 +84,23 @@ impl Region {
         self.sinks.iter().any(|s| s.node == id)
     }
 
+    /// Whether a value would be stored for every element although it is the same along the reduced dimensions (what was
+    /// broadcast along them): a kernel that reduces holds such a value once.
+    pub(crate) fn repeats_a_value(&self) -> bool {
+        let mut varying: BTreeSet<NodeId> = BTreeSet::new();
+        for s in self.sinks.iter().filter(|s| self.axes.iter().any(|a| s.map.contains(&Some(*a)))) {
+            let varies = s.reads.iter().any(|x| match x.owner {
+                Owner::Node(n) if self.contains(n) => varying.contains(&n),
+                _ => self.axes.iter().any(|&a| x.strides[a] != 0),
+            });
+            if !varies {
+                return true;
+            }
+            varying.insert(s.node);
+        }
+        false
+    }
+
     /// How the region itself would read a sink of its own.
     fn canonical(&self, l: &Layouts, id: NodeId) -> Option<Leaf> {
         let map = &self.sinks.iter().find(|s| s.node == id)?.map;
@@ -104,12 +121,12 @@ impl Region {
         let operands: Vec<(NodeId, Map)> = self.sinks.iter().map(|s| (s.node, operand_map(g, s, self))).collect();
         for (sink, operand) in self.sinks.iter_mut().zip(operands) {
             let leaves = reads(g, l, &[operand], rank, &|_| false).0;
-            sink.reads = leaves.iter().map(|x| x.owner).collect();
-            for leaf in leaves {
-                if !all.contains(&leaf) {
-                    all.push(leaf);
+            for leaf in &leaves {
+                if !all.contains(leaf) {
+                    all.push(leaf.clone());
                 }
             }
+            sink.reads = leaves;
         }
         self.leaves = all.into_iter().filter(|x| !matches!(x.owner, Owner::Node(n) if self.contains(n))).collect();
     }
@@ -498,6 +515,9 @@ impl<'a> Merger<'a> {
         }
         let fresh = b.leaves.iter().filter(|x| !a.leaves.contains(x)).cloned();
         merged.leaves.extend(fresh);
+        if merged.repeats_a_value() {
+            return None;
+        }
         let own = |x: &Leaf| matches!(x.owner, Owner::Node(n) if merged.contains(n));
         merged.leaves = merged.leaves.iter().filter(|x| !own(x)).cloned().collect();
         Some(merged)
@@ -522,7 +542,7 @@ impl<'a> Merger<'a> {
         let mut late: BTreeSet<NodeId> = BTreeSet::new();
         for s in &r.sinks {
             let reduction = matches!(self.g.node(s.node).op, Op::Reduce(_));
-            let uses_late = s.reads.iter().any(|x| matches!(x, Owner::Node(n) if late.contains(n)));
+            let uses_late = s.reads.iter().any(|x| matches!(&x.owner, Owner::Node(n) if late.contains(n)));
             let element = r.axes.iter().any(|a| s.map.contains(&Some(*a)));
             if uses_late && (reduction || element) {
                 return true;
@@ -548,11 +568,12 @@ fn on_kept(a: &Region, b: &Region) -> Option<Region> {
         kept.iter().zip(&leaf.strides).for_each(|(&d, &s)| strides[d] = s);
         Leaf { strides, ..leaf.clone() }
     };
+    let lifted = |s: &Sink| Sink { node: s.node, map: lift(&s.map), reads: s.reads.iter().map(spread).collect() };
     Some(Region {
         space: a.space.clone(),
         order: a.order.clone(),
         axes: Vec::new(),
-        sinks: b.sinks.iter().map(|s| Sink { map: lift(&s.map), ..s.clone() }).collect(),
+        sinks: b.sinks.iter().map(lifted).collect(),
         leaves: b.leaves.iter().map(spread).collect(),
     })
 }

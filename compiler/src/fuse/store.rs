@@ -55,7 +55,7 @@ pub fn store(g: &Graph, l: &mut Layouts, items: &mut Items) {
             continue;
         }
         l.orders[id.index()] = logical_order(g, id, &first.order);
-        if !worth_storing(g, l, items, id, &regions) {
+        if !worth_storing(g, l, items, id, &regions) || would_repeat(g, l, first, id) {
             continue;
         }
         l.store(g, id);
@@ -72,6 +72,13 @@ pub fn store(g: &Graph, l: &mut Layouts, items: &mut Items) {
     if changed {
         items.order(g, l);
     }
+}
+
+/// Whether a region that stored `id` too would store it over and over.
+fn would_repeat(g: &Graph, l: &Layouts, r: &Region, id: NodeId) -> bool {
+    let mut with = r.clone();
+    with.add_sink(g, l, id, identity_map(g.shape(id)));
+    with.repeats_a_value()
 }
 
 fn operand_maps(g: &Graph, r: &Region) -> Vec<(NodeId, Map)> {

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use slrc_compiler::onnx::file::OnnxFile;
 
-/// The repository's models folder.
+/// The repository's models folder, from the compiler's package or the root's.
 pub(crate) fn models() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models")
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let here = package.join("models");
+    if here.is_dir() { here } else { package.join("../models") }
 }
 
 /// Names of the small models that hold their weights.

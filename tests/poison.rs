@@ -1,0 +1,188 @@
+//! Memory that is not live is never read: with every byte of the arena that holds nothing turned into NaN, a run gives the
+//! same bits.
+//!
+//! Two ways at once. Before each program the whole arena is overwritten. And the plan itself is rewritten: after the
+//! last kernel that uses a buffer, a kernel fills it with NaN, unless that kernel has already written another buffer there.
+
+mod support;
+
+use slrc_compiler::onnx::file::OnnxFile;
+use slrc_compiler::pipeline::Compiled;
+use slrc_plan::buffer::Live;
+use slrc_plan::kernel::{Access, Fill, Kernel, KernelOp, Phase};
+use slrc_plan::plan::Program;
+use slrc_plan::{Buffer, DType, Dims, Plan, Space, View};
+use slrc_runtime::cpu::CpuDevice;
+use slrc_runtime::device::{Device, DeviceError, ProgramKind, StepContext};
+use support::steps::{Batch, compile_spec, session, weights};
+
+const BATCH: usize = 8;
+
+/// NaN, or a number that no index and no flag has.
+fn poison(dtype: DType) -> f32 {
+    match dtype {
+        DType::F32 => f32::NAN,
+        DType::I32 => -(2f32.powi(31)),
+        DType::U8 => 255.0,
+    }
+}
+
+/// A CPU device whose arena is full of NaN whenever a program begins.
+struct Poisoned {
+    device: CpuDevice,
+    arena: Buffer,
+}
+
+impl Poisoned {
+    fn load(plan: &Plan) -> Poisoned {
+        let bytes = plan.memory.of(Space::Arena) / 4 * 4;
+        let arena = Buffer {
+            id: "arena".into(),
+            space: Space::Arena,
+            dtype: DType::F32,
+            shape: Dims(vec![bytes / 4]),
+            order: None,
+            offset: 0,
+            bytes,
+            live: None,
+        };
+        Poisoned { device: CpuDevice::load(plan, None).expect("device"), arena }
+    }
+}
+
+impl Device for Poisoned {
+    fn write(&mut self, buffer: &Buffer, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.device.write(buffer, bytes)
+    }
+
+    fn read(&self, buffer: &Buffer) -> Result<Vec<u8>, DeviceError> {
+        self.device.read(buffer)
+    }
+
+    fn run(&mut self, module: usize, program: ProgramKind, context: StepContext) -> Result<(), DeviceError> {
+        let nan = f32::NAN.to_le_bytes().repeat(self.arena.bytes / 4);
+        self.device.write(&self.arena, &nan)?;
+        self.device.run(module, program, context)
+    }
+
+    fn profile(
+        &mut self,
+        module: usize,
+        program: ProgramKind,
+        context: StepContext,
+        after: &mut (dyn FnMut(&Kernel, f64) + Send),
+    ) -> Result<(), DeviceError> {
+        self.device.profile(module, program, context, after)
+    }
+}
+
+/// Fills every buffer after its last use; returns how many.
+fn poison_dead_buffers(p: &mut Program, kept: &[&String]) -> usize {
+    let live = |b: &Buffer| b.live.expect("an arena buffer");
+    let mut kernels = Vec::new();
+    // Where each old kernel stands, and where each buffer's life ends.
+    let mut at = Vec::new();
+    let mut ends: Vec<Option<usize>> = vec![None; p.buffers.len()];
+    for (i, k) in p.kernels.iter().enumerate() {
+        at.push(kernels.len());
+        kernels.push(k.clone());
+        for (n, b) in p.buffers.iter().enumerate().filter(|(_, b)| live(b).last == i && !kept.contains(&&b.id)) {
+            let meets = |o: &Buffer| o.offset < b.offset + b.bytes && b.offset < o.offset + o.bytes;
+            if p.buffers.iter().any(|o| o.id != b.id && live(o).first == i && meets(o)) {
+                continue;
+            }
+            let (space, to) = (Dims(vec![b.count()]), View::new(b.id.clone(), vec![1]));
+            let run = KernelOp::Fill(Fill { space, value: poison(b.dtype), to });
+            ends[n] = Some(kernels.len());
+            kernels.push(Kernel { id: format!("poison{n}"), phase: Phase::Update, nodes: vec![], flops: 0, run });
+        }
+    }
+    for (n, b) in p.buffers.iter_mut().enumerate() {
+        let l = live(b);
+        let last = if kept.contains(&&b.id) { kernels.len() - 1 } else { at[l.last] };
+        b.live = Some(Live { first: at[l.first], last: ends[n].unwrap_or(last) });
+    }
+    p.kernels = kernels;
+    ends.iter().flatten().count()
+}
+
+fn poisoned_plan(plan: &Plan) -> Plan {
+    let mut plan = plan.clone();
+    for m in &mut plan.modules {
+        let o = &m.eval_outputs;
+        let filled =
+            poison_dead_buffers(&mut m.step, &[]) + poison_dead_buffers(&mut m.eval, &[&o.logits, &o.loss, &o.correct]);
+        assert!(filled > 10, "module {}: {filled} buffers filled", m.index);
+    }
+    slrc_plan::validate::validate(&plan).expect("sound");
+    plan
+}
+
+/// Bits of everything two steps and an inference leave and report.
+fn run(c: &Compiled, file: &OnnxFile, device: Box<dyn Device>) -> Vec<u32> {
+    let mut session = session(c, device, &weights(c, file), &Batch::random(c, 4));
+    let mut numbers: Vec<f32> = Vec::new();
+    for s in 0..2 {
+        for m in session.step(s, 2).expect("step") {
+            numbers.extend([m.loss, m.accuracy]);
+            numbers.extend(m.boundary.iter().flat_map(|b| [b.discord, b.cosine, b.ratio]));
+        }
+    }
+    let state = [session.parameters().expect("read"), session.optimizer_state().expect("read")].concat();
+    numbers.extend(state.into_iter().flat_map(|t| t.data));
+    let (reports, logits) = session.eval().expect("inference");
+    numbers.extend(reports.into_iter().flat_map(|r| [r.loss, r.correct].concat()).chain(logits));
+    numbers.into_iter().map(f32::to_bits).collect()
+}
+
+fn open(model: &str) -> OnnxFile {
+    OnnxFile::open(&support::root().join("models").join(model).join("model.onnx")).expect("model")
+}
+
+#[test]
+fn memory_that_is_not_live_is_never_read() {
+    for (model, spec) in [
+        ("mnist_cnn", "partition: {modules: 3}\nhead: {kind: conv}"),
+        ("mnist_cnn", "partition: {modules: 2}\nreconcile: {mode: exact}\nhead: {kind: mlp-sr}"),
+        ("mnist_deep8", "partition: {per-layer: true}\nreconcile: {mode: bp-free, distance: squared}"),
+        ("mnist_mlp", "partition: {modules: 1}\noptimizer: {kind: adamw}"),
+        ("mnist_vit", "partition: {modules: 2}\nreconcile: {mode: tangent}"),
+        ("tokens_bert", "partition: {modules: 3}"),
+    ] {
+        let file = open(model);
+        let c = compile_spec(&file, spec, BATCH);
+        let plain = run(&c, &file, Box::new(CpuDevice::load(&c.plan, None).expect("device")));
+        assert!(plain.iter().all(|&x| f32::from_bits(x).is_finite()), "{model}: the run itself is not finite");
+        let before = run(&c, &file, Box::new(Poisoned::load(&c.plan)));
+        assert!(before == plain, "{model} {spec}: what the arena held before a program matters");
+        let doctored = Compiled { plan: poisoned_plan(&c.plan), ..c };
+        let within = run(&doctored, &file, Box::new(Poisoned::load(&doctored.plan)));
+        assert!(within == plain, "{model} {spec}: what a dead buffer holds matters");
+    }
+}
+
+/// The check sees a buffer that is given up too early: each of a module's buffers that several kernels read, its life
+/// ended before the last of them.
+#[test]
+fn a_life_that_ends_too_early_is_noticed() {
+    let file = open("mnist_mlp");
+    let c = compile_spec(&file, "partition: {modules: 2}", BATCH);
+    let plain = run(&c, &file, Box::new(CpuDevice::load(&c.plan, None).expect("device")));
+    let mut tried = 0;
+    for n in 0..c.plan.modules[1].step.buffers.len() {
+        let mut plan = c.plan.clone();
+        let p = &mut plan.modules[1].step;
+        let (id, live) = (p.buffers[n].id.clone(), p.buffers[n].live.expect("an arena buffer"));
+        let reads = |k: &Kernel| k.run.operands().iter().any(|o| o.access == Access::Read && o.view.buffer == id);
+        if live.last == live.first || !reads(&p.kernels[live.last]) {
+            continue;
+        }
+        p.buffers[n].live = Some(Live { first: live.first, last: live.last - 1 });
+        poison_dead_buffers(p, &[]);
+        let doctored = Compiled { plan, ..c.clone() };
+        let device = Box::new(CpuDevice::load(&doctored.plan, None).expect("device"));
+        assert!(run(&doctored, &file, device) != plain, "{id} is not needed by its last reader");
+        tried += 1;
+    }
+    assert!(tried > 10, "{tried} buffers tried");
+}
