@@ -1,4 +1,5 @@
-//! `slrc train`, `eval` and `export` on every small model: what every option does, and that their numbers agree with ours.
+//! `slrc train`, `eval` and `export` on every small model: what every option does, and that their numbers agree with
+//! ours.
 
 #[path = "support/cli.rs"]
 mod cli;

@@ -1,5 +1,5 @@
-//! Files of one network by both exporters compute the same: weights are filled in, the same for corresponding parameters,
-//! and the CPU device's logits are compared.
+//! Files of one network by both exporters compute the same: weights are filled in, the same for corresponding
+//! parameters, and the CPU device's logits are compared.
 #![allow(clippy::print_stdout, reason = "measured numbers, for --nocapture")]
 
 mod support;

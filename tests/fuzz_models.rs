@@ -1,4 +1,5 @@
-//! Damaged and strange models: whatever the bytes, compiling ends with a plan or a typed error, and what compiles also runs.
+//! Damaged and strange models: whatever the bytes, compiling ends with a plan or a typed error, and what compiles also
+//! runs.
 //!
 //! Mutations are seeded, so a failure names the case and repeats. Weights have no data: importing needs none.
 #![allow(clippy::print_stdout, reason = "the counts, for --nocapture")]

@@ -1,7 +1,7 @@
 //! Damaged plans: whatever `read_plan` accepts can be loaded and run, and everything else is a typed error.
 //!
-//! A device trusts a validated plan with raw memory, so what is accepted here is run. Mutations are seeded, so a failure
-//! names the case and repeats.
+//! A device trusts a validated plan with raw memory, so what is accepted here is run. Mutations are seeded, so a
+//! failure names the case and repeats.
 #![allow(clippy::print_stdout, reason = "the counts, for --nocapture")]
 
 #[path = "support/cli.rs"]

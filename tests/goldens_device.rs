@@ -11,8 +11,9 @@ use slrc_runtime::session::Session;
 use support::Goldens;
 use support::steps::{Batch, by_name, compile_golden, golden_weights, norm_ratio, penalty_error, session};
 
-/// f32 against f64, largest difference relative to the largest element of the tensor. Measured by PyTorch against itself in
-/// tests/goldens/README.md: losses and weights 3e-7, gradients 1e-6; another order of summation may cost a few times that.
+/// f32 against f64, largest difference relative to the largest element of the tensor. Measured by PyTorch against
+/// itself in tests/goldens/README.md: losses and weights 3e-7, gradients 1e-6; another order of summation may cost a
+/// few times that.
 const LOSS: f64 = 2e-6;
 const WEIGHT: f64 = 2e-6;
 const GRADIENT: f64 = 1e-5;
@@ -130,8 +131,8 @@ fn transformer() {
     compare(&g, "exact_cosine", &reconcile("exact", "cosine", 0.3));
 }
 
-/// The finite difference divides by a step of 1e-2 of the input's length, so f32's rounding of both gradients is enlarged
-/// by about |G| lambda / t; measured 1.3e-6 of the gradient, within the bound for every method.
+/// The finite difference divides by a step of 1e-2 of the input's length, so f32's rounding of both gradients is
+/// enlarged by about |G| lambda / t; measured 1.3e-6 of the gradient, within the bound for every method.
 #[test]
 fn free_finite_difference() {
     let g = Goldens::load("transformer");
@@ -163,8 +164,9 @@ fn first_gradients(g: &Goldens, text: &str) -> BTreeMap<String, Vec<f64>> {
     state.into_iter().filter_map(|(n, v)| Some((n.strip_suffix(".momentum_buffer")?.to_string(), v))).collect()
 }
 
-/// METHOD's table, in f32 on the device: the error of the penalty's gradient alone, at the default relative step 1e-3. The
-/// table has 0.0016 to 0.0041 with BatchNorm, ReLU and max-pooling; the narrow transformer's loss is more strongly curved.
+/// METHOD's table, in f32 on the device: the error of the penalty's gradient alone, at the default relative step 1e-3.
+/// The table has 0.0016 to 0.0041 with BatchNorm, ReLU and max-pooling; the narrow transformer's loss is more strongly
+/// curved.
 #[test]
 fn frozen_finite_difference_is_nearly_exact() {
     for (case, bound) in [("convnet", 5e-3), ("transformer", 3e-2)] {
@@ -190,7 +192,8 @@ fn frozen_finite_difference_is_nearly_exact() {
     }
 }
 
-/// The perturbed pass runs BatchNorm a second time, but running statistics are updated once a step, from the first pass.
+/// The perturbed pass runs BatchNorm a second time, but running statistics are updated once a step, from the first
+/// pass.
 #[test]
 fn running_statistics_are_updated_once_a_step() {
     let g = Goldens::load("convnet");

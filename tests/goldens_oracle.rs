@@ -1,13 +1,14 @@
-//! The graphs against PyTorch in f64: every method's step, run by the interpreter, agrees with the goldens to f64 rounding.
-//! This proves the mathematics (partition, heads, reconciliation, gradients, optimizer) apart from any device.
+//! The graphs against PyTorch in f64: every method's step, run by the interpreter, agrees with the goldens to f64
+//! rounding. This proves the mathematics (partition, heads, reconciliation, gradients, optimizer) apart from any
+//! device.
 
 mod support;
 
 use support::Goldens;
 use support::steps::{Batch, Oracle, OracleReport, compile_golden, golden_weights, penalty_error};
 
-/// f64 against f64 over five steps. The ONNX files hold some constants in f32 (an attention scale of 1/sqrt(8), GELU's sqrt(2)),
-/// each off by up to 6e-8 relative from what PyTorch used in f64; without such constants 1e-9 holds.
+/// f64 against f64 over five steps. The ONNX files hold some constants in f32 (an attention scale of 1/sqrt(8), GELU's
+/// sqrt(2)), each off by up to 6e-8 relative from what PyTorch used in f64; without such constants 1e-9 holds.
 fn tolerance(case: &str) -> f64 {
     if case == "transformer" { 2e-7 } else { 1e-9 }
 }
@@ -157,8 +158,9 @@ fn tangent_is_exact() {
     }
 }
 
-/// Finite differences with frozen kinks are double backward's gradient to first order in the step. METHOD's table has relative
-/// errors (norm of the whole difference) of 0.0007 to 0.0041 at s = 1e-3; halving the step must halve the error, since all of it is truncation.
+/// Finite differences with frozen kinks are double backward's gradient to first order in the step. METHOD's table has
+/// relative errors (norm of the whole difference) of 0.0007 to 0.0041 at s = 1e-3; halving the step must halve the
+/// error, since all of it is truncation.
 #[test]
 fn frozen_finite_difference_is_nearly_exact() {
     // The table is of residual conv nets; this narrow transformer's loss is more strongly curved.

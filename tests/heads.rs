@@ -1,5 +1,5 @@
-//! Every kind of local head: whole steps with it, by the f64 interpreter and by the CPU device, agree in losses, boundary
-//! numbers, gradients and inference.
+//! Every kind of local head: whole steps with it, by the f64 interpreter and by the CPU device, agree in losses,
+//! boundary numbers, gradients and inference.
 #![allow(clippy::print_stdout, reason = "measured numbers, for --nocapture")]
 
 mod support;
@@ -13,9 +13,10 @@ use slrc_runtime::cpu::CpuDevice;
 use support::Goldens;
 use support::steps::{Batch, Oracle, by_name, compile_golden, compile_spec, session, weights};
 
-/// f32 against f64, of the tensor's largest element. Measured: losses 6e-6; gradients 2e-5 by double backward and 9e-5 by
-/// finite differences, both with mlp-sr (six BatchNorms over as few as eight numbers, each of which may enlarge an error
-/// some times). A finite difference enlarges rounding by its step, 1e-3. The other heads stay below 2e-6 without one.
+/// f32 against f64, of the tensor's largest element. Measured: losses 6e-6; gradients 2e-5 by double backward and 9e-5
+/// by finite differences, both with mlp-sr (six BatchNorms over as few as eight numbers, each of which may enlarge an
+/// error some times). A finite difference enlarges rounding by its step, 1e-3. The other heads stay below 2e-6 without
+/// one.
 const LOSS: f64 = 2e-5;
 const GRADIENT: f64 = 3e-4;
 /// The same for heads without a tower of BatchNorms, by derivatives.

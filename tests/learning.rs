@@ -21,8 +21,9 @@ fn accuracies(reconcile: &str) -> Vec<f64> {
     json["heads"].as_array().expect("heads").iter().map(|h| h["accuracy"].as_f64().expect("number")).collect()
 }
 
-/// Chance is 0.10. Measured: 0.74 at the first head and 0.88 (off) and 0.90 (finite-difference) at the network's output,
-/// with a head between them above 0.92. The floors leave room for another order of summation, not for a wrong gradient.
+/// Chance is 0.10. Measured: 0.74 at the first head and 0.88 (off) and 0.90 (finite-difference) at the network's
+/// output, with a head between them above 0.92. The floors leave room for another order of summation, not for a wrong
+/// gradient.
 fn check(reconcile: &str) {
     let heads = accuracies(reconcile);
     assert_eq!(heads.len(), 8);

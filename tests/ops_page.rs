@@ -1,4 +1,5 @@
-//! docs/ops.md: what is supported, written from the code. The test fails when the page is stale; `SLRC_BLESS=1` rewrites it.
+//! docs/ops.md: what is supported, written from the code. The test fails when the page is stale; `SLRC_BLESS=1`
+//! rewrites it.
 
 #[path = "../compiler/tests/common/mod.rs"]
 mod models;

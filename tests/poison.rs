@@ -1,8 +1,9 @@
-//! Memory that is not live is never read: with every byte of the arena that holds nothing turned into NaN, a run gives the
-//! same bits.
+//! Memory that is not live is never read: with every byte of the arena that holds nothing turned into NaN, a run gives
+//! the same bits.
 //!
 //! Two ways at once. Before each program the whole arena is overwritten. And the plan itself is rewritten: after the
-//! last kernel that uses a buffer, a kernel fills it with NaN, unless that kernel has already written another buffer there.
+//! last kernel that uses a buffer, a kernel fills it with NaN, unless that kernel has already written another buffer
+//! there.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! Fusion, lowering, memory planning and the CPU device keep meaning: random graphs and their gradients, compiled to kernels
-//! and run in f32, against the f64 interpreter.
+//! Fusion, lowering, memory planning and the CPU device keep meaning: random graphs and their gradients, compiled to
+//! kernels and run in f32, against the f64 interpreter.
 
 #[path = "../compiler/tests/common/recipe.rs"]
 mod recipe;
@@ -76,8 +76,8 @@ proptest! {
     }
 }
 
-/// A softmax along a dimension that its operand was repeated along: a kernel that reduces holds such a value once, so what
-/// is stored for every element is another kernel's work.
+/// A softmax along a dimension that its operand was repeated along: a kernel that reduces holds such a value once, so
+/// what is stored for every element is another kernel's work.
 #[test]
 fn values_repeated_along_a_reduced_dimension() {
     let mut g = Graph::new("repeated");

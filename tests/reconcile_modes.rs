@@ -62,8 +62,8 @@ fn the_same_mathematics() {
     }
 }
 
-/// f32 against f32, each with its own rounding. Measured 3e-7 of the whole gradient, and 3e-5 of the penalty's, which is as
-/// small as a hundredth of the whole.
+/// f32 against f32, each with its own rounding. Measured 3e-7 of the whole gradient, and 3e-5 of the penalty's, which
+/// is as small as a hundredth of the whole.
 #[test]
 fn the_same_gradients_on_the_device() {
     for name in ["mnist_mlp", "mnist_deep8"] {
@@ -82,9 +82,10 @@ fn the_same_gradients_on_the_device() {
     }
 }
 
-/// A net with thousands of ReLUs and pooling windows, in f32: with kinks frozen, the finite difference is double backward's
-/// gradient up to truncation, in proportion to the step (METHOD's table has 0.0016 to 0.0041 at 1e-3; measured here 0.0057,
-/// and half of it at half the step). With free kinks it is another function; so the test would see them thaw.
+/// A net with thousands of ReLUs and pooling windows, in f32: with kinks frozen, the finite difference is double
+/// backward's gradient up to truncation, in proportion to the step (METHOD's table has 0.0016 to 0.0041 at 1e-3;
+/// measured here 0.0057, and half of it at half the step). With free kinks it is another function; so the test would
+/// see them thaw.
 #[test]
 fn frozen_and_free_kinks() {
     let file = model("mnist_cnn");

@@ -121,7 +121,8 @@ fn head(f: &File) -> Vec<String> {
     if fine { vec![] } else { vec![format!("{} does not begin with a //! head", f.path)] }
 }
 
-/// Longest Rust file, in lines, and longest comment line, in characters. Code is rustfmt's, which leaves only strings longer.
+/// Longest Rust file, in lines, and longest comment line, in characters. Code is rustfmt's, which leaves only strings
+/// longer.
 const MOST_LINES: usize = 600;
 const MOST_COLUMNS: usize = 120;
 

@@ -68,7 +68,8 @@ pub(crate) struct PartitionArgs {
 /// Options that override a spec.
 #[derive(Debug, Default, Args)]
 pub(crate) struct SpecArgs {
-    /// Number of modules, cut so that the largest module's training memory is smallest [default: 4; 1 is end-to-end backpropagation].
+    /// Number of modules, cut so that the largest module's training memory is smallest [default: 4; 1 is end-to-end
+    /// backpropagation].
     #[arg(long, value_name = "K", conflicts_with_all = ["per_layer", "at"], help_heading = "Partition")]
     pub(crate) modules: Option<usize>,
     /// One module per layer with weights.
@@ -77,7 +78,8 @@ pub(crate) struct SpecArgs {
     /// Cut after these ONNX nodes (or values).
     #[arg(long, value_name = "A,B", value_delimiter = ',', help_heading = "Partition")]
     pub(crate) at: Vec<String>,
-    /// Kind of the local heads: auto, gap-linear, pool-linear, token, conv, mlp-sr, linear [default: auto, by the boundary's shape].
+    /// Kind of the local heads: auto, gap-linear, pool-linear, token, conv, mlp-sr, linear [default: auto, by the
+    /// boundary's shape].
     #[arg(long, value_name = "KIND", help_heading = "Partition")]
     pub(crate) head: Option<HeadKind>,
     /// Samples a step [default: the model's own if fixed above 1, else 32].

@@ -1,5 +1,6 @@
-//! A roofline estimate of a training step on a named GPU: each kernel takes as long as the slower of its memory traffic and
-//! its arithmetic at the device's peak (Williams, Waterman, Patterson, CACM 2009). A bound from below, not a measurement.
+//! A roofline estimate of a training step on a named GPU: each kernel takes as long as the slower of its memory traffic
+//! and its arithmetic at the device's peak (Williams, Waterman, Patterson, CACM 2009). A bound from below, not a
+//! measurement.
 
 use serde::Serialize;
 use slrc_plan::plan::ModulePlan;

@@ -88,8 +88,8 @@ pub struct BatchNormOutput {
     pub new_var: NodeId,
 }
 
-/// `y = (x - mean) / sqrt(var + epsilon) * scale + shift` per channel (dimension 1) of `x`, which has at least two values
-/// per channel. In training mean and variance are the batch's (variance biased); in inference the running ones.
+/// `y = (x - mean) / sqrt(var + epsilon) * scale + shift` per channel (dimension 1) of `x`, which has at least two
+/// values per channel. In training mean and variance are the batch's (variance biased); in inference the running ones.
 pub fn batch_norm(b: &mut Builder<'_>, x: NodeId, n: BatchNorm) -> BatchNormOutput {
     let shape = b.shape(x);
     let rank = shape.len();

@@ -1,8 +1,8 @@
 //! slrc's compiler: from an ONNX network and a spec to a training plan.
 //!
 //! [`pipeline::compile`] is the whole way; its source lists the stages in order. Folders follow the data:
-//! `onnx` (import), `ir` (the graph), `partition`, `heads`, `loss`, `reconcile`, `autodiff`, `optimizer`, `step` (a module's
-//! programs put together), `simplify`, `fuse`, `schedule`, `lower`, `memory`, `emit` (the plan).
+//! `onnx` (import), `ir` (the graph), `partition`, `heads`, `loss`, `reconcile`, `autodiff`, `optimizer`, `step` (a
+//! module's programs put together), `simplify`, `fuse`, `schedule`, `lower`, `memory`, `emit` (the plan).
 //! The compiler knows no device and does no IO outside `onnx`.
 
 pub mod autodiff;

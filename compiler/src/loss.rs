@@ -28,8 +28,8 @@ pub fn add_labels(graph: &mut Graph, logits: &Type) -> NodeId {
     Builder::new(graph).input(id)
 }
 
-/// Softmax cross-entropy, `log-sum-exp(z) - z[label]`, over the last dimension. A label counts as correct when it is the
-/// first largest logit; a NaN logit makes it incorrect.
+/// Softmax cross-entropy, `log-sum-exp(z) - z[label]`, over the last dimension. A label counts as correct when it is
+/// the first largest logit; a NaN logit makes it incorrect.
 pub fn cross_entropy(graph: &mut Graph, logits: NodeId, labels: NodeId) -> Loss {
     let mut b = Builder::new(graph);
     b.phase = Phase::Loss;

@@ -1,4 +1,5 @@
-//! Optimizer updates as roots of the graph: a weight's new value from its old one, its gradient and the optimizer's state.
+//! Optimizer updates as roots of the graph: a weight's new value from its old one, its gradient and the optimizer's
+//! state.
 
 use slrc_plan::ScalarFn;
 use slrc_plan::kernel::Phase;
@@ -60,7 +61,8 @@ impl Update<'_, '_> {
         self.roots.push(Root { kind: RootKind::Update(var), value });
     }
 
-    /// PyTorch's SGD: `grad += decay p; buf = momentum buf + grad; p -= lr buf`, or `p -= lr (grad + momentum buf)` with Nesterov.
+    /// PyTorch's SGD: `grad += decay p; buf = momentum buf + grad; p -= lr buf`, or `p -= lr (grad + momentum buf)`
+    /// with Nesterov.
     fn sgd(&mut self, p: NodeId, grad: NodeId, momentum: f64, nesterov: bool, spec: &OptimizerSpec) {
         let shape = self.b.shape(p);
         let lr = self.scalar("lr", spec.lr.clone(), &shape);
@@ -83,8 +85,8 @@ impl Update<'_, '_> {
         self.set(self.var, new);
     }
 
-    /// `p -= lr decay p; m = b1 m + (1 - b1) grad; v = b2 v + (1 - b2) grad^2; p -= lr (m c1) / (sqrt(v c2) + eps)` with the
-    /// bias corrections `c = 1 / (1 - b^step)`.
+    /// `p -= lr decay p; m = b1 m + (1 - b1) grad; v = b2 v + (1 - b2) grad^2; p -= lr (m c1) / (sqrt(v c2) + eps)`
+    /// with the bias corrections `c = 1 / (1 - b^step)`.
     fn adamw(&mut self, p: NodeId, grad: NodeId, betas: [f64; 2], eps: f64, spec: &OptimizerSpec) {
         let shape = self.b.shape(p);
         let lr = self.scalar("lr", spec.lr.clone(), &shape);

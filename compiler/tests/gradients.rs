@@ -11,8 +11,8 @@ use slrc_compiler::ir::verify::{Spec, verify};
 use slrc_compiler::ir::{Builder, Graph, NodeId, Op, Tensor, text};
 use slrc_plan::random::Sequence;
 
-/// Central differences with step 1e-4 in f64: truncation about 1e-8, rounding about 1e-12, relative to third derivatives
-/// of order 100 near the ranges' ends.
+/// Central differences with step 1e-4 in f64: truncation about 1e-8, rounding about 1e-12, relative to third
+/// derivatives of order 100 near the ranges' ends.
 const STEP: f64 = 1e-4;
 const TOLERANCE: f64 = 2e-6;
 

@@ -1,5 +1,5 @@
-//! Import of every model in the repository: what arrives in the IR, that two exporters' files of one network are the same
-//! network, and that a model that cannot be imported says all that stands in the way.
+//! Import of every model in the repository: what arrives in the IR, that two exporters' files of one network are the
+//! same network, and that a model that cannot be imported says all that stands in the way.
 
 mod common;
 
@@ -70,15 +70,16 @@ fn parameters_in_pytorch() -> BTreeMap<String, usize> {
     rows.collect()
 }
 
-/// Numbers an export has no tensor for although PyTorch trains them: the exporter drops a bias that is zero before training.
+/// Numbers an export has no tensor for although PyTorch trains them: the exporter drops a bias that is zero before
+/// training.
 const DROPPED_ZERO_BIAS: &[(&str, usize)] = &[
     ("vit_small_patch16_224.dynamo", 1000),
     ("vit_small_patch16_224_sdpa.dynamo", 1000),
     ("vit_small_patch16_224_sdpa_opset23.dynamo", 1000),
 ];
 
-/// Files whose exporter folded BatchNorm into the convolutions: its scales and shifts are gone, and every convolution has
-/// a bias instead.
+/// Files whose exporter folded BatchNorm into the convolutions: its scales and shifts are gone, and every convolution
+/// has a bias instead.
 fn is_folded(name: &str) -> bool {
     let norms = ["mnist_cnn", "mobilenet", "resnet", "vgg"].iter().any(|n| name.starts_with(n));
     norms && name.ends_with(".dynamo")
@@ -122,8 +123,8 @@ fn variables(net: &Imported) -> BTreeMap<String, usize> {
     })
 }
 
-/// The two exporters spell a network differently (Identity nodes, computed zero biases, shape arithmetic); in the IR the
-/// same network is left.
+/// The two exporters spell a network differently (Identity nodes, computed zero biases, shape arithmetic); in the IR
+/// the same network is left.
 #[test]
 fn exporters_agree() {
     for network in ["mnist_cnn", "mobilenet_v2", "resnet18", "resnet18_cifar", "resnet50", "vgg11_bn", "vgg11_bn_cifar"]

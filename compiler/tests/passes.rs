@@ -1,4 +1,5 @@
-//! Passes keep meaning: random graphs mean the same to the f64 interpreter before and after, and survive their text form.
+//! Passes keep meaning: random graphs mean the same to the f64 interpreter before and after, and survive their text
+//! form.
 
 #[path = "common/recipe.rs"]
 mod recipe;
@@ -17,8 +18,8 @@ use slrc_compiler::ir::verify::{Spec, verify};
 use slrc_compiler::ir::{Builder, Graph, NodeId, Op, Root, RootKind, Tensor, text};
 use slrc_compiler::simplify::{Mode, close, specialise};
 
-/// Reordered f64 arithmetic over at most some dozen ops on values of a few units; gradients may be some orders larger, and
-/// are compared relative to their largest element.
+/// Reordered f64 arithmetic over at most some dozen ops on values of a few units; gradients may be some orders larger,
+/// and are compared relative to their largest element.
 const TOLERANCE: f64 = 1e-10;
 
 /// Longest recipe; with helpers, graphs of up to some two hundred nodes.
@@ -138,8 +139,8 @@ proptest! {
     }
 }
 
-/// The generator reaches every op that graphs can hold, but for those whose result jumps (a rounding error would matter)
-/// and those that only gradients make.
+/// The generator reaches every op that graphs can hold, but for those whose result jumps (a rounding error would
+/// matter) and those that only gradients make.
 #[test]
 fn recipes_reach_every_op() {
     let mut runner = TestRunner::new(config(256));

@@ -65,8 +65,8 @@ pub fn check_target(plan: &Plan, name: DeviceName) -> Result<(), DeviceError> {
     }
 }
 
-/// Loads a validated plan on a device. `kernels` is the text of its `kernels.cu`, where it has one; `threads` counts for
-/// the CPU only (all cores where absent).
+/// Loads a validated plan on a device. `kernels` is the text of its `kernels.cu`, where it has one; `threads` counts
+/// for the CPU only (all cores where absent).
 pub fn open(
     plan: &Plan,
     name: DeviceName,

@@ -90,7 +90,8 @@ impl Workspace {
         serde_json::from_str(&self.ok(line).stdout).expect("JSON")
     }
 
-    /// Runs a line that must fail with `code`, say every one of `words`, print no result and leave the folder as it was.
+    /// Runs a line that must fail with `code`, say every one of `words`, print no result and leave the folder as it
+    /// was.
     pub(crate) fn fails(&self, line: &str, code: i32, words: &[&str]) -> Ran {
         let before = tree(self.folder.path());
         let ran = self.slrc(line);

@@ -1,5 +1,5 @@
-//! Whole training steps from one set of weights and one batch: by the f64 interpreter on the modules' graphs, and by the
-//! CPU device on the plan.
+//! Whole training steps from one set of weights and one batch: by the f64 interpreter on the modules' graphs, and by
+//! the CPU device on the plan.
 
 use std::collections::BTreeMap;
 
@@ -232,8 +232,8 @@ pub(crate) fn norm_ratio<'a>(pairs: impl Iterator<Item = (&'a [f64], &'a [f64], 
     (difference / size).sqrt()
 }
 
-/// Error of the penalty's gradient alone, by norm over all tensors together: the local gradient, by far the larger part,
-/// would hide it.
+/// Error of the penalty's gradient alone, by norm over all tensors together: the local gradient, by far the larger
+/// part, would hide it.
 pub(crate) fn penalty_error<'a>(g: &Goldens, gradient: impl Fn(&str) -> &'a [f64]) -> f64 {
     let names = g.below("exact_squared/grad1/");
     let golden: Vec<[Vec<f64>; 2]> =

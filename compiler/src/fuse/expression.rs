@@ -109,8 +109,8 @@ pub fn step(g: &Graph, l: &Layouts, id: NodeId, map: &Map, rank: usize) -> Step 
     }
 }
 
-/// Memory read by the expressions of `sinks` (each under its own map), reads of `inside` values left out, each once, in order
-/// of first use; and every expression node met.
+/// Memory read by the expressions of `sinks` (each under its own map), reads of `inside` values left out, each once, in
+/// order of first use; and every expression node met.
 pub fn reads(
     g: &Graph,
     l: &Layouts,

@@ -128,8 +128,8 @@ pub fn is_dense(shape: &[usize], strides: &[usize], order: &[usize]) -> bool {
     (0..shape.len()).all(|d| shape[d] == 1 || strides[d] == want[d])
 }
 
-/// Strides of the same elements in another shape, if there are any: runs of dimensions that merge in memory may be split
-/// and joined freely.
+/// Strides of the same elements in another shape, if there are any: runs of dimensions that merge in memory may be
+/// split and joined freely.
 pub fn reshape_strides(from: &[usize], strides: &[usize], to: &[usize]) -> Option<Vec<usize>> {
     // Runs of (extent, stride) that are one run in memory, extents of 1 left out.
     let mut runs: Vec<(usize, usize)> = Vec::new();
@@ -167,7 +167,8 @@ pub fn only_units(from: &[usize], to: &[usize]) -> bool {
     from.iter().filter(|&&e| e != 1).eq(to.iter().filter(|&&e| e != 1))
 }
 
-/// Marks values that must be in memory: operands of kernels (through views) and of views that expressions cannot see through.
+/// Marks values that must be in memory: operands of kernels (through views) and of views that expressions cannot see
+/// through.
 fn must_be_stored(g: &Graph, needed: &[bool]) -> Vec<bool> {
     let mut hard = vec![false; g.len()];
     for r in &g.roots {

@@ -1,8 +1,8 @@
 //! Regions: expressions and reductions over the same elements, run in one pass over memory.
 //!
 //! Every stored expression and every reduction starts as a region of its own. A region is merged with one it reads from
-//! or shares a full-size operand with, when both walk the same elements in the same order and nothing in between depends
-//! on the one and feeds the other. What a merged region may compute:
+//! or shares a full-size operand with, when both walk the same elements in the same order and nothing in between
+//! depends on the one and feeds the other. What a merged region may compute:
 //! * a *map*: elements only;
 //! * a *reduce*: elements, reductions of them, then work on the reduced values;
 //! * a *row*: as a reduce, but elements may use reduced values too, because the reduced dimension is innermost and a

@@ -43,8 +43,8 @@ pub fn resolve(kind: HeadKind, rank: usize) -> HeadKind {
     }
 }
 
-/// Adds head `k` on `x` and returns its logits, `[N, classes]` (or `[N, T, classes]` where the network classifies every token).
-/// BatchNorm in the head adds updates of its running statistics to the graph's roots.
+/// Adds head `k` on `x` and returns its logits, `[N, classes]` (or `[N, T, classes]` where the network classifies every
+/// token). BatchNorm in the head adds updates of its running statistics to the graph's roots.
 pub fn attach(graph: &mut Graph, x: NodeId, kind: HeadKind, k: usize, logits: &Type) -> Result<NodeId, HeadError> {
     let shape = graph.shape(x).to_vec();
     let classes = logits.shape.last().copied().unwrap_or(1);
@@ -193,8 +193,8 @@ impl Head<'_> {
     }
 }
 
-/// PyTorch's AdaptiveAvgPool2d: window `i` of `side` covers `floor(i n / side) .. ceil((i + 1) n / side)`. Images smaller
-/// than `side` stay as they are.
+/// PyTorch's AdaptiveAvgPool2d: window `i` of `side` covers `floor(i n / side) .. ceil((i + 1) n / side)`. Images
+/// smaller than `side` stay as they are.
 fn adaptive_average_pool(b: &mut Builder<'_>, x: NodeId, side: usize) -> NodeId {
     let s = b.shape(x);
     let (n, c, h, w) = (s[0], s[1], s[2], s[3]);

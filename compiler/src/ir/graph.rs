@@ -437,7 +437,8 @@ impl Graph {
     }
 
     /// Nodes on every path from the marked nodes without marked operands to `target` (through marked nodes only),
-    /// nearest the target first. These are the places where one value separates what comes before from what comes after.
+    /// nearest the target first. These are the places where one value separates what comes before from what comes
+    /// after.
     pub fn dominators(&self, target: NodeId, marked: &[bool]) -> Vec<NodeId> {
         let mut sub: DiGraph<(), ()> = DiGraph::with_capacity(self.len() + 1, self.len() * 2);
         for _ in 0..=self.len() {

@@ -61,8 +61,8 @@ pub fn substitute(
     targets.iter().map(|t| new[t.index()]).collect()
 }
 
-/// Copies what `roots` need from `old` into `graph`, with only the table entries that are used. `replaced` gives a node of
-/// `old` its value in `graph`.
+/// Copies what `roots` need from `old` into `graph`, with only the table entries that are used. `replaced` gives a node
+/// of `old` its value in `graph`.
 pub fn extract(old: &Graph, roots: &[Root], replaced: Option<(NodeId, NodeId)>, mut graph: Graph) -> Graph {
     let needed = {
         // What lies behind the replaced node is not needed.

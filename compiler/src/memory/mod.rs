@@ -1,8 +1,8 @@
 //! Memory: live ranges and exact arena offsets.
 //!
-//! A buffer is live from the kernel that first writes it to the last that touches it. An elementwise kernel may write its
-//! result over an operand that dies there. Blocks are placed one by one, each at the lowest offset that is free for its
-//! whole life; several orders are tried and the smallest arena kept.
+//! A buffer is live from the kernel that first writes it to the last that touches it. An elementwise kernel may write
+//! its result over an operand that dies there. Blocks are placed one by one, each at the lowest offset that is free for
+//! its whole life; several orders are tried and the smallest arena kept.
 
 use std::collections::BTreeMap;
 
@@ -55,8 +55,8 @@ pub fn place(draft: &Draft) -> Arena {
     Arena { buffers, bytes: best.end, live_bytes }
 }
 
-/// The smallest placement found: largest blocks first, longest-lived first, earliest first; then, from each of these, by
-/// taking the block that ended up on top first, again and again.
+/// The smallest placement found: largest blocks first, longest-lived first, earliest first; then, from each of these,
+/// by taking the block that ended up on top first, again and again.
 fn best_placement(blocks: &[Block], live_bytes: usize) -> Placement {
     let ordered = |key: &dyn Fn(&Block) -> [isize; 3]| {
         let mut order: Vec<usize> = (0..blocks.len()).collect();

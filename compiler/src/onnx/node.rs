@@ -218,7 +218,8 @@ impl Cx<'_, '_, '_> {
         }
     }
 
-    /// Operand `i` as real numbers; a float initializer becomes a weight that starts as `init` says unless it is loaded.
+    /// Operand `i` as real numbers; a float initializer becomes a weight that starts as `init` says unless it is
+    /// loaded.
     pub(crate) fn real_or_weight(&mut self, i: usize, init: Init) -> Result<NodeId, String> {
         match self.operand(i).clone() {
             Operand::Absent => Err(self.missing(i)),

@@ -40,8 +40,8 @@ pub fn choose<E: From<PartitionError>>(
     }
 }
 
-/// Interior cuts, ascending, of the segments `0..n` into `k` parts: first the smallest possible largest peak, then among
-/// those the smallest possible largest flops, then the earliest cuts. Exact, by dynamic programming twice.
+/// Interior cuts, ascending, of the segments `0..n` into `k` parts: first the smallest possible largest peak, then
+/// among those the smallest possible largest flops, then the earliest cuts. Exact, by dynamic programming twice.
 fn balance(cost: &[Vec<Cost>], k: usize) -> Vec<usize> {
     let n = cost.len() - 1;
     let peak = best(n, k, |i, j| Some(cost[i][j].peak as u64)).0;

@@ -19,7 +19,8 @@ pub struct Partitioned {
     pub graph: Graph,
     /// The `detach` node of every boundary, in data order.
     pub boundaries: Vec<NodeId>,
-    /// Module of every node that carries gradients, from 1; other nodes (data, weights, masks) belong to whoever uses them.
+    /// Module of every node that carries gradients, from 1; other nodes (data, weights, masks) belong to whoever uses
+    /// them.
     pub module: Vec<Option<usize>>,
     /// The network's logits.
     pub logits: NodeId,

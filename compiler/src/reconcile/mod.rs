@@ -189,8 +189,8 @@ fn direction(b: &mut Builder<'_>, g: NodeId, e: NodeId, spec: &ReconcileSpec) ->
     gradients(b, d, &[g])[0]
 }
 
-/// One more pass at `x + t v`: `G(x) + (lambda / t) (G(x + t v) - G(x))` with `t = s |x| / |v|`; `G(x)` alone where v or x is zero.
-/// Frozen kinks: flags and pooling winners of the first pass are used again.
+/// One more pass at `x + t v`: `G(x) + (lambda / t) (G(x + t v) - G(x))` with `t = s |x| / |v|`; `G(x)` alone where v
+/// or x is zero. Frozen kinks: flags and pooling winners of the first pass are used again.
 #[allow(clippy::too_many_arguments, reason = "the symbols of the formula")]
 fn finite_difference(
     b: &mut Builder<'_>,

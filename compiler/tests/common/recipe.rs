@@ -1,10 +1,10 @@
 //! Random graphs for property tests.
 //!
-//! A recipe is a list of steps that shrinks well: each step picks an op and its operands from what is there, and is left
-//! out where it does not fit. Ops are emitted as they are, without the builder's laws, so that a pass meets what the
-//! builder would have tidied away. Values stay within a few units whatever the steps (products are squashed, sums are
-//! means), so that rounding errors stay small, and every op is continuous in its operands, so that they stay rounding
-//! errors: no sign, floor or equality.
+//! A recipe is a list of steps that shrinks well: each step picks an op and its operands from what is there, and is
+//! left out where it does not fit. Ops are emitted as they are, without the builder's laws, so that a pass meets what
+//! the builder would have tidied away. Values stay within a few units whatever the steps (products are squashed, sums
+//! are means), so that rounding errors stay small, and every op is continuous in its operands, so that they stay
+//! rounding errors: no sign, floor or equality.
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use proptest::prelude::*;
@@ -59,8 +59,8 @@ struct Maker<'g> {
 }
 
 impl Recipe {
-    /// The graph. Its one root holds every value that nothing else uses. `swapped` exchanges the two sides of every mode
-    /// selection.
+    /// The graph. Its one root holds every value that nothing else uses. `swapped` exchanges the two sides of every
+    /// mode selection.
     pub(crate) fn graph(&self, swapped: bool) -> Graph {
         let mut graph = Graph::new("random");
         let mut input = |ty: Type| {

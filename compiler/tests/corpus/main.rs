@@ -1,5 +1,5 @@
-//! Everything the repository holds, compiled once and looked at from several sides: the text of plans, module tables and
-//! partition reports, memory, isolation.
+//! Everything the repository holds, compiled once and looked at from several sides: the text of plans, module tables
+//! and partition reports, memory, isolation.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,5 +1,5 @@
-//! Arenas: nothing live overlaps, and little is wasted. Live ranges are derived anew from the kernels' operands, and every
-//! pair of buffers is compared.
+//! Arenas: nothing live overlaps, and little is wasted. Live ranges are derived anew from the kernels' operands, and
+//! every pair of buffers is compared.
 #![allow(clippy::print_stdout, reason = "measured numbers, for --nocapture")]
 
 use std::collections::BTreeMap;
@@ -26,8 +26,8 @@ fn meet(a: &Buffer, b: &Buffer) -> bool {
     a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes
 }
 
-/// A fused kernel computes each element from loaded elements before it stores it; so `new` may take the place of `old` if
-/// every load of `old` walks exactly as the store of `new` does, and no two elements are stored in one place.
+/// A fused kernel computes each element from loaded elements before it stores it; so `new` may take the place of `old`
+/// if every load of `old` walks exactly as the store of `new` does, and no two elements are stored in one place.
 fn replaces_element_by_element(k: &Kernel, old: &Buffer, new: &Buffer) -> bool {
     let (KernelOp::Map(r) | KernelOp::Row(r)) = &k.run else { return false };
     let store = r.stores.iter().find(|s| s.view.buffer == new.id);
@@ -121,8 +121,8 @@ fn an_overlap_is_found() {
     assert!(slrc_plan::validate::validate(&plan).is_err_and(|e| e.to_string().contains("overlap")));
 }
 
-/// An arena cannot be smaller than what is live at once. Measured: at most 1.015 times that (a training step of VGG-11-BN,
-/// where a few large blocks of odd lifetimes do not pack).
+/// An arena cannot be smaller than what is live at once. Measured: at most 1.015 times that (a training step of
+/// VGG-11-BN, where a few large blocks of odd lifetimes do not pack).
 #[test]
 fn arenas_are_tight() {
     let mut worst = (0.0, String::new());

@@ -187,7 +187,8 @@ impl WindowGeometry {
     }
 }
 
-/// A convolution (as in neural networks: cross-correlation). Activations lie `N, H, W, C`; weights `O, kh, kw, C / groups`.
+/// A convolution (as in neural networks: cross-correlation). Activations lie `N, H, W, C`; weights `O, kh, kw, C /
+/// groups`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Conv {
@@ -255,7 +256,8 @@ pub struct Window {
     pub index: Option<View>,
 }
 
-/// `rows[i, :] = table[index[i], :]`, or, for scatter-add, `table = 0; table[index[i], :] += rows[i, :]` in order of `i`.
+/// `rows[i, :] = table[index[i], :]`, or, for scatter-add, `table = 0; table[index[i], :] += rows[i, :]` in order of
+/// `i`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Gather {

@@ -42,7 +42,8 @@ pub enum LaunchArg {
     Buffer(String),
     /// Two `u64` of device memory, seed and step, which the runtime sets before each step. Written `$run`.
     Run,
-    /// One `i32` of device memory, set to a [`fault`] by a kernel that meets data it cannot work with. Written `$fault`.
+    /// One `i32` of device memory, set to a [`fault`] by a kernel that meets data it cannot work with. Written
+    /// `$fault`.
     Fault,
 }
 

@@ -66,8 +66,8 @@ impl<'a> Operand<'a> {
 }
 
 impl KernelOp {
-    /// Every operand, reads before writes. The kernel must be well formed (see [`crate::validate`]): geometries have two
-    /// dimensions, reduced dimensions exist.
+    /// Every operand, reads before writes. The kernel must be well formed (see [`crate::validate`]): geometries have
+    /// two dimensions, reduced dimensions exist.
     pub fn operands(&self) -> Vec<Operand<'_>> {
         match self {
             KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => region_operands(r),

@@ -176,7 +176,8 @@ pub enum Role {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ParameterDecl {
-    /// Tensor name in `weights.safetensors` and in checkpoints: the ONNX initializer's, or `head.<k>.<layer>.<weight|bias>`.
+    /// Tensor name in `weights.safetensors` and in checkpoints: the ONNX initializer's, or
+    /// `head.<k>.<layer>.<weight|bias>`.
     pub name: String,
     /// Its buffer. Files hold the logical row-major tensor; the buffer may have another memory order.
     pub buffer: String,

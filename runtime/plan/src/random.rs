@@ -82,7 +82,8 @@ impl Sequence {
     }
 }
 
-/// A stream number for a name: FNV-1a over its bytes, so that a parameter's initial values do not depend on its neighbours.
+/// A stream number for a name: FNV-1a over its bytes, so that a parameter's initial values do not depend on its
+/// neighbours.
 pub fn stream_of(name: &str) -> u32 {
     name.bytes().fold(0x811c_9dc5, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193))
 }

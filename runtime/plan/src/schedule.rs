@@ -37,8 +37,8 @@ fn is_zero(x: &u64) -> bool {
 pub enum Decay {
     /// Stays at the base.
     Constant,
-    /// `last + (base - last) * (1 + cos(pi * progress)) / 2`, where progress runs from 0 after the warm-up to 1 at `steps`
-    /// (the run's length when absent).
+    /// `last + (base - last) * (1 + cos(pi * progress)) / 2`, where progress runs from 0 after the warm-up to 1 at
+    /// `steps` (the run's length when absent).
     Cosine {
         /// Value at the end.
         last: f64,

@@ -38,7 +38,8 @@ impl View {
         last.checked_add(1)
     }
 
-    /// Whether the elements over `space` lie one after the other in the order of its indices; extents of 1 do not matter.
+    /// Whether the elements over `space` lie one after the other in the order of its indices; extents of 1 do not
+    /// matter.
     pub fn is_dense(&self, space: &[usize]) -> bool {
         let mut step = 1usize;
         space.iter().zip(&self.strides).rev().all(|(&extent, &stride)| {
@@ -48,8 +49,8 @@ impl View {
         })
     }
 
-    /// Whether no element over `space` is named twice. Sufficient, not necessary: every dimension has to step over all that
-    /// the dimensions of smaller strides reach.
+    /// Whether no element over `space` is named twice. Sufficient, not necessary: every dimension has to step over all
+    /// that the dimensions of smaller strides reach.
     pub fn names_each_once(&self, space: &[usize]) -> bool {
         let mut dims: Vec<(usize, usize)> =
             self.strides.iter().copied().zip(space.iter().copied()).filter(|&(_, extent)| extent > 1).collect();

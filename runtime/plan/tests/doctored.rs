@@ -1,5 +1,5 @@
-//! A plan that uses every kernel family is accepted; changed in any one place on which a device or a session relies, it is
-//! refused for that reason, before anything touches memory.
+//! A plan that uses every kernel family is accepted; changed in any one place on which a device or a session relies, it
+//! is refused for that reason, before anything touches memory.
 
 use slrc_plan::Plan;
 use slrc_plan::validate::{InvalidPlan, validate};

@@ -6,9 +6,9 @@
 //!
 //! Unsafe code is allowed in this folder and nowhere else in the runtime. Its contract: a plan passes
 //! [`slrc_plan::validate`] before it is prepared, so every view lies in its buffer and is of the type and density that
-//! [`slrc_plan::operand`] states, every buffer lies in its allocation, buffers that are live together do not overlap, except
-//! an elementwise result over an operand of the same walk, and no view that is written names an element twice; and tasks of
-//! one kernel write disjoint elements.
+//! [`slrc_plan::operand`] states, every buffer lies in its allocation, buffers that are live together do not overlap,
+//! except an elementwise result over an operand of the same walk, and no view that is written names an element twice;
+//! and tasks of one kernel write disjoint elements.
 #![allow(unsafe_code, reason = "kernels work on views of one arena through raw pointers; see the contract above")]
 
 mod conv;

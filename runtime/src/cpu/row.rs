@@ -242,7 +242,8 @@ impl State<'_> {
         }
     }
 
-    /// Elementwise work: over the whole block where all arguments are tiles or numbers, row by row where one is a column.
+    /// Elementwise work: over the whole block where all arguments are tiles or numbers, row by row where one is a
+    /// column.
     fn element(&mut self, f: ScalarFn, to: usize, args: &[Place; 3], rows: usize) {
         let (length, columns, size) = (self.length, &*self.columns, self.column);
         let (out, tile) = registers(self.tiles, self.tile, to);

@@ -252,7 +252,8 @@ impl Blocks<'_> {
             if !self.program.is_target(i.to) {
                 self.at[i.to] = self.tiles[i.to];
             }
-            // SAFETY: every value has its own tile or target memory that no operand shares, so `out` overlaps no argument.
+            // SAFETY: every value has its own tile or target memory that no operand shares, so `out` overlaps no
+            // argument.
             let out = unsafe { std::slice::from_raw_parts_mut(self.at[i.to], n) };
             let [a, b, c] = i.args.map(|p| self.source(p, n));
             execute(self.vector, i.f, out, a, b, c);

@@ -1,7 +1,8 @@
 //! Compiled kernels on disk, so that a plan is compiled once on a machine.
 //!
-//! An entry is the machine code followed by its SHA-256; one that does not match its hash is compiled again. Entries are
-//! written whole or not at all, so processes may share a folder. Nothing is removed: the folder may be deleted any time.
+//! An entry is the machine code followed by its SHA-256; one that does not match its hash is compiled again. Entries
+//! are written whole or not at all, so processes may share a folder. Nothing is removed: the folder may be deleted any
+//! time.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -53,8 +53,8 @@ pub enum Part {
 }
 
 impl Dataset {
-    /// Reads a data set: an `.npz` file with arrays `x` and `y` (or one array per input, by name), a folder with `train.npz`
-    /// and `test.npz`, or a folder with MNIST's idx files.
+    /// Reads a data set: an `.npz` file with arrays `x` and `y` (or one array per input, by name), a folder with
+    /// `train.npz` and `test.npz`, or a folder with MNIST's idx files.
     pub fn read(path: &Path, part: Part) -> Result<Dataset, DataError> {
         let test = part == Part::Test;
         if path.is_dir() {

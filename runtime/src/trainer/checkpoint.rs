@@ -1,5 +1,5 @@
-//! Checkpoints: `RUN/checkpoint` is a link to a complete one, exchanged in one atomic step; a crash at any moment leaves
-//! the old one or the new one.
+//! Checkpoints: `RUN/checkpoint` is a link to a complete one, exchanged in one atomic step; a crash at any moment
+//! leaves the old one or the new one.
 
 use std::path::{Path, PathBuf};
 

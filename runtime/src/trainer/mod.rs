@@ -1,7 +1,8 @@
 //! Training: batches in order, steps, logged numbers, checkpoints.
 //!
 //! A run is a folder: `plan.yaml` (and its `kernels.cu`), `model.onnx`, `constants.safetensors`, `metrics.jsonl` and
-//! `checkpoint/`. What a run computes is a function of the plan, the weights, the data and the seed; stopping it at any moment and resuming changes nothing.
+//! `checkpoint/`. What a run computes is a function of the plan, the weights, the data and the seed; stopping it at any
+//! moment and resuming changes nothing.
 
 pub mod checkpoint;
 pub mod metrics;
@@ -266,7 +267,8 @@ pub struct Evaluation {
     pub logits: Vec<f32>,
 }
 
-/// Evaluates every head on a data set. The last batch is filled up with its first sample, whose repetitions do not count.
+/// Evaluates every head on a data set. The last batch is filled up with its first sample, whose repetitions do not
+/// count.
 pub fn evaluate(
     session: &mut Session,
     data: &Dataset,

@@ -1,5 +1,5 @@
-//! Depthwise convolution (one filter per channel): direct, a thread per result; the weight gradient a block per tap and strip
-//! of channels.
+//! Depthwise convolution (one filter per channel): direct, a thread per result; the weight gradient a block per tap and
+//! strip of channels.
 
 use slrc_plan::kernel::{Conv, ConvDirection};
 

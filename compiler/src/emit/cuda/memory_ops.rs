@@ -97,8 +97,8 @@ fn c_type_of(table: &Table<'_>, c: &Copy) -> &'static str {
     c_type(table.get(c.from.buffer.as_str()).map_or(slrc_plan::DType::F32, |b| b.dtype))
 }
 
-/// A transpose: both reads and writes run along memory, the turn happens in shared memory. `d` is the dimension along which
-/// the source is consecutive; the last is the destination's.
+/// A transpose: both reads and writes run along memory, the turn happens in shared memory. `d` is the dimension along
+/// which the source is consecutive; the last is the destination's.
 fn turn(mut code: Code<'_>, walk: &Walk, d: usize, ty: &str, from: &str, to: &str, element: &str) -> Call {
     let last = walk.extents.len() - 1;
     let (rows, cols) = (walk.extents[d], walk.extents[last]);

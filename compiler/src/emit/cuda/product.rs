@@ -118,7 +118,8 @@ impl Product {
     }
 }
 
-/// Sums partial results of `count` groups, `size` elements each, in order; `store` is a line that writes `value` at `i`.
+/// Sums partial results of `count` groups, `size` elements each, in order; `store` is a line that writes `value` at
+/// `i`.
 pub(super) fn sum_groups(
     mut code: Code<'_>,
     family: &'static str,

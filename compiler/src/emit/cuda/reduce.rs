@@ -1,8 +1,8 @@
 //! Reductions along any dimensions: one pass over the elements, then work on what is left.
 //!
-//! A block takes a strip of kept positions and a range of reduced ones; its threads sum in a fixed order, then combine in a
-//! fixed tree. Where the plan splits the reduced positions, a second launch adds the groups in order. No atomics: the
-//! result does not depend on how blocks are scheduled.
+//! A block takes a strip of kept positions and a range of reduced ones; its threads sum in a fixed order, then combine
+//! in a fixed tree. Where the plan splits the reduced positions, a second launch adds the groups in order. No atomics:
+//! the result does not depend on how blocks are scheduled.
 
 use slrc_plan::region::{Level, Region};
 use slrc_plan::statement::{Arg, Combine};

@@ -1,7 +1,7 @@
 //! Reductions along rows with work before and after, in one kernel: softmax, LayerNorm, cross-entropy.
 //!
-//! A warp takes a row of up to [`WARP_ROW`] elements, a block a longer one. Elements pass once through registers where a
-//! thread has few of them; longer rows are read again after each reduction. Sums run over lanes in a fixed tree.
+//! A warp takes a row of up to [`WARP_ROW`] elements, a block a longer one. Elements pass once through registers where
+//! a thread has few of them; longer rows are read again after each reduction. Sums run over lanes in a fixed tree.
 
 use std::collections::BTreeSet;
 

@@ -86,8 +86,8 @@ impl Walk {
         sum(terms)
     }
 
-    /// Whether the last dimension can be walked in vectors of four: every view steps by one there, from an aligned place, or
-    /// not at all.
+    /// Whether the last dimension can be walked in vectors of four: every view steps by one there, from an aligned
+    /// place, or not at all.
     pub(super) fn vectors(&self) -> bool {
         let Some(last) = self.extents.len().checked_sub(1) else { return false };
         self.extents[last].is_multiple_of(4)

@@ -106,7 +106,8 @@ fn max_share(b: &mut crate::ir::Builder<'_>, x: NodeId, max: NodeId, axes: &[usi
     (b.div(one, wide_count), flag)
 }
 
-/// `result[kept] = log(sum over reduced of e^x[kept, reduced])`, computed as `m + log(sum e^(x - m))` with `m` the maximum.
+/// `result[kept] = log(sum over reduced of e^x[kept, reduced])`, computed as `m + log(sum e^(x - m))` with `m` the
+/// maximum.
 ///
 /// Reason for an IR op: softmax and cross-entropy written with it keep one tensor for the backward pass, since
 /// `softmax = e^(x - lse)` is its own derivative's factor; built from exp and sum they would keep two.

@@ -98,7 +98,8 @@ fn range(cx: &mut Cx<'_, '_, '_>) -> R {
     Ok(vec![Out::Const(Const { elem, shape: vec![data.len()], data })])
 }
 
-/// An exporter that merges equal initializers routes each use through an Identity whose output has the weight's own name.
+/// An exporter that merges equal initializers routes each use through an Identity whose output has the weight's own
+/// name.
 fn identity(cx: &mut Cx<'_, '_, '_>) -> R {
     let name = cx.proto.output.first().cloned().unwrap_or_default();
     Ok(vec![Out::Alias(match cx.operand(0).clone() {

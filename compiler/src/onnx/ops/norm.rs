@@ -21,8 +21,9 @@ pub(super) const OPS: &[Entry] = &[
 
 type R = Result<Vec<Out>, String>;
 
-/// `y = (x - mean) / sqrt(var + epsilon) * scale + bias` per channel. In training mean and var are the batch's (var biased),
-/// and the running ones move towards them once a step, by PyTorch's rule: the running variance takes the unbiased one.
+/// `y = (x - mean) / sqrt(var + epsilon) * scale + bias` per channel. In training mean and var are the batch's (var
+/// biased), and the running ones move towards them once a step, by PyTorch's rule: the running variance takes the
+/// unbiased one.
 fn batch_norm(cx: &mut Cx<'_, '_, '_>) -> R {
     let xs = cx.shape(0)?;
     if xs.len() < 2 {

@@ -4,8 +4,8 @@ use crate::buffer::DType;
 use crate::kernel::{Conv, ConvDirection, Kernel, KernelOp, Matmul, MatmulSplit, WindowGeometry, WindowOp};
 use crate::validate::region::{check_region, check_stores};
 
-/// Most elements of an index space, and most multiplications of a product: far more than any device does in a kernel, few
-/// enough that no count overflows.
+/// Most elements of an index space, and most multiplications of a product: far more than any device does in a kernel,
+/// few enough that no count overflows.
 const MAX_ELEMENTS: usize = 1 << 60;
 /// Largest number in a geometry: sums of two products of such numbers do not overflow.
 pub const MAX_GEOMETRY: usize = 1 << 30;

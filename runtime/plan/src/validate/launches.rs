@@ -11,7 +11,8 @@ pub const MAX_GRID: [usize; 3] = [0x7fff_ffff, 0xffff, 0xffff];
 /// Dynamic shared memory a block may have on every device without asking for more.
 pub const MAX_SHARED: usize = 48 << 10;
 
-/// Launches do the kernels' work in order, touch nothing but the kernels' operands, and are within every device's limits.
+/// Launches do the kernels' work in order, touch nothing but the kernels' operands, and are within every device's
+/// limits.
 pub(super) fn check_launches(p: &Program, place: &str) -> Result<(), InvalidPlan> {
     let mut done: Vec<&str> = Vec::new();
     for (i, l) in p.launches.iter().enumerate() {

@@ -59,7 +59,8 @@ fn check_reduce(r: &Region, levels: &BTreeMap<&str, Level>) -> Result<(), String
     }
 }
 
-/// Stores of a region whose views have been checked: of computed values, each element once, in a type that can hold them.
+/// Stores of a region whose views have been checked: of computed values, each element once, in a type that can hold
+/// them.
 pub(super) fn check_stores(r: &Region, dtype: impl Fn(&str) -> DType) -> Result<(), String> {
     let levels = r.levels()?;
     let mut kept = r.space.0.clone();
