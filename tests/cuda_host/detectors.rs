@@ -1,10 +1,11 @@
 //! Every detector of the stand-in CUDA device fires on a mistake planted for it, and none on correct kernels.
 
 use cudarc::driver::DevicePtr as _;
+use cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
 
 use crate::support::cuda_host::device::{Device, config, guard, numbers};
 use crate::support::cuda_host::{Options, Order, Sanitizer, bits, in_child, in_child_failing};
-use crate::{stand_in, support};
+use crate::{outcome, stand_in, support};
 
 /// Threads of a block in most launches here.
 const BLOCK: u32 = 128;
@@ -254,6 +255,29 @@ fn a_fault_becomes_the_devices_error() {
     is_error(test, &stand_in(), case("divide_by_zero", 1), FAILED, &["integer division by zero"]);
 }
 
+/// Outcomes of calls after a launch that faults.
+fn after_a_fault((): ()) -> Vec<String> {
+    let device = Device::with_case("planted.cu");
+    let x = device.stream.clone_htod(&numbers(BLOCK as usize)).expect("input");
+    let mut out = device.stream.alloc_zeros::<f32>(BLOCK as usize).expect("output");
+    let f = device.function("past_global");
+    let launch = device.launch("null_pointer", config(1, BLOCK, 0), &mut out, &x);
+    vec![
+        outcome(launch),
+        outcome(device.stream.alloc_zeros::<f32>(1)),
+        outcome(device.stream.memset_zeros(&mut out)),
+        outcome(f.get_attribute(CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)),
+        outcome(device.stream.clone_dtoh(&x)),
+    ]
+}
+
+#[test]
+fn a_fault_is_sticky() {
+    let ran = in_child("detectors::a_fault_is_sticky", &stand_in(), (), after_a_fault);
+    // The launch itself is asynchronous.
+    assert_eq!(ran.value, ["ok", ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL], "{}", ran.output);
+}
+
 /// Bits of what the kernels of good.cu compute.
 fn good((): ()) -> Vec<Vec<u32>> {
     let device = Device::with_case("good.cu");
@@ -262,6 +286,7 @@ fn good((): ()) -> Vec<Vec<u32>> {
     };
     vec![
         run("elementwise", 3, 512),
+        run("roundings", 4, 1024),
         run("reduce_sum", 3, 3),
         run("softmax_row", 4, 512),
         run("axpy4", 1, 512),

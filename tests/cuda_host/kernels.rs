@@ -68,6 +68,14 @@ fn elementwise_computes_the_formula() {
 }
 
 #[test]
+fn only_fmaf_rounds_once() {
+    let y = in_every_order("kernels::only_fmaf_rounds_once", "roundings", [8, 1, 1], [128, 1], 2000, 1000);
+    for (x, y) in numbers(1000).into_iter().zip(y.chunks(2)) {
+        assert_eq!(y, [f64::from(x * x + 0.25), f64::from(x.mul_add(x, 0.25))]);
+    }
+}
+
+#[test]
 fn shuffles_sum_a_block() {
     let y = in_every_order("kernels::shuffles_sum_a_block", "reduce_sum", [3, 1, 1], [128, 1], 3, 5000);
     for (block, sum) in y.iter().enumerate() {
@@ -151,7 +159,7 @@ fn compile_errors_name_file_and_line() {
     let log = run("extern \"C\" __global__ void k(float* p) {\n  p[0] = INFINITY;\n}\n");
     assert!(log.contains("broken.cu:2:") && log.contains("INFINITY"), "{log}");
     let log = run("\n#include <math.h>\n");
-    assert!(log.contains("broken.cu:2:"), "{log}");
+    assert!(log.contains("broken.cu:2:") && log.contains("no include path in which to search for math.h"), "{log}");
     let log = run("extern __shared__ float s[];\n");
     assert!(log.contains("broken.cu(1)") && log.contains("inside the kernel"), "{log}");
 }
