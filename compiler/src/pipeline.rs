@@ -10,6 +10,7 @@ use crate::emit::{CompiledModule, assemble, cuda};
 use crate::fuse::layout::layout;
 use crate::fuse::regions::{collect, merge};
 use crate::fuse::store::store;
+use crate::heads::tokens_missing;
 use crate::ir::graph::{Graph, InputKind, RootKind};
 use crate::ir::verify::{Spec as VerifySpec, VerifyError, verify};
 use crate::lower::{Draft, Names, Program, lower};
@@ -85,7 +86,11 @@ pub fn compile(
     let network = import(file, &spec_file.import_options()?)?;
     verify(&network.graph, VerifySpec::open("import"))?;
     check_network(&network)?;
-    let found = candidates(&network);
+    let mut found = candidates(&network);
+    found.rule_out(&network.nodes, |c| {
+        let tokens = tokens_missing(network.graph.shape(c.value), network.graph.ty(network.logits))?;
+        Some(format!("the network classifies {tokens} tokens, and a local head needs the same, [N, {tokens}, D], here"))
+    });
     let cuts = partition(&network, &found, &spec, progress)?;
     check_lambdas(&spec, cuts.len() + 1)?;
     let parts = apply(&network, &cuts);

@@ -21,16 +21,41 @@ const LINEAR_SIDE: usize = 4;
 
 /// A head that does not fit its boundary.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("head {kind} needs {needs}, but boundary {boundary} has shape {shape}; use --head auto")]
-pub struct HeadError {
-    /// The kind asked for.
-    pub kind: &'static str,
-    /// What it needs.
-    pub needs: &'static str,
-    /// Module number.
-    pub boundary: usize,
-    /// The boundary's shape.
-    pub shape: Dims,
+pub enum HeadError {
+    /// The kind asked for takes another form of boundary.
+    #[error("head {kind} needs {needs}, but boundary {boundary} has shape {shape}; use --head auto")]
+    Boundary {
+        /// The kind asked for.
+        kind: &'static str,
+        /// What it needs.
+        needs: &'static str,
+        /// Module number.
+        boundary: usize,
+        /// The boundary's shape.
+        shape: Dims,
+    },
+    /// The network classifies every token, and the boundary has no such tokens.
+    #[error(
+        "the network classifies {tokens} tokens a sample, but boundary {boundary}, after \"{after}\", has shape {shape}: a \
+         local head needs the same tokens, [N, {tokens}, D], there; cut elsewhere (--at), or use --modules 1"
+    )]
+    Tokens {
+        /// Tokens the network classifies.
+        tokens: usize,
+        /// Module number.
+        boundary: usize,
+        /// ONNX node that makes the boundary.
+        after: String,
+        /// The boundary's shape.
+        shape: Dims,
+    },
+}
+
+/// The number of tokens that every head must classify, if a boundary of this shape does not have them: where the
+/// network classifies each token of a sequence.
+pub fn tokens_missing(boundary: &[usize], logits: &Type) -> Option<usize> {
+    let &[_, tokens, _] = &logits.shape[..] else { return None };
+    (!matches!(boundary, [_, t, _] if *t == tokens)).then_some(tokens)
 }
 
 /// The kind `auto` stands for at a boundary of this rank.
@@ -49,7 +74,11 @@ pub fn attach(graph: &mut Graph, x: NodeId, kind: HeadKind, k: usize, logits: &T
     let shape = graph.shape(x).to_vec();
     let classes = logits.shape.last().copied().unwrap_or(1);
     let kind = resolve(kind, shape.len());
-    let fail = |needs| HeadError { kind: kind.name(), needs, boundary: k, shape: Dims(shape.clone()) };
+    if let Some(tokens) = tokens_missing(&shape, logits) {
+        let after = graph.origin(x).to_string();
+        return Err(HeadError::Tokens { tokens, boundary: k, after, shape: Dims(shape) });
+    }
+    let fail = |needs| HeadError::Boundary { kind: kind.name(), needs, boundary: k, shape: Dims(shape.clone()) };
     let mut h = Head { b: Builder::new(graph), k, updates: Vec::new() };
     h.b.phase = slrc_plan::kernel::Phase::Head;
     let image = shape.len() == 4;
@@ -224,4 +253,48 @@ fn adaptive_average_pool(b: &mut Builder<'_>, x: NodeId, side: usize) -> NodeId 
     let matrix = b.broadcast(matrix, &[n, h * w, sh * sw]);
     let y = b.matmul(flat, matrix);
     b.reshape(y, &[n, c, sh, sw])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::graph::{Input, InputKind};
+
+    /// The logits' shape, or why there are none, of a head on a boundary.
+    fn logits(kind: HeadKind, boundary: &[usize], network: &[usize]) -> Result<Vec<usize>, HeadError> {
+        let mut g = Graph::new("head");
+        let input = g.add_input(Input { name: "x".into(), kind: InputKind::Data, ty: Type::f32(boundary.to_vec()) });
+        let origin = g.add_origin("/stem/Conv");
+        let mut b = Builder::new(&mut g);
+        b.origin = origin;
+        let x = b.input(input);
+        attach(&mut g, x, kind, 3, &Type::f32(network.to_vec())).map(|y| g.shape(y).to_vec())
+    }
+
+    #[test]
+    fn heads_yield_logits_like_the_networks() {
+        assert_eq!(logits(HeadKind::Auto, &[2, 8, 4, 4], &[2, 10]), Ok(vec![2, 10]));
+        assert_eq!(logits(HeadKind::Auto, &[2, 5, 8], &[2, 10]), Ok(vec![2, 10]));
+        assert_eq!(logits(HeadKind::Auto, &[2, 5, 8], &[2, 5, 10]), Ok(vec![2, 5, 10]));
+        assert_eq!(logits(HeadKind::Linear, &[2, 5, 8], &[2, 5, 10]), Ok(vec![2, 5, 10]));
+    }
+
+    #[test]
+    fn a_boundary_without_the_tokens_is_named() {
+        // An image, a sequence with a class token more, a vector: whatever the head.
+        for (kind, boundary) in [
+            (HeadKind::Auto, &[2, 8, 4, 4][..]),
+            (HeadKind::Linear, &[2, 8, 4, 4]),
+            (HeadKind::Conv, &[2, 8, 4, 4]),
+            (HeadKind::Token, &[2, 17, 8]),
+            (HeadKind::Auto, &[2, 128]),
+        ] {
+            let e = logits(kind, boundary, &[2, 16, 10]).expect_err("no head");
+            let text = e.to_string();
+            assert!(matches!(e, HeadError::Tokens { tokens: 16, boundary: 3, .. }), "{text}");
+            assert!(text.contains("boundary 3, after \"/stem/Conv\"") && text.contains("--at"), "{text}");
+        }
+        let e = logits(HeadKind::Token, &[2, 8, 4, 4], &[2, 10]).expect_err("no sequence");
+        assert!(matches!(e, HeadError::Boundary { .. }), "{e}");
+    }
 }

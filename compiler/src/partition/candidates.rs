@@ -43,6 +43,23 @@ pub struct Candidates {
     pub others: Vec<(String, String)>,
 }
 
+impl Candidates {
+    /// Rejects the cuts that `why_not` has a reason for. `nodes` are the network's, for the order.
+    pub fn rule_out(&mut self, nodes: &[ImportedNode], why_not: impl Fn(&Candidate) -> Option<String>) {
+        let before = self.rejected.len();
+        for c in std::mem::take(&mut self.cuts) {
+            match why_not(&c) {
+                None => self.cuts.push(c),
+                Some(reason) => self.rejected.push(Rejected { node: c.node, name: c.name, reason, possible: None }),
+            }
+        }
+        if self.rejected.len() > before {
+            let place = |r: &Rejected| nodes.iter().position(|n| n.name == r.node && n.output == r.name);
+            self.rejected.sort_by_cached_key(place);
+        }
+    }
+}
+
 /// Marks nodes that `logits` needs and that depend on both weights and data: what carries gradients between modules.
 pub(crate) fn differentiable(g: &Graph, logits: NodeId) -> Vec<bool> {
     let needed = g.needed([logits]);
