@@ -301,9 +301,11 @@ fn specs_that_make_no_sense() {
         ("a step of zero", "reconcile: {step: 0}", 2, &["reconcile.step"]),
         ("lambda of no module", "reconcile: {lambdas: {2: 0.1, 9: 0.1}}", 2, &["reconcile.lambdas.9", "4 modules"]),
         ("lambda of module 1", "reconcile: {lambdas: {1: 0.1}}", 2, &["reconcile.lambdas.1", "2"]),
+        ("lambda of one module", "{partition: {modules: 1}, reconcile: {lambdas: {2: 0.1}}}", 2, &["only one module"]),
         ("a shape that is none", "shapes: {input: 3by3}", 2, &["shapes.input", "3by3"]),
         ("no such output", "output: probabilities", 3, &["probabilities", "logits"]),
         ("frozen, but not there", "freeze: [conv9.weight]", 3, &["freeze", "conv9.weight"]),
+        ("a prefix of nothing", "freeze: ['layr1.*']", 3, &["freeze", "\"layr1.*\"", "\"layer1*\""]),
         ("tied, but not there", "tie: [embedding]", 3, &["tie", "embedding"]),
     ];
     for (what, text, code, words) in cases {

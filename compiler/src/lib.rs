@@ -14,6 +14,7 @@ pub mod layers;
 pub mod loss;
 pub mod lower;
 pub mod memory;
+mod nearest;
 pub mod onnx;
 pub mod optimizer;
 pub mod partition;

@@ -153,7 +153,10 @@ fn check_lambdas(spec: &Spec, modules: usize) -> Result<(), SpecError> {
         None => Ok(()),
         Some(k) => Err(SpecError {
             field: format!("reconcile.lambdas.{k}"),
-            reason: format!("there are {modules} modules, of which 2 and later are reconciled"),
+            reason: match modules {
+                1 => "there is only one module, and nothing to reconcile".into(),
+                _ => format!("there are {modules} modules, of which 2 and later are reconciled"),
+            },
         }),
     }
 }

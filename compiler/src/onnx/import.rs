@@ -10,6 +10,7 @@ use onnx_protobuf::NodeProto;
 use crate::ir::builder::Builder;
 use crate::ir::graph::{Graph, Input, InputKind, NodeId, Root, RootKind};
 use crate::ir::types::{DType, Type};
+use crate::nearest::nearest;
 use crate::onnx::file::OnnxFile;
 use crate::onnx::node::{Cx, Operand, Out, State, WeightRef, WeightSource, fold_value, node_name};
 pub use crate::onnx::node::{VariableSource, WeightSource as Source};
@@ -215,23 +216,27 @@ fn needed_nodes(nodes: &[NodeProto], output: &str) -> Vec<usize> {
 
 /// Names in the spec must mean something: a misspelt one would be passed over in silence.
 fn check_names(options: &ImportOptions, sources: &BTreeMap<String, VariableSource>) -> Result<(), OnnxError> {
-    let none = |field: &str, name: &str| {
-        Err(OnnxError::Graph(format!(
-            "{field}: \"{name}\" is no weight of the network; weights have the names of the model's initializers"
-        )))
+    let none = |field: &str, name: &str, nearest: Option<&str>| {
+        let meant = nearest.map_or(String::new(), |n| format!("; did you mean \"{n}\"?"));
+        let what = "is no weight of the network; weights have the names of the model's initializers";
+        Err(OnnxError::Graph(format!("{field}: \"{name}\" {what}{meant}")))
     };
+    let names = || sources.keys().map(String::as_str);
     for pattern in &options.freeze {
-        let found = match pattern.strip_suffix('*') {
-            Some(prefix) => sources.keys().any(|n| n.starts_with(prefix)),
-            None => sources.contains_key(pattern),
+        let (found, meant) = match pattern.strip_suffix('*') {
+            Some(prefix) => {
+                let beginnings = names().filter_map(|n| n.get(..prefix.len()));
+                (names().any(|n| n.starts_with(prefix)), nearest(prefix, beginnings).map(|n| format!("{n}*")))
+            }
+            None => (sources.contains_key(pattern), nearest(pattern, names()).map(str::to_string)),
         };
         if !found {
-            return none("freeze", pattern);
+            return none("freeze", pattern, meant.as_deref());
         }
     }
     for name in &options.tie {
         if !sources.iter().any(|(n, s)| n == name || s.source == Source::Initializer(name.clone())) {
-            return none("tie", name);
+            return none("tie", name, nearest(name, names()));
         }
     }
     Ok(())

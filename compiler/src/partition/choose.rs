@@ -1,5 +1,6 @@
 //! Which cuts to take.
 
+use crate::nearest::nearest;
 use crate::partition::{Candidate, Candidates, PartitionError};
 use crate::spec::PartitionSpec;
 
@@ -104,30 +105,14 @@ fn at(found: &Candidates, names: &[String]) -> Result<Vec<Candidate>, PartitionE
             let reason = "it carries no gradient of its own to a later layer".into();
             return Err(PartitionError::NoCut { name: name.clone(), reason });
         } else {
-            let all = found.cuts.iter().map(|c| &c.node).chain(found.rejected.iter().map(|r| &r.node));
-            let nearest = all.min_by_key(|n| distance(n, name)).filter(|n| distance(n, name) <= 1 + name.len() / 3);
-            return Err(PartitionError::NoSuchNode { name: name.clone(), nearest: nearest.cloned() });
+            let all = found.cuts.iter().map(|c| c.node.as_str()).chain(found.rejected.iter().map(|r| r.node.as_str()));
+            let nearest = nearest(name, all).map(str::to_string);
+            return Err(PartitionError::NoSuchNode { name: name.clone(), nearest });
         }
     }
     chosen.sort_by_key(|c| c.value);
     chosen.dedup_by_key(|c| c.value);
     Ok(chosen)
-}
-
-/// Levenshtein's edit distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let next = (diagonal + usize::from(x != *y)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = row[j + 1];
-            row[j + 1] = next;
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -189,12 +174,5 @@ mod tests {
                 assert_eq!(found, best, "{weights:?} into {k}");
             }
         }
-    }
-
-    #[test]
-    fn edit_distance() {
-        assert_eq!(distance("relu", "relu2"), 1);
-        assert_eq!(distance("", "abc"), 3);
-        assert_eq!(distance("kitten", "sitting"), 3);
     }
 }
