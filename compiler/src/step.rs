@@ -8,6 +8,7 @@ use crate::ir::builder::Builder;
 use crate::ir::graph::{Graph, Input, InputKind, NodeId, Root, RootKind, VarKind};
 use crate::ir::op::Op;
 use crate::ir::types::Type;
+use crate::ir::verify::{Spec as VerifySpec, VerifyError, verify};
 use crate::loss::{add_labels, cross_entropy};
 use crate::optimizer;
 use crate::reconcile::{Objective, ReconcileError, reconcile};
@@ -59,6 +60,9 @@ pub enum StepError {
     /// See [`ReconcileError`].
     #[error(transparent)]
     Reconcile(#[from] ReconcileError),
+    /// slrc's fault.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
 }
 
 /// A module's graphs.
@@ -87,7 +91,7 @@ pub fn build(mut module: Graph, place: &Place, spec: &Spec) -> Result<ModuleGrap
     }
     let head_variables = module.variables[own..].iter().map(|v| v.name.clone()).collect();
     let train = train_graph(&module, place, spec)?;
-    let eval = eval_graph(&module);
+    let eval = eval_graph(&module)?;
     Ok(ModuleGraphs { train, eval, head, head_variables })
 }
 
@@ -141,10 +145,11 @@ fn train_graph(module: &Graph, place: &Place, spec: &Spec) -> Result<Graph, Step
     roots.extend(g.roots.iter().filter(|r| matches!(r.kind, RootKind::Update(_))).cloned());
     g.roots = roots;
     optimizer::apply(&mut g, &weights, &grads.weights, &spec.optimizer);
+    verify(&g, VerifySpec::one_mode("optimizer"))?;
     Ok(close(&g))
 }
 
-fn eval_graph(module: &Graph) -> Graph {
+fn eval_graph(module: &Graph) -> Result<Graph, StepError> {
     let mut g = specialise(module, Mode::Eval);
     let (logits, output) = (logits_of(&g), boundary_of(&g));
     let ty = g.ty(logits).clone();
@@ -156,7 +161,8 @@ fn eval_graph(module: &Graph) -> Graph {
         [(report::LOGITS, logits), (report::SAMPLE_LOSS, loss.per_sample), (report::SAMPLE_CORRECT, loss.correct)];
     roots.extend(reports.map(|(name, value)| Root { kind: RootKind::Report(name.into()), value }));
     g.roots = roots;
-    close(&g)
+    verify(&g, VerifySpec::one_mode("inference"))?;
+    Ok(close(&g))
 }
 
 /// Trained numbers of a training graph, and how many of them are the head's.

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::fmt;
 
 use petgraph::Direction;
-use petgraph::algo::dominators;
 use petgraph::graph::{DiGraph, NodeIndex};
 use slrc_plan::kernel::Phase;
 use slrc_plan::schedule::Schedule;
@@ -434,31 +433,6 @@ impl Graph {
             }
         }
         dependent
-    }
-
-    /// Nodes on every path from the marked nodes without marked operands to `target` (through marked nodes only),
-    /// nearest the target first. These are the places where one value separates what comes before from what comes
-    /// after.
-    pub fn dominators(&self, target: NodeId, marked: &[bool]) -> Vec<NodeId> {
-        let mut sub: DiGraph<(), ()> = DiGraph::with_capacity(self.len() + 1, self.len() * 2);
-        for _ in 0..=self.len() {
-            sub.add_node(());
-        }
-        let source = NodeIndex::new(self.len());
-        for id in self.ids().filter(|id| marked[id.index()]) {
-            let at = NodeIndex::new(id.index());
-            let mut fed = false;
-            for o in self.node(id).operands.iter().filter(|o| marked[o.index()]) {
-                sub.add_edge(NodeIndex::new(o.index()), at, ());
-                fed = true;
-            }
-            if !fed {
-                sub.add_edge(source, at, ());
-            }
-        }
-        let tree = dominators::simple_fast(&sub, source);
-        let chain = tree.strict_dominators(NodeIndex::new(target.index())).into_iter().flatten();
-        chain.filter(|&n| n != source).map(|n| NodeId(n.index() as u32)).collect()
     }
 
     /// Whether a node's dtype is a flag or an integer: constant between kinks, hence without gradient.
