@@ -75,7 +75,8 @@ fn fill(session: &mut Session) -> Result<(), DeviceError> {
 fn median(values: &[f64]) -> f64 {
     let mut v = values.to_vec();
     v.sort_by(f64::total_cmp);
-    v.get(v.len() / 2).copied().unwrap_or(0.0)
+    let middle = &v[v.len().saturating_sub(1) / 2..v.len() / 2 + usize::from(!v.is_empty())];
+    middle.iter().sum::<f64>() / middle.len().max(1) as f64
 }
 
 fn report(plan: &Plan, all: &[Timed], step: f64, top: usize) -> String {
@@ -92,12 +93,14 @@ fn report(plan: &Plan, all: &[Timed], step: f64, top: usize) -> String {
         let e = families.entry(kind(&t.kernel)).or_default();
         *e = (e.0 + median(&t.seconds), e.1 + t.kernel.flops, e.2 + 1);
     }
+    // Medians of parts do not add up to the median of the whole.
+    let sum: f64 = families.values().map(|f| f.0).sum();
     let mut rows: Vec<_> = families.into_iter().collect();
     rows.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
     let rows = rows
         .into_iter()
         .map(|(name, (s, f, n))| {
-            vec![name.into(), n.to_string(), ms(s), format!("{:.1} %", 100.0 * s / step), flops(f), rate(f, s)]
+            vec![name.into(), n.to_string(), ms(s), format!("{:.1} %", 100.0 * s / sum), flops(f), rate(f, s)]
         })
         .collect();
     let header = ["family", "kernels", "time", "share", "work", "GFLOP/s"];
@@ -137,5 +140,33 @@ fn kind(k: &Kernel) -> &'static str {
             ConvDirection::WeightGrad => "conv weight-grad",
         },
         other => other.family(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert_eq!(median(&[7.0]), 7.0);
+        assert_eq!(median(&[]), 0.0);
+    }
+
+    #[test]
+    fn shares_add_up_though_medians_do_not() {
+        let text = include_str!("../../runtime/plan/tests/every_family.yaml");
+        let plan: Plan = slrc_plan::yaml::from_str(text).expect("a plan");
+        let kernel = |i: usize, seconds: [f64; 3]| {
+            let kernel = plan.modules[1].step.kernels[i].clone();
+            Timed { module: 2, kernel, seconds: seconds.to_vec() }
+        };
+        // A step takes 10, 10 and 18 s; each kernel's median is 9 s.
+        let all = [kernel(0, [1.0, 9.0, 9.0]), kernel(1, [9.0, 1.0, 9.0])];
+        let text = report(&plan, &all, median(&[10.0, 10.0, 18.0]), 0);
+        assert!(text.starts_with("a step of 2 samples: 10000.00 ms, 0.2 samples/s\n"), "{text}");
+        assert_eq!(text.matches(" 50.0 % ").count(), 2, "{text}");
     }
 }
