@@ -25,6 +25,8 @@ pub(crate) fn run(a: &EvalArgs) -> Result<(), Failure> {
     data.check(&plan)?;
     let device = device::open(&plan, a.device, a.threads, &a.run)?;
     let mut session = Session::new(plan, device, &tensors)?;
+    // The device has them.
+    drop((tensors, checkpoint.optimizer));
     let bar = ProgressBar::new(data.count as u64);
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} samples  {per_sec}  {eta} left");
     bar.set_style(style.expect("invariant: the template is well formed"));

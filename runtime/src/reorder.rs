@@ -1,20 +1,22 @@
 //! Between row-major tensors of files and the memory order of buffers.
 
+use std::borrow::Cow;
+
 use slrc_plan::Buffer;
 
 /// A row-major tensor's bytes in the buffer's memory order.
-pub fn to_memory(b: &Buffer, row_major: &[u8]) -> Vec<u8> {
+pub fn to_memory<'a>(b: &Buffer, row_major: &'a [u8]) -> Cow<'a, [u8]> {
     reorder(b, row_major, true)
 }
 
 /// A buffer's bytes as a row-major tensor.
-pub fn to_row_major(b: &Buffer, memory: &[u8]) -> Vec<u8> {
+pub fn to_row_major<'a>(b: &Buffer, memory: &'a [u8]) -> Cow<'a, [u8]> {
     reorder(b, memory, false)
 }
 
-fn reorder(b: &Buffer, from: &[u8], into_memory: bool) -> Vec<u8> {
+fn reorder<'a>(b: &Buffer, from: &'a [u8], into_memory: bool) -> Cow<'a, [u8]> {
     if b.order.is_none() {
-        return from.to_vec();
+        return Cow::Borrowed(from);
     }
     let (size, strides) = (b.dtype.size(), b.strides());
     let mut to = vec![0; from.len()];
@@ -31,7 +33,7 @@ fn reorder(b: &Buffer, from: &[u8], into_memory: bool) -> Vec<u8> {
             index[d] = 0;
         }
     }
-    to
+    Cow::Owned(to)
 }
 
 #[cfg(test)]
@@ -54,6 +56,6 @@ mod tests {
         let x: Vec<u8> = (0..24).collect();
         let m = to_memory(&b, &x);
         assert_eq!(m[..4], [0, 4, 8, 1]);
-        assert_eq!(to_row_major(&b, &m), x);
+        assert_eq!(to_row_major(&b, &m)[..], x);
     }
 }

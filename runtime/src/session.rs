@@ -1,11 +1,13 @@
 //! A plan with its state on a device: load weights, feed batches, step, evaluate, read state back.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use slrc_plan::plan::Role;
 use slrc_plan::{Buffer, DType, Kernel, Plan};
 
 use crate::device::{Device, DeviceError, ProgramKind, StepContext};
+use crate::files::{FileError, Outline, write_tensors};
 use crate::reorder::{to_memory, to_row_major};
 
 /// A named tensor of a checkpoint or a weights file: row-major f32.
@@ -108,8 +110,8 @@ impl Session {
                 let (found, wanted) = (t.shape.clone(), b.shape.0.clone());
                 return Err(StateError::Shape { name: name.clone(), found, wanted });
             }
-            let bytes = match b.dtype {
-                DType::F32 => bytemuck::cast_slice(&t.data).to_vec(),
+            let bytes: Cow<'_, [u8]> = match b.dtype {
+                DType::F32 => Cow::Borrowed(bytemuck::cast_slice(&t.data)),
                 DType::I32 => t.data.iter().flat_map(|&x| (x as i32).to_le_bytes()).collect(),
                 DType::U8 => t.data.iter().map(|&x| x as u8).collect(),
             };
@@ -126,9 +128,7 @@ impl Session {
     }
 
     fn tensor(&self, name: &str, id: &str) -> Result<NamedTensor, DeviceError> {
-        let b = &self.buffers[id];
-        let bytes = to_row_major(b, &self.device.read(b)?);
-        Ok(NamedTensor { name: name.to_string(), shape: b.shape.0.clone(), data: bytemuck::pod_collect_to_vec(&bytes) })
+        Ok(NamedTensor { name: name.to_string(), shape: self.buffers[id].shape.0.clone(), data: self.floats(id)? })
     }
 
     /// Weights and running statistics, in plan order.
@@ -136,14 +136,35 @@ impl Session {
         self.plan.parameters.iter().map(|p| self.tensor(&p.name, &p.buffer)).collect()
     }
 
-    /// Names of parameters that training changes or that exports write.
-    pub fn trained(&self) -> impl Iterator<Item = &str> {
-        self.plan.parameters.iter().filter(|p| p.role != Role::Frozen).map(|p| p.name.as_str())
-    }
-
     /// Optimizer state, in plan order.
     pub fn optimizer_state(&self) -> Result<Vec<NamedTensor>, DeviceError> {
         self.plan.optimizer_state.iter().map(|o| self.tensor(&o.name, &o.buffer)).collect()
+    }
+
+    /// Writes weights and running statistics to a safetensors file, entirely or not at all, tensor by tensor.
+    pub fn save_parameters<E: From<FileError> + From<DeviceError>>(&self, path: &Path) -> Result<(), E> {
+        self.save(path, self.plan.parameters.iter().map(|p| (p.name.as_str(), p.buffer.as_str())).collect())
+    }
+
+    /// Writes optimizer state likewise.
+    pub fn save_optimizer_state<E: From<FileError> + From<DeviceError>>(&self, path: &Path) -> Result<(), E> {
+        self.save(path, self.plan.optimizer_state.iter().map(|o| (o.name.as_str(), o.buffer.as_str())).collect())
+    }
+
+    fn save<E: From<FileError> + From<DeviceError>>(&self, path: &Path, tensors: Vec<(&str, &str)>) -> Result<(), E> {
+        let outlines: Vec<Outline<'_>> =
+            tensors.iter().map(|&(name, id)| Outline { name, shape: &self.buffers[id].shape }).collect();
+        write_tensors(path, &outlines, |i| Ok(Cow::Owned(self.floats(tensors[i].1)?)))
+    }
+
+    /// The first parameter that holds a number that is not finite.
+    pub fn overflown(&self) -> Result<Option<&str>, DeviceError> {
+        for p in &self.plan.parameters {
+            if self.floats(&p.buffer)?.iter().any(|x| !x.is_finite()) {
+                return Ok(Some(&p.name));
+            }
+        }
+        Ok(None)
     }
 
     /// The buffer of a data input.
@@ -223,7 +244,7 @@ impl Session {
 
     fn floats(&self, id: &str) -> Result<Vec<f32>, DeviceError> {
         let b = &self.buffers[id];
-        Ok(bytemuck::pod_collect_to_vec(&to_row_major(b, &self.device.read(b)?)))
+        Ok(bytemuck::pod_collect_to_vec::<u8, f32>(&to_row_major(b, &self.device.read(b)?)))
     }
 
     /// Inference of the batch: what every head yields, in module order, and the network's logits, row-major.

@@ -141,8 +141,11 @@ pub(crate) fn run_on_cpu(g: &Graph, inputs: &[Tensor], variables: &[Tensor], thr
     }
     device.run(1, ProgramKind::Eval, StepContext { seed: 0, step: 0 }).expect("run");
     let b = plan.modules[0].eval.buffers.iter().find(|b| b.id == y).expect("result");
-    let bytes = to_row_major(b, &device.read(b).expect("read"));
-    let data = bytes.chunks_exact(4).map(|x| f64::from(f32::from_le_bytes([x[0], x[1], x[2], x[3]]))).collect();
+    let bytes = device.read(b).expect("read");
+    let data = to_row_major(b, &bytes)
+        .chunks_exact(4)
+        .map(|x| f64::from(f32::from_le_bytes([x[0], x[1], x[2], x[3]])))
+        .collect();
     Tensor::new(b.shape.0.clone(), data)
 }
 

@@ -2,24 +2,41 @@
 
 use std::collections::BTreeMap;
 
-use bytemuck::{Pod, Zeroable};
 use slrc_plan::{Buffer, DType, Plan, Space, View};
 
 use crate::device::DeviceError;
 
-/// The unit of allocation: a cache line.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+/// Zeroed memory that begins at a cache line. It is allocated with the alignment of a word, since only that comes from
+/// the system zeroed: anything stricter would be cleared here, and every page touched.
+struct Block {
+    words: Vec<u64>,
+    /// Bytes before the first cache line.
+    start: usize,
+}
 
-// SAFETY: plain bytes without padding; any bit pattern is valid.
-unsafe impl Zeroable for Line {}
-// SAFETY: as above.
-unsafe impl Pod for Line {}
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+impl Block {
+    fn zeroed(bytes: usize) -> Option<Block> {
+        let words = bytes.div_ceil(size_of::<u64>()).checked_add(LINE / size_of::<u64>())?;
+        let words = bytemuck::allocation::try_zeroed_vec::<u64>(words).ok()?;
+        let start = words.as_ptr().cast::<u8>().align_offset(LINE);
+        Some(Block { words, start })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[self.start..]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.words)[self.start..]
+    }
+}
 
 /// A plan's memory. Pages are touched only when they are used.
 pub(super) struct Memory {
-    spaces: BTreeMap<Space, Vec<Line>>,
+    spaces: BTreeMap<Space, Block>,
     buffers: BTreeMap<String, Buffer>,
     /// Start of every space; the allocations above are never resized.
     bases: BTreeMap<Space, Pointer>,
@@ -81,10 +98,9 @@ impl Memory {
         let mut spaces = BTreeMap::new();
         let mut bases = BTreeMap::new();
         for &space in Space::ALL {
-            let lines = plan.memory.of(space).div_ceil(64);
-            let mut block = bytemuck::allocation::try_zeroed_vec::<Line>(lines)
-                .map_err(|()| DeviceError::OutOfMemory { needed: plan.memory.of(space) })?;
-            bases.insert(space, Pointer(block.as_mut_ptr().cast()));
+            let needed = plan.memory.of(space);
+            let mut block = Block::zeroed(needed).ok_or(DeviceError::OutOfMemory { needed })?;
+            bases.insert(space, Pointer(block.bytes_mut().as_mut_ptr()));
             spaces.insert(space, block);
         }
         let buffers = plan.all_buffers().map(|b| (b.id.clone(), b.clone())).collect();
@@ -92,12 +108,12 @@ impl Memory {
     }
 
     pub(super) fn bytes(&self, b: &Buffer) -> &[u8] {
-        &bytemuck::cast_slice(&self.spaces[&b.space])[b.offset..b.offset + b.bytes]
+        &self.spaces[&b.space].bytes()[b.offset..b.offset + b.bytes]
     }
 
     pub(super) fn bytes_mut(&mut self, b: &Buffer) -> &mut [u8] {
         let block = self.spaces.get_mut(&b.space).expect("invariant: every space is allocated");
-        &mut bytemuck::cast_slice_mut(block)[b.offset..b.offset + b.bytes]
+        &mut block.bytes_mut()[b.offset..b.offset + b.bytes]
     }
 
     /// Resolves a view.

@@ -7,9 +7,7 @@ use serde::{Deserialize, Serialize};
 use slrc_plan::Plan;
 use slrc_plan::plan::files;
 
-use crate::files::{
-    FileError, TEMPORARY, read_safetensors, read_text, sync_folder, write_atomic, write_safetensors, writing,
-};
+use crate::files::{FileError, TEMPORARY, read_safetensors, read_text, sync_folder, write_atomic, writing};
 use crate::session::{NamedTensor, Session, StateError};
 use crate::trainer::TrainError;
 
@@ -136,8 +134,8 @@ impl Checkpoint {
             return Ok(());
         }
         writing(&new, std::fs::create_dir(&new))?;
-        write_safetensors(&new.join(PARAMETERS), &session.parameters()?)?;
-        write_safetensors(&new.join(OPTIMIZER), &session.optimizer_state()?)?;
+        session.save_parameters::<TrainError>(&new.join(PARAMETERS))?;
+        session.save_optimizer_state::<TrainError>(&new.join(OPTIMIZER))?;
         let text = serde_json::to_string_pretty(state).expect("invariant: the state is plain data");
         write_atomic(&new.join(STATE), text.as_bytes())?;
         writing(&new, sync_folder(&new))?;

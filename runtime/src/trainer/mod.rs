@@ -14,7 +14,9 @@ use slrc_plan::plan::files;
 use crate::data::DataError;
 use crate::data::dataset::{Dataset, Order};
 use crate::device::DeviceError;
-use crate::files::{FileError, check_replaceable, read_safetensors, replace_folder, write_atomic, write_safetensors};
+use crate::files::{
+    FileError, check_replaceable, read_safetensors, read_tensors, replace_folder, write_atomic, write_safetensors,
+};
 use crate::session::{BoundaryReport, ModuleReport, NamedTensor, Session, StateError};
 use crate::trainer::checkpoint::{Checkpoint, RunState};
 use crate::trainer::metrics::MetricsLog;
@@ -133,10 +135,8 @@ pub fn check_new(run: &Path) -> Result<(), TrainError> {
 pub fn create_run(run: &Path, plan_folder: &Path) -> Result<(), TrainError> {
     check_new(run)?;
     let plan = crate::folder::read_plan(plan_folder)?;
-    let constants: Vec<NamedTensor> = crate::folder::read_weights(plan_folder)?
-        .into_iter()
-        .filter(|t| plan.constants.iter().any(|c| c.name == t.name))
-        .collect();
+    let constant = |name: &str| plan.constants.iter().any(|c| c.name == name);
+    let constants = read_tensors(&plan_folder.join(files::WEIGHTS), constant)?;
     let kernels = crate::folder::read_kernels(plan_folder, &plan)?;
     replace_folder(run, &[], |folder| {
         write_safetensors(&folder.join(CONSTANTS), &constants)?;
@@ -229,8 +229,8 @@ pub fn train(
         }
         if state.step.is_multiple_of(every) || state.step == total {
             log.sync()?;
-            if let Some(t) = session.parameters()?.into_iter().find(|t| t.data.iter().any(|x| !x.is_finite())) {
-                return Err(TrainError::Overflow { name: t.name, step: state.step });
+            if let Some(name) = session.overflown()? {
+                return Err(TrainError::Overflow { name: name.to_string(), step: state.step });
             }
             Checkpoint::save(run, session, &state)?;
         }
