@@ -86,8 +86,11 @@ fn values_repeated_along_a_reduced_dimension() {
     let x = b.input(x);
     let most = b.max(x, &[2, 3]);
     let wide = b.broadcast(most, &[2, 3, 2, 2]);
-    let value = b.softmax(wide, &[2]);
+    let softmax = b.softmax(wide, &[2]);
+    let (softmax, x) = (b.reshape(softmax, &[24]), b.reshape(x, &[96]));
+    let value = b.concat(&[softmax, x], 0);
     g.roots.push(Root { kind: RootKind::Output("y".into()), value });
     let input = Tensor::from_fn([2, 3, 4, 4], |i| (i[0] + 2 * i[1] + i[2] * i[3]) as f64);
-    assert_eq!(run_on_cpu(&g, &[input], &[], 1), Tensor::full([2, 3, 2, 2], 0.5));
+    let want = [vec![0.5; 24], input.data.clone()].concat();
+    assert_eq!(run_on_cpu(&g, &[input], &[], 1).data, want);
 }

@@ -84,7 +84,7 @@ fn every_file_is_tidy() {
     assert!(files.len() > 100, "{} files", files.len());
     let mut all = Vec::new();
     for (name, rule) in RULES {
-        all.extend(files.iter().flat_map(|f| rule(f)).map(|c| format!("{name}: {c}")));
+        all.extend(files.iter().flat_map(rule).map(|c| format!("{name}: {c}")));
     }
     assert!(all.is_empty(), "\n{}", all.join("\n"));
 }

@@ -109,3 +109,17 @@ pub(crate) fn programs(entry: &Entry) -> impl Iterator<Item = (usize, &'static s
     let modules = entry.compiled.plan.modules.iter();
     modules.flat_map(|m| [(m.index, "step", &m.step), (m.index, "eval", &m.eval)])
 }
+
+/// That a group of snapshots holds these and no others: names are put together from parts, so that one left behind is
+/// not seen by its name in the source.
+pub(crate) fn no_snapshots_but(group: &str, names: impl Iterator<Item = String>) {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/snapshots");
+    let files =
+        std::fs::read_dir(folder).expect("snapshots").filter_map(|e| e.expect("entry").file_name().into_string().ok());
+    let prefix = format!("corpus__{group}__");
+    let found = files.filter_map(|f| Some(f.strip_prefix(&prefix)?.strip_suffix(".snap")?.to_string()));
+    let (mut found, mut names): (Vec<_>, Vec<_>) = (found.collect(), names.collect());
+    found.sort();
+    names.sort();
+    assert_eq!(found, names);
+}
