@@ -11,7 +11,7 @@ use crate::fuse::layout::layout;
 use crate::fuse::regions::{collect, merge};
 use crate::fuse::store::store;
 use crate::heads::tokens_missing;
-use crate::ir::graph::{Graph, InputKind, RootKind};
+use crate::ir::graph::{Graph, Root, RootKind};
 use crate::ir::verify::{Spec as VerifySpec, VerifyError, verify};
 use crate::lower::{Draft, Names, Program, lower};
 use crate::memory::{Arena, place};
@@ -189,7 +189,9 @@ fn partition(
         let graphs = step::build(module, &place, spec)?;
         let (draft, arena) = program(&graphs.train, k, Program::Step, &mut Names::default());
         let cost = Cost {
-            peak: arena.bytes + boundary_bytes(&graphs.train),
+            arena: arena.bytes,
+            boundary: boundary_bytes(&graphs.train),
+            head: head_bytes(&graphs),
             flops: draft.kernels.iter().map(|k| k.flops).sum(),
         };
         known.insert(signature, cost);
@@ -213,19 +215,18 @@ fn structure(g: &Graph) -> String {
     sha256_hex(out.as_bytes())
 }
 
-/// Bytes of the boundaries a module reads and writes.
+/// Bytes of the boundary a module hands on.
 fn boundary_bytes(train: &Graph) -> usize {
-    let read = train
-        .inputs
-        .iter()
-        .filter(|i| matches!(i.kind, InputKind::Boundary | InputKind::BoundaryGradient))
-        .map(|i| align(i.ty.bytes()));
-    let written = train
-        .roots
-        .iter()
-        .filter(|r| matches!(r.kind, RootKind::Output(_) | RootKind::OutputGradient))
-        .map(|r| align(train.ty(r.value).bytes()));
-    read.chain(written).sum()
+    let written = |r: &&Root| matches!(r.kind, RootKind::Output(_) | RootKind::OutputGradient);
+    train.roots.iter().filter(written).map(|r| align(train.ty(r.value).bytes())).sum()
+}
+
+/// Bytes of a head's parameters and their optimizer state.
+fn head_bytes(m: &ModuleGraphs) -> usize {
+    let of_head = |name: &str| m.head_variables.contains(name);
+    let state_of_head = |name: &str| name.rsplit_once('.').is_some_and(|(parameter, _)| of_head(parameter));
+    let kept = m.train.variables.iter().filter(|v| of_head(&v.name) || state_of_head(&v.name));
+    kept.map(|v| align(v.ty.bytes())).sum()
 }
 
 /// Fuses, schedules, lowers and places one program.

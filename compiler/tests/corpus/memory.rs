@@ -121,8 +121,8 @@ fn an_overlap_is_found() {
     assert!(slrc_plan::validate::validate(&plan).is_err_and(|e| e.to_string().contains("overlap")));
 }
 
-/// An arena cannot be smaller than what is live at once. Measured: at most 1.015 times that (a training step of
-/// VGG-11-BN, where a few large blocks of odd lifetimes do not pack).
+/// An arena cannot be smaller than what is live at once. Measured: at most 1.013 times that (a training step of
+/// ResNet-50, where a few large blocks of odd lifetimes do not pack), and exactly that for 19 programs of 20.
 #[test]
 fn arenas_are_tight() {
     let mut worst = (0.0, String::new());
@@ -137,7 +137,7 @@ fn arenas_are_tight() {
             }
         }
     }
-    assert!(worst.0 <= 1.03, "{worst:?}");
+    assert!(worst.0 <= 1.02, "{worst:?}");
 }
 
 /// What a plan says a run allocates is what its parts add up to.
