@@ -1,9 +1,9 @@
 //! Packing: offsets of blocks with fixed lives, in as little room as can be found.
 //!
 //! Finding the least room is NP-hard, but most bytes live at once are a lower bound that is nearly always reached.
-//! Blocks are placed one by one, each at the lowest offset that is free for its whole life, so that a packing is an order
-//! of blocks. Some natural orders are tried, and a search goes on from the best of them: whatever lies on top is placed
-//! earlier. The search is seeded, and bounded by steps, not by time.
+//! Blocks are placed one by one, each at the lowest offset that is free for its whole life, so that a packing is an
+//! order of blocks. Some natural orders are tried, and a search goes on from the best of them: whatever lies on top is
+//! placed earlier. The search is seeded, and bounded by steps, not by time.
 
 use slrc_plan::random::Sequence;
 
