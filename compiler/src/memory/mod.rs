@@ -1,7 +1,7 @@
 //! Memory: live ranges and exact arena offsets.
 //!
 //! A buffer is live from the kernel that first writes it to the last that touches it. An elementwise kernel may write
-//! its result over an operand that dies there. What shares a place is a block; [`pack`] finds where blocks lie.
+//! its result over an operand that dies there. What shares a place is a block; `pack.rs` finds where blocks lie.
 
 mod pack;
 
