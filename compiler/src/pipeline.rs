@@ -7,6 +7,7 @@ use slrc_plan::plan::{ModelInfo, Plan, Settings};
 use slrc_plan::validate::{InvalidPlan, validate};
 
 use crate::emit::{CompiledModule, assemble, cuda};
+use crate::fuse::epilogues::attach;
 use crate::fuse::layout::layout;
 use crate::fuse::regions::{collect, merge};
 use crate::fuse::store::store;
@@ -237,6 +238,7 @@ pub fn program(g: &Graph, k: usize, kind: Program, names: &mut Names) -> (Draft,
     store(g, &mut layouts, &mut items);
     // What is read from memory now no longer ties regions together.
     merge(g, &layouts, &mut items);
+    attach(g, &layouts, &mut items);
     let order = schedule(g, &layouts, &items);
     let draft = lower(g, &layouts, &items, &order, k, kind, names);
     let arena = place(&draft);

@@ -369,24 +369,12 @@ impl Layouts {
             | Op::WindowUnselect(_)
             | Op::WindowSum(_)
             | Op::WindowSpread(_) => CHANNELS_LAST.to_vec(),
-            Op::Concat(_) | Op::Pad(_) => {
-                required_order(g, id).unwrap_or_else(|| self.widest(&n.operands, weight, rank).0)
-            }
-            Op::MatMul(_) => self.product_order(g, id),
+            Op::Concat(_) | Op::Pad(_) => required_order(g, id)
+                .or_else(|| transposed_order(g, id))
+                .unwrap_or_else(|| self.widest(&n.operands, weight, rank).0),
+            Op::MatMul(_) => transposed_order(g, id).unwrap_or_else(|| (0..rank).collect()),
             _ => (0..rank).collect(),
         }
-    }
-
-    /// A product whose only use is a transposition (heads moved next to their columns, say) is written transposed.
-    fn product_order(&self, g: &Graph, id: NodeId) -> Vec<usize> {
-        let rank = g.ty(id).rank();
-        if let [only] = g.users(id)[..]
-            && let Op::Transpose(t) = &g.node(only).op
-            && t.permutation.last() == Some(&(rank - 1))
-        {
-            return t.permutation.clone();
-        }
-        (0..rank).collect()
     }
 
     /// Brings the operands of a kernel into the layout it needs.
@@ -410,6 +398,13 @@ impl Layouts {
             self.operands.insert((id, slot), layout);
         }
     }
+}
+
+/// What is only transposed (heads moved next to their columns, say) is written transposed, if its rows stay rows.
+fn transposed_order(g: &Graph, id: NodeId) -> Option<Vec<usize>> {
+    let [only] = g.users(id)[..] else { return None };
+    let Op::Transpose(t) = &g.node(only).op else { return None };
+    (t.permutation.last() == Some(&(g.ty(id).rank() - 1))).then(|| t.permutation.clone())
 }
 
 /// The order that what becomes of a root's value requires.

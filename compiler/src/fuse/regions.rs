@@ -52,8 +52,8 @@ pub struct Sink {
 pub enum Item {
     /// Fused work.
     Region(Region),
-    /// A kernel node.
-    Kernel(NodeId),
+    /// A kernel node, with elementwise work on its result.
+    Kernel(NodeId, Option<Region>),
     /// A copy, an index into [`Layouts::copies`].
     Copy(usize),
     /// A root whose value is elsewhere in memory and must be copied to its place; an index into the graph's roots.
@@ -102,7 +102,7 @@ impl Region {
     }
 
     /// How the region itself would read a sink of its own.
-    fn canonical(&self, l: &Layouts, id: NodeId) -> Option<Leaf> {
+    pub(super) fn canonical(&self, l: &Layouts, id: NodeId) -> Option<Leaf> {
         let map = &self.sinks.iter().find(|s| s.node == id)?.map;
         let layout = l.memory(id)?;
         let mut strides = vec![0; self.space.len()];
@@ -216,8 +216,8 @@ pub fn collect(g: &Graph, l: &Layouts) -> Items {
         }
         match g.node(id).op.rule().class() {
             Class::Pointwise | Class::Reduction => items.push(Item::Region(new_region(g, l, id))),
-            Class::Kernel => items.push(Item::Kernel(id)),
-            Class::Leaf if g.node(id).op.splat().is_some() => items.push(Item::Kernel(id)),
+            Class::Kernel => items.push(Item::Kernel(id, None)),
+            Class::Leaf if g.node(id).op.splat().is_some() => items.push(Item::Kernel(id, None)),
             Class::Leaf | Class::View | Class::Composite => {}
         }
     }
@@ -234,8 +234,10 @@ impl Items {
         match &self.items[item] {
             None => BTreeSet::new(),
             Some(Item::Region(r)) => r.leaves.iter().map(|x| x.owner).collect(),
-            Some(Item::Kernel(id)) => {
-                (0..g.node(*id).operands.len()).map(|slot| l.operands[&(*id, slot)].owner).collect()
+            Some(Item::Kernel(id, epilogue)) => {
+                let operands = (0..g.node(*id).operands.len()).map(|slot| l.operands[&(*id, slot)].owner);
+                let leaves = epilogue.iter().flat_map(|r| &r.leaves).map(|x| x.owner);
+                operands.chain(leaves.filter(|&o| o != Owner::Node(*id))).collect()
             }
             Some(Item::Copy(c)) => BTreeSet::from([l.copies[*c].from.owner]),
             Some(Item::Export(r)) => {
@@ -250,8 +252,9 @@ impl Items {
         for (i, item) in self.items.iter().enumerate() {
             match item {
                 Some(Item::Region(r)) => out.extend(r.sinks.iter().map(|s| (Owner::Node(s.node), i))),
-                Some(Item::Kernel(id)) => {
-                    out.insert(Owner::Node(*id), i);
+                Some(Item::Kernel(id, epilogue)) => {
+                    let sinks = epilogue.iter().flat_map(|r| &r.sinks).map(|s| s.node);
+                    out.extend(sinks.chain([*id]).map(|n| (Owner::Node(n), i)));
                 }
                 Some(Item::Copy(c)) => {
                     out.insert(Owner::Copy(*c), i);
@@ -330,7 +333,7 @@ impl Items {
             .iter()
             .map(|item| match item {
                 Some(Item::Region(r)) => 2 * u64::from(r.sinks[0].node.0) + 1,
-                Some(Item::Kernel(id)) => 2 * u64::from(id.0) + 1,
+                Some(Item::Kernel(id, _)) => 2 * u64::from(id.0) + 1,
                 Some(Item::Export(r)) => 2 * u64::from(g.roots[*r].value.0) + 1,
                 Some(Item::Copy(_)) | None => u64::MAX,
             })
@@ -359,11 +362,12 @@ pub fn merge(g: &Graph, l: &Layouts, items: &mut Items) {
     items.order(g, l);
 }
 
-struct Merger<'a> {
+/// What merges need to know of the items' order.
+pub(super) struct Merger<'a> {
     g: &'a Graph,
     l: &'a Layouts,
     /// Items directly after each.
-    after: Vec<BTreeSet<usize>>,
+    pub(super) after: Vec<BTreeSet<usize>>,
     /// Items that come after each, directly or not.
     reach: Vec<Bits>,
     /// Where each item went when it was merged.
@@ -396,7 +400,7 @@ impl Bits {
 }
 
 impl<'a> Merger<'a> {
-    fn new(items: &Items, order: &[usize], g: &'a Graph, l: &'a Layouts) -> Merger<'a> {
+    pub(super) fn new(items: &Items, order: &[usize], g: &'a Graph, l: &'a Layouts) -> Merger<'a> {
         let n = items.items.len();
         let mut after = vec![BTreeSet::new(); n];
         for (i, b) in items.before.iter().enumerate() {
@@ -417,7 +421,7 @@ impl<'a> Merger<'a> {
     }
 
     /// The item that item `i` is now part of.
-    fn find(&self, mut i: usize) -> usize {
+    pub(super) fn find(&self, mut i: usize) -> usize {
         while self.into[i] != i {
             i = self.into[i];
         }
@@ -460,7 +464,7 @@ impl<'a> Merger<'a> {
     }
 
     /// Whether a path leads from one to the other through a third item.
-    fn connected_otherwise(&self, a: usize, b: usize) -> bool {
+    pub(super) fn connected_otherwise(&self, a: usize, b: usize) -> bool {
         let through = |from: usize, to: usize| {
             self.after[from].iter().map(|&x| self.find(x)).any(|x| x != to && x != from && self.reach[x].contains(to))
         };
@@ -468,7 +472,7 @@ impl<'a> Merger<'a> {
     }
 
     /// Item `gone` is now part of `into`.
-    fn absorb(&mut self, into: usize, gone: usize) {
+    pub(super) fn absorb(&mut self, into: usize, gone: usize) {
         self.into[gone] = into;
         let after = std::mem::take(&mut self.after[gone]);
         self.after[into].extend(after);

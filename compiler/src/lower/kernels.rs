@@ -6,7 +6,7 @@ use slrc_plan::kernel::{
     Conv, ConvDirection, Copy, Fill, Gather, KernelOp, Matmul, MatmulSplit, Random, Window, WindowGeometry, WindowOp,
 };
 
-use crate::fuse::{Layout, Owner};
+use crate::fuse::{Layout, Owner, Region};
 use crate::ir::graph::NodeId;
 use crate::ir::op::Op;
 use crate::ir::ops::contract::ConvShape;
@@ -36,13 +36,14 @@ impl Lowering<'_> {
         View { strides: vec![s[0], s[2], s[3], s[1]], ..v }
     }
 
-    pub(super) fn kernel(&mut self, id: NodeId) {
+    /// A kernel node, with the item it belongs to and the work on its result.
+    pub(super) fn kernel(&mut self, id: NodeId, epilogue: Option<(usize, &Region)>) {
         let n = self.g.node(id).clone();
         match &n.op {
-            Op::Conv(c) => self.conv(id, &c.0, ConvDirection::Forward),
-            Op::ConvInputGrad(c) => self.conv(id, &c.0, ConvDirection::InputGrad),
-            Op::ConvWeightGrad(c) => self.conv(id, &c.0, ConvDirection::WeightGrad),
-            Op::MatMul(_) => self.matmul(id),
+            Op::Conv(c) => self.conv(id, &c.0, ConvDirection::Forward, epilogue),
+            Op::ConvInputGrad(c) => self.conv(id, &c.0, ConvDirection::InputGrad, epilogue),
+            Op::ConvWeightGrad(c) => self.conv(id, &c.0, ConvDirection::WeightGrad, epilogue),
+            Op::MatMul(_) => self.matmul(id, epilogue),
             Op::WindowMaxIndex(w) => self.window(id, &w.0, WindowOp::MaxIndex),
             Op::WindowSelect(w) => self.window(id, &w.0, WindowOp::Select),
             Op::WindowUnselect(w) => self.window(id, &w.0, WindowOp::Unselect),
@@ -95,7 +96,7 @@ impl Lowering<'_> {
         }
     }
 
-    fn conv(&mut self, id: NodeId, c: &ConvShape, direction: ConvDirection) {
+    fn conv(&mut self, id: NodeId, c: &ConvShape, direction: ConvDirection, epilogue: Option<(usize, &Region)>) {
         let (a, b) = (self.operand(id, 0), self.operand(id, 1));
         let out = self.result(id);
         let node = self.g.node(id);
@@ -130,11 +131,12 @@ impl Lowering<'_> {
             y: self.image(&y),
             split,
             packed,
+            epilogue: None,
         };
-        self.push(&[id], flops, KernelOp::Conv(run));
+        self.push_product(id, flops, KernelOp::Conv(run), epilogue);
     }
 
-    fn matmul(&mut self, id: NodeId) {
+    fn matmul(&mut self, id: NodeId, epilogue: Option<(usize, &Region)>) {
         let (a, b, c) = (self.operand(id, 0), self.operand(id, 1), self.result(id));
         let node = self.g.node(id);
         let (sa, sc) = (self.g.shape(node.operands[0]), &node.ty.shape);
@@ -149,7 +151,8 @@ impl Lowering<'_> {
         });
         let (mut a, mut b, mut c) = (self.view(&a), self.view(&b), self.view(&c));
         let batch = collapse_batch(batch, &mut [&mut a, &mut b, &mut c]);
-        self.push(&[id], flops, KernelOp::Matmul(Matmul { batch: Dims(batch), m, n, k, a, b, c, split }));
+        let run = Matmul { batch: Dims(batch), m, n, k, a, b, c, split, epilogue: None };
+        self.push_product(id, flops, KernelOp::Matmul(run), epilogue);
     }
 
     fn window(&mut self, id: NodeId, g: &WindowGeometry, op: WindowOp) {

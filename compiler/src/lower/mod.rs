@@ -1,5 +1,6 @@
 //! Lowering: fused items as kernels over named buffers. Offsets are not known yet; [`crate::memory`] assigns them.
 
+mod epilogue;
 mod kernels;
 mod names;
 mod regions;
@@ -78,7 +79,7 @@ pub fn lower(
     for &i in order {
         match items.items[i].as_ref().expect("invariant: ordered items are present") {
             Item::Region(r) => lowering.region(i, r),
-            Item::Kernel(id) => lowering.kernel(*id),
+            Item::Kernel(id, epilogue) => lowering.kernel(*id, epilogue.as_ref().map(|r| (i, r))),
             Item::Copy(c) => lowering.copy(*c),
             Item::Export(root) => lowering.export(*root),
         }

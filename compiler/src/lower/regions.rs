@@ -73,6 +73,23 @@ impl Body<'_, '_> {
 
 impl Lowering<'_> {
     pub(super) fn region(&mut self, item: usize, region: &Region) {
+        let mut plan = self.plan_region(item, region);
+        let nodes: Vec<NodeId> = region.sinks.iter().map(|s| s.node).collect();
+        let elements: usize = plan.space.iter().product();
+        let flops = (elements * plan.body.len()) as u64;
+        let run = if plan.reduce.is_empty() {
+            KernelOp::Map(plan)
+        } else if region.is_row() {
+            KernelOp::Row(plan)
+        } else {
+            self.split(&mut plan, nodes[0]);
+            KernelOp::Reduce(plan)
+        };
+        self.push(&nodes, flops, run);
+    }
+
+    /// A region's work over named buffers, dimensions joined; not split.
+    pub(super) fn plan_region(&mut self, item: usize, region: &Region) -> PlanRegion {
         let (g, l) = (self.g, self.l);
         let mut body = Body {
             low: self,
@@ -127,20 +144,8 @@ impl Lowering<'_> {
             }
         }
         prune(&mut plan);
-        let nodes: Vec<NodeId> = region.sinks.iter().map(|s| s.node).collect();
-        let row = region.is_row();
         collapse(&mut plan);
-        let elements: usize = plan.space.iter().product();
-        let flops = (elements * plan.body.len()) as u64;
-        let run = if plan.reduce.is_empty() {
-            KernelOp::Map(plan)
-        } else if row {
-            KernelOp::Row(plan)
-        } else {
-            self.split(&mut plan, nodes[0]);
-            KernelOp::Reduce(plan)
-        };
-        self.push(&nodes, flops, run);
+        plan
     }
 
     /// Splits the outermost reduced dimension where too few kept elements lie outside it to work on at once.

@@ -23,7 +23,7 @@ pub(super) struct Packing {
 }
 
 /// Pairs of blocks that the search may look at before it takes what it has.
-const PAIRS: usize = 4_000_000;
+const PAIRS: usize = 8_000_000;
 
 /// The smallest packing found of blocks of which `live` bytes are live at once.
 pub(super) fn pack(blocks: &[Block], live: usize) -> Packing {
@@ -107,25 +107,43 @@ impl Search<'_> {
     }
 
     /// Looks for a smaller packing than `best`, which is that of `order`.
-    fn improve(&mut self, mut order: Vec<usize>, best: &mut Packing, live: usize) {
+    fn improve(&mut self, order: Vec<usize>, best: &mut Packing, live: usize) {
+        /// Moves without a gain after which the search starts again from the best order, a little shuffled.
+        const PATIENCE: usize = 60;
         let mut rng = Sequence::new(0, 0, 0);
-        let mut now = best.clone();
+        let (mut best_order, mut now, mut stale) = (order.clone(), best.clone(), 0);
+        let mut order = order;
         while best.end > live && self.pairs < PAIRS && order.len() > 1 {
             let mut next = order.clone();
-            // A block on top, and now and then any other, to somewhere before.
-            let top = order.iter().position(|&i| now.offsets[i] + self.blocks[i].bytes == now.end);
-            let from = match rng.word() % 4 {
-                0 => rng.word() as usize % order.len(),
-                _ => top.expect("invariant: something ends at the end"),
-            };
-            let to = rng.word() as usize % (from + 1);
-            next[to..=from].rotate_right(1);
-            // As good is good enough: it leads elsewhere.
-            if let Some(found) = self.first_fit(&next, now.end + 1) {
-                (order, now) = (next, found);
-                if now.end < best.end {
-                    best.clone_from(&now);
+            let mut limit = now.end + 1;
+            if stale >= PATIENCE {
+                next.clone_from(&best_order);
+                for _ in 0..1 + rng.word() % 4 {
+                    let from = rng.word() as usize % next.len();
+                    let to = rng.word() as usize % next.len();
+                    next[from.min(to)..=from.max(to)].rotate_right(1);
                 }
+                (limit, stale) = (usize::MAX, 0);
+            } else {
+                // A block on top, and now and then any other, to somewhere before.
+                let top = order.iter().position(|&i| now.offsets[i] + self.blocks[i].bytes == now.end);
+                let from = match rng.word() % 4 {
+                    0 => rng.word() as usize % order.len(),
+                    _ => top.expect("invariant: something ends at the end"),
+                };
+                let to = rng.word() as usize % (from + 1);
+                next[to..=from].rotate_right(1);
+            }
+            stale += 1;
+            // As good is good enough: it leads elsewhere.
+            let Some(found) = self.first_fit(&next, limit) else { continue };
+            if found.end < now.end {
+                stale = 0;
+            }
+            (order, now) = (next, found);
+            if now.end < best.end {
+                best.clone_from(&now);
+                best_order.clone_from(&order);
             }
         }
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dims::Dims;
 pub use crate::operand::{Access, Operand};
-use crate::region::Region;
+use crate::region::{Load, Region, Store};
 use crate::view::View;
 
 /// One launch.
@@ -92,6 +92,15 @@ pub enum KernelOp {
 }
 
 impl KernelOp {
+    /// The result of a family that may have an epilogue.
+    pub fn product(&self) -> Option<Product<'_>> {
+        match self {
+            KernelOp::Matmul(m) => Some(m.product()),
+            KernelOp::Conv(c) => Some(c.product()),
+            _ => None,
+        }
+    }
+
     /// The family's name, as in the plan text.
     pub fn family(&self) -> &'static str {
         match self {
@@ -111,7 +120,7 @@ impl KernelOp {
 }
 
 /// `c[b, i, j] = sum over l of a[b, i, l] * b[b, l, j]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Matmul {
     /// Batch extents (`scalar` for a single product).
@@ -131,6 +140,9 @@ pub struct Matmul {
     /// Fixed split of `k`: partial products of this many ranges of `k` are summed in order. One means no split.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<MatmulSplit>,
+    /// Elementwise work on `c`; see [`Product`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epilogue: Option<Region>,
 }
 
 /// A fixed split of a product's inner dimension.
@@ -189,7 +201,7 @@ impl WindowGeometry {
 
 /// A convolution (as in neural networks: cross-correlation). Activations lie `N, H, W, C`; weights `O, kh, kw, C /
 /// groups`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Conv {
     /// Which product.
@@ -217,6 +229,64 @@ pub struct Conv {
     /// many elements as `w`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packed: Option<View>,
+    /// Elementwise work on the result; one group only. See [`Product`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epilogue: Option<Region>,
+}
+
+/// The result of a matrix product or a convolution: `rows x cols` elements.
+///
+/// An epilogue is a map over the same elements in the same order; its last dimension is a row. An element of it runs
+/// once that element of the product is known. It reads the product where it lies, densely, and may overwrite it there;
+/// where it does not, the product stays.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    /// Where the product lies.
+    pub to: &'a View,
+    /// Elements of a row.
+    pub cols: usize,
+    /// Number of rows, those of all batches.
+    pub rows: usize,
+    /// Work on it.
+    pub epilogue: Option<&'a Region>,
+}
+
+impl Matmul {
+    /// Its result.
+    pub fn product(&self) -> Product<'_> {
+        let rows = self.batch.iter().product::<usize>() * self.m;
+        Product { to: &self.c, cols: self.n, rows, epilogue: self.epilogue.as_ref() }
+    }
+}
+
+impl Conv {
+    /// Its result: a row a pixel, of all channels; of a weight gradient, a row an output channel.
+    pub fn product(&self) -> Product<'_> {
+        let g = &self.geometry;
+        let (to, rows, cols) = match self.direction {
+            ConvDirection::Forward => (&self.y, self.batch * g.output[0] * g.output[1], self.out_channels),
+            ConvDirection::InputGrad => (&self.x, self.batch * g.input[0] * g.input[1], self.in_channels),
+            ConvDirection::WeightGrad => {
+                let weights = g.kernel[0] * g.kernel[1] * self.in_channels / self.groups.max(1);
+                (&self.w, self.out_channels, weights)
+            }
+        };
+        Product { to, cols, rows, epilogue: self.epilogue.as_ref() }
+    }
+}
+
+impl<'a> Product<'a> {
+    /// What the epilogue reads besides the product.
+    pub fn other_loads(&self) -> impl Iterator<Item = &'a Load> + use<'a> {
+        let to = self.to;
+        self.epilogue.into_iter().flat_map(|r| &r.loads).filter(move |l| l.view.buffer != to.buffer)
+    }
+
+    /// What it writes besides.
+    pub fn other_stores(&self) -> impl Iterator<Item = &'a Store> + use<'a> {
+        let to = self.to;
+        self.epilogue.into_iter().flat_map(|r| &r.stores).filter(move |s| s.view.buffer != to.buffer)
+    }
 }
 
 /// What a pooling kernel does.

@@ -1,7 +1,7 @@
 //! What a kernel touches: its operands, with all that a device may rely on.
 
 use crate::buffer::DType;
-use crate::kernel::{ConvDirection, KernelOp, WindowOp};
+use crate::kernel::{ConvDirection, KernelOp, Product, WindowOp};
 use crate::region::Region;
 use crate::view::View;
 
@@ -74,10 +74,13 @@ impl KernelOp {
             KernelOp::Matmul(m) => {
                 let with = |tail: [usize; 2]| [&m.batch[..], &tail].concat();
                 let mut out = vec![Operand::read(&m.a, &with([m.m, m.k])), Operand::read(&m.b, &with([m.k, m.n]))];
+                let (loads, stores) = epilogue_operands(&m.product());
+                out.extend(loads);
                 if let Some(s) = &m.split {
                     out.push(Operand::write(&s.partials, &[s.count, m.m, m.n]).dense());
                 }
                 out.push(Operand::write(&m.c, &with([m.m, m.n])));
+                out.extend(stores);
                 out
             }
             KernelOp::Conv(c) => {
@@ -87,18 +90,23 @@ impl KernelOp {
                 let w = [c.out_channels, g.kernel[0], g.kernel[1], c.in_channels / c.groups.max(1)];
                 let weights: usize = w.iter().product();
                 let (x, w, y) = (Operand::read(&c.x, &x), Operand::read(&c.w, &w), Operand::read(&c.y, &y));
-                let mut out = match c.direction {
-                    ConvDirection::Forward => vec![x, w, y.written()],
-                    ConvDirection::InputGrad => vec![w, y, x.written()],
-                    ConvDirection::WeightGrad => vec![x, y, w.written()],
+                let (a, b, result) = match c.direction {
+                    ConvDirection::Forward => (x, w, y.written()),
+                    ConvDirection::InputGrad => (w, y, x.written()),
+                    ConvDirection::WeightGrad => (x, y, w.written()),
                 };
+                let (loads, stores) = epilogue_operands(&c.product());
+                let mut out = vec![a.dense(), b.dense()];
+                out.extend(loads);
+                out.push(result.dense());
                 if let Some(s) = &c.split {
-                    out.push(Operand::write(&s.partials, &[s.count, weights]));
+                    out.push(Operand::write(&s.partials, &[s.count, weights]).dense());
                 }
                 if let Some(p) = &c.packed {
-                    out.push(Operand::write(p, &[weights]));
+                    out.push(Operand::write(p, &[weights]).dense());
                 }
-                out.into_iter().map(Operand::dense).collect()
+                out.extend(stores);
+                out
             }
             KernelOp::Window(w) => {
                 let g = &w.geometry;
@@ -140,19 +148,17 @@ impl KernelOp {
     pub fn rename_buffers(&mut self, f: &mut dyn FnMut(&mut String)) {
         let mut views: Vec<&mut View> = Vec::new();
         match self {
-            KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => {
-                views.extend(r.loads.iter_mut().map(|l| &mut l.view));
-                views.extend(r.stores.iter_mut().map(|s| &mut s.view));
-                views.extend(r.split.iter_mut().map(|s| &mut s.partials));
-            }
+            KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => views.extend(region_views(r)),
             KernelOp::Matmul(m) => {
                 views.extend([&mut m.a, &mut m.b, &mut m.c]);
                 views.extend(m.split.iter_mut().map(|s| &mut s.partials));
+                views.extend(m.epilogue.iter_mut().flat_map(region_views));
             }
             KernelOp::Conv(c) => {
                 views.extend([&mut c.x, &mut c.w, &mut c.y]);
                 views.extend(c.split.iter_mut().map(|s| &mut s.partials));
                 views.extend(c.packed.iter_mut());
+                views.extend(c.epilogue.iter_mut().flat_map(region_views));
             }
             KernelOp::Window(w) => {
                 views.extend([&mut w.large, &mut w.small]);
@@ -167,6 +173,19 @@ impl KernelOp {
             f(&mut v.buffer);
         }
     }
+}
+
+fn region_views(r: &mut Region) -> impl Iterator<Item = &mut View> {
+    let loads = r.loads.iter_mut().map(|l| &mut l.view);
+    loads.chain(r.stores.iter_mut().map(|s| &mut s.view)).chain(r.split.iter_mut().map(|s| &mut s.partials))
+}
+
+/// What an epilogue reads and writes besides the product.
+fn epilogue_operands<'a>(p: &Product<'a>) -> (Vec<Operand<'a>>, Vec<Operand<'a>>) {
+    let space: &[usize] = p.epilogue.map_or(&[], |r| &r.space);
+    let loads = p.other_loads().map(|l| Operand::read(&l.view, space).of(ANY));
+    let stores = p.other_stores().map(|s| Operand::write(&s.view, space).of(RESULTS));
+    (loads.collect(), stores.collect())
 }
 
 fn region_operands(r: &Region) -> Vec<Operand<'_>> {

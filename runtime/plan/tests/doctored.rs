@@ -125,9 +125,8 @@ fn products() {
             ("b: w/fc(1,16)", "b: const/0(0,0)", "is of i32, not f32"),
             ("b: w/fc(1,16)", "b: w/fc(16,16)", "leaves its buffer"),
             ("b: w/fc(1,16)", "b: w/conv(1,16)", "isolation"),
-            ("c: m2/z(3,1)", "c: m2/z(0,1)", "names an element twice"),
-            ("c: m2/z(3,1)", "c: m2/z(2,1)", "names an element twice"),
-            ("c: m2/z(3,1)", "c: input/ids(0,0)", "is of i32, not f32"),
+            ("c: m2/z(3,1)", "c: m2/z(0,1)", "with an epilogue is dense"),
+            ("c: m2/z(3,1)", "c: m2/z(2,1)", "with an epilogue is dense"),
             ("m: 2", "m: 0", "an extent is 0"),
             ("k: 16", "k: 4611686018427387904", "too large"),
             ("count: 2", "count: 17", "in 17 groups"),
@@ -135,6 +134,40 @@ fn products() {
             ("batch: scalar", "batch: '1'", "is not split"),
             ("partials(6,3,1)", "partials(6,1,2)", "not dense"),
             ("partials: m2/z.partials(6,3,1)", "partials: m2/z(0,3,1)", "not dense"),
+        ],
+    );
+}
+
+#[test]
+fn epilogues() {
+    refused_kernel(
+        2,
+        "k0",
+        &[
+            ("space: 2x3", "space: 3x2", "does not fit a product of 2 rows of 3"),
+            ("space: 2x3", "space: 1x3", "does not fit a product of 2 rows of 3"),
+            ("space: 2x3", "space: 2x3\n          reduce:\n          - 0", "a map reduces nothing"),
+            ("x0 = m2/z(3,1)", "x0 = m2/z(1,2)", "is not the product"),
+            ("x0 = m2/z(3,1)", "x0 = m2/z@1(3,1)", "is not the product"),
+            ("x0 = m2/z(3,1)", "x0 = m2/p(3,1)", "not live"),
+            ("x0 = m2/z(3,1)", "x0 = m2/z(3)", "needs 2 strides"),
+            ("- m2/z(3,1) = v0", "- m2/z(1,2) = v0", "is not the product"),
+            ("- m2/z(3,1) = v0", "- m2/z(3,1) = x0", "stored but not computed"),
+            ("- m2/z(3,1) = v0", "- m2/sum(1,0) = v0", "names an element twice"),
+            ("- m2/z(3,1) = v0", "- x1(16,1) = v0", "is written while"),
+            ("- m2/z(3,1) = v0", "- m2/z.partials(3,1) = v0", "is written while"),
+            ("x1 = scalar/lr(0,0)", "x1 = scalar/lr(1,0)", "leaves its buffer"),
+            ("x1 = scalar/lr(0,0)", "x1 = w/conv(0,0)", "isolation"),
+            ("mul x0 x1", "reduce-sum x0", "reduces in a map"),
+        ],
+    );
+    refused_kernel(
+        1,
+        "k6",
+        &[
+            ("space: 2x16x3", "space: 1x16x3", "does not fit a product of 32 rows of 3"),
+            ("m1/dx(48,3,1) = v0", "m1/dx(48,1,16) = v0", "is not the product"),
+            ("out_channels: 4\n        groups: 1", "out_channels: 6\n        groups: 3", "in groups has no epilogue"),
         ],
     );
 }

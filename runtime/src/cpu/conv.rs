@@ -7,6 +7,7 @@
 
 use slrc_plan::kernel::{Conv as Plan, ConvDirection, WindowGeometry};
 
+use crate::cpu::epilogue::Epilogue;
 use crate::cpu::matmul::{Matrix, product};
 use crate::cpu::memory::{Memory, Operand};
 use crate::cpu::parallel::{for_each, part, scratch, tasks_for};
@@ -46,6 +47,7 @@ pub(super) struct Conv {
     y: Operand,
     split: Option<(usize, Operand)>,
     packed: Option<Operand>,
+    epilogue: Option<Epilogue>,
     /// Patches are the pixels themselves.
     pointwise: bool,
     residues: Vec<Residue>,
@@ -68,6 +70,7 @@ impl Conv {
             y: memory.operand(&p.y),
             split: p.split.as_ref().map(|s| (s.count, memory.operand(&s.partials))),
             packed: p.packed.as_ref().map(|v| memory.operand(v)),
+            epilogue: Epilogue::new(memory, &p.product()),
             pointwise: g.is_pointwise(),
             residues,
         }
@@ -79,6 +82,15 @@ impl Conv {
             ConvDirection::InputGrad => self.input_grad(),
             ConvDirection::WeightGrad => self.weight_grad(),
         }
+    }
+
+    /// Lends `count` elements of scratch memory, and what the epilogue needs.
+    fn scratch(&self, count: usize, work: impl FnOnce(&mut [f32], &mut [f32])) {
+        let more = self.epilogue.as_ref().map_or(0, Epilogue::scratch);
+        scratch(count + more, |memory| {
+            let (own, epilogue) = memory.split_at_mut(count);
+            work(own, epilogue);
+        });
     }
 
     fn group_channels(&self) -> (usize, usize) {
@@ -101,7 +113,7 @@ impl Conv {
         let tasks = pixels.div_ceil(tile);
         for_each(tasks, |t| {
             let range = part(pixels, tasks, t);
-            scratch(if self.pointwise { 0 } else { range.len() * k }, |patches| {
+            self.scratch(if self.pointwise { 0 } else { range.len() * k }, |patches, tiles| {
                 for g in 0..self.groups {
                     let a = if self.pointwise {
                         Matrix {
@@ -118,6 +130,9 @@ impl Conv {
                     let c = Matrix { at, row: self.out_channels, col: 1 };
                     // SAFETY: views lie in their buffers; tasks write disjoint pixels.
                     unsafe { product(range.len(), co, k, c, a, b, false) };
+                }
+                if let Some(e) = &self.epilogue {
+                    e.run(range, 0..co, tiles);
                 }
             });
         });
@@ -191,7 +206,7 @@ impl Conv {
             let (residue, range) = (&self.residues[tiles[t].0], tiles[t].1.clone());
             let k = residue.taps[0].len() * residue.taps[1].len() * co;
             let patch = if self.pointwise { 0 } else { range.len() * k };
-            scratch(patch + if dense { 0 } else { range.len() * ci }, |memory| {
+            self.scratch(patch + if dense { 0 } else { range.len() * ci }, |memory, tiles| {
                 let (patches, results) = memory.split_at_mut(patch);
                 for g in 0..self.groups {
                     let (a, b);
@@ -221,6 +236,13 @@ impl Conv {
                     }
                     if !dense {
                         self.scatter(residue, range.clone(), g, results);
+                    }
+                }
+                if let Some(e) = &self.epilogue {
+                    if dense {
+                        e.run(range, 0..ci, tiles);
+                    } else {
+                        range.map(|p| self.input_pixel(residue, p)).for_each(|p| e.run(p..p + 1, 0..ci, tiles));
                     }
                 }
             });
@@ -288,15 +310,20 @@ impl Conv {
         }
     }
 
+    /// Pixel `p` of a residue as a pixel of the input.
+    fn input_pixel(&self, r: &Residue, p: usize) -> usize {
+        let g = &self.geometry;
+        let (n, rest) = (p / (r.extent[0] * r.extent[1]), p % (r.extent[0] * r.extent[1]));
+        let iy = r.start[0] + rest / r.extent[1] * g.strides[0];
+        let ix = r.start[1] + rest % r.extent[1] * g.strides[1];
+        (n * g.input[0] + iy) * g.input[1] + ix
+    }
+
     /// Puts results of a residue's pixels where they belong.
     fn scatter(&self, r: &Residue, pixels: std::ops::Range<usize>, group: usize, from: &[f32]) {
-        let g = &self.geometry;
         let (ci, _) = self.group_channels();
         for (row, p) in from.chunks_exact(ci).zip(pixels) {
-            let (n, rest) = (p / (r.extent[0] * r.extent[1]), p % (r.extent[0] * r.extent[1]));
-            let iy = r.start[0] + rest / r.extent[1] * g.strides[0];
-            let ix = r.start[1] + rest % r.extent[1] * g.strides[1];
-            let at = ((n * g.input[0] + iy) * g.input[1] + ix) * self.in_channels + group * ci;
+            let at = self.input_pixel(r, p) * self.in_channels + group * ci;
             // SAFETY: views lie in their buffers; tasks write disjoint pixels.
             unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), self.x.f32(at), ci) };
         }
@@ -326,36 +353,47 @@ impl Conv {
                 row: 1,
                 col: self.out_channels,
             };
-            if self.pointwise {
-                for g in 0..self.groups {
-                    let at = self.x.f32(pixels.start * self.in_channels + g * ci + columns.start);
-                    let b = Matrix { at, row: self.in_channels, col: 1 };
-                    // SAFETY: views lie in their buffers; tasks write disjoint columns.
-                    unsafe { product(co, columns.len(), pixels.len(), to(g), outputs(pixels.start, g), b, false) };
-                }
-                return;
-            }
-            let tile = pixel_tile(columns.len(), pixels.len().max(1));
-            let tiles = pixels.len().div_ceil(tile);
-            scratch(tile * columns.len(), |patches| {
-                for i in 0..tiles {
-                    let range = part(pixels.len(), tiles, i);
-                    let range = pixels.start + range.start..pixels.start + range.end;
+            // Of a split gradient, the sum of its parts has the epilogue.
+            let epilogue = self.epilogue.as_ref().filter(|_| partials.is_none());
+            let tile = if self.pointwise { 0 } else { pixel_tile(columns.len(), pixels.len().max(1)) };
+            self.scratch(tile * columns.len(), |patches, memory| {
+                if self.pointwise {
                     for g in 0..self.groups {
-                        self.gather(range.clone(), g, columns.clone(), patches);
-                        let b = Matrix { at: patches.as_mut_ptr(), row: columns.len(), col: 1 };
-                        // SAFETY: as above.
-                        unsafe { product(co, columns.len(), range.len(), to(g), outputs(range.start, g), b, i > 0) };
+                        let at = self.x.f32(pixels.start * self.in_channels + g * ci + columns.start);
+                        let b = Matrix { at, row: self.in_channels, col: 1 };
+                        // SAFETY: views lie in their buffers; tasks write disjoint columns.
+                        unsafe { product(co, columns.len(), pixels.len(), to(g), outputs(pixels.start, g), b, false) };
                     }
+                } else {
+                    let tiles = pixels.len().div_ceil(tile);
+                    for i in 0..tiles {
+                        let range = part(pixels.len(), tiles, i);
+                        let range = pixels.start + range.start..pixels.start + range.end;
+                        for g in 0..self.groups {
+                            self.gather(range.clone(), g, columns.clone(), patches);
+                            let b = Matrix { at: patches.as_mut_ptr(), row: columns.len(), col: 1 };
+                            // SAFETY: as above.
+                            unsafe {
+                                product(co, columns.len(), range.len(), to(g), outputs(range.start, g), b, i > 0)
+                            };
+                        }
+                    }
+                }
+                if let Some(e) = epilogue {
+                    e.run(0..co, columns.clone(), memory);
                 }
             });
         });
         if let Some(p) = partials {
-            let tasks = tasks_for(size, count);
+            let tasks = tasks_for(self.out_channels, k * count);
             for_each(tasks, |t| {
-                for i in part(size, tasks, t) {
-                    // SAFETY: partials of every group are complete; tasks write disjoint elements.
+                let rows = part(self.out_channels, tasks, t);
+                for i in rows.start * k..rows.end * k {
+                    // SAFETY: partials of every group are complete; tasks write disjoint rows.
                     unsafe { *self.w.f32(i) = (1..count).fold(*p.f32(i), |x, g| x + *p.f32(g * size + i)) };
+                }
+                if let Some(e) = &self.epilogue {
+                    self.scratch(0, |_, memory| e.run(rows, 0..k, memory));
                 }
             });
         }

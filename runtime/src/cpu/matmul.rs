@@ -2,8 +2,9 @@
 
 use slrc_plan::kernel::Matmul as Plan;
 
+use crate::cpu::epilogue::Epilogue;
 use crate::cpu::memory::{Memory, Operand};
-use crate::cpu::parallel::{for_each, part, tasks_for};
+use crate::cpu::parallel::{for_each, part, scratch, tasks_for};
 
 /// A matrix in memory: first element and the steps of rows and columns.
 #[derive(Clone, Copy)]
@@ -54,6 +55,7 @@ pub(super) struct Matmul {
     b: Operand,
     c: Operand,
     split: Option<(usize, Operand)>,
+    epilogue: Option<Epilogue>,
     /// Blocks into which rows and columns of a single product are cut.
     row_blocks: usize,
     col_blocks: usize,
@@ -93,6 +95,7 @@ impl Matmul {
             b: memory.operand(&p.b),
             c: memory.operand(&p.c),
             split: p.split.as_ref().map(|s| (s.count, memory.operand(&s.partials))),
+            epilogue: Epilogue::new(memory, &p.product()),
             row_blocks,
             col_blocks,
         }
@@ -117,7 +120,7 @@ impl Matmul {
         let blocks = self.row_blocks * self.col_blocks;
         let small = self.m * self.n * self.k * batches <= TASK_WORK;
         let tasks = if small { 1 } else { tasks_for(batches * blocks, self.m * self.n * self.k / blocks.max(1)) };
-        for_each(tasks, |t| {
+        self.for_each_task(tasks, |t, memory| {
             for i in part(batches * blocks, tasks, t) {
                 let (batch, block) = (i / blocks, i % blocks);
                 let rows = part(self.m, self.row_blocks, block / self.col_blocks);
@@ -128,8 +131,17 @@ impl Matmul {
                 let c = Matrix { at: c.at.wrapping_add(rows.start * c.row + cols.start * c.col), ..c };
                 // SAFETY: views lie in their buffers, results overlap no operand, tasks write disjoint blocks.
                 unsafe { product(rows.len(), cols.len(), self.k, c, a, b, false) };
+                if let Some(e) = &self.epilogue {
+                    e.run(batch * self.m + rows.start..batch * self.m + rows.end, cols, memory);
+                }
             }
         });
+    }
+
+    /// Runs tasks, each with scratch memory for the epilogue.
+    fn for_each_task(&self, tasks: usize, work: impl Fn(usize, &mut [f32]) + Send + Sync) {
+        let needed = self.epilogue.as_ref().map_or(0, Epilogue::scratch);
+        for_each(tasks, |t| scratch(needed, |memory| work(t, memory)));
     }
 
     fn run_split(&self, count: usize, partials: &Operand) {
@@ -146,8 +158,9 @@ impl Matmul {
         });
         let (row, col) = (c.row, c.col);
         let tasks = tasks_for(self.m, self.n * count);
-        for_each(tasks, |t| {
-            for i in part(self.m, tasks, t) {
+        self.for_each_task(tasks, |t, memory| {
+            let rows = part(self.m, tasks, t);
+            for i in rows.clone() {
                 for j in 0..self.n {
                     // SAFETY: partials are complete; tasks write disjoint rows.
                     unsafe {
@@ -155,6 +168,9 @@ impl Matmul {
                         *(c_at as *mut f32).add(i * row + j * col) = (1..count).fold(value(0), |x, g| x + value(g));
                     }
                 }
+            }
+            if let Some(e) = &self.epilogue {
+                e.run(rows, 0..self.n, memory);
             }
         });
     }

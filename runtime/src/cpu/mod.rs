@@ -14,6 +14,7 @@
 mod conv;
 mod copy;
 mod depthwise;
+mod epilogue;
 mod gather;
 mod instruction;
 mod kernel;

@@ -2,11 +2,13 @@
 //!
 //! Activations lie `N, H, W, C`, weights `O, kh, kw, C / groups`.
 
+use slrc_plan::View;
 use slrc_plan::kernel::{Conv, ConvDirection, WindowGeometry};
 
 use crate::emit::cuda::code::{Call, Code, Table, index_type};
 use crate::emit::cuda::depthwise;
-use crate::emit::cuda::product::{Product, Side, sum_groups};
+use crate::emit::cuda::epilogue::Epilogue;
+use crate::emit::cuda::product::{Product, Side, Store, sum_groups};
 
 pub(super) fn emit(table: &Table<'_>, c: &Conv) -> Vec<Call> {
     if c.groups > 1 && c.groups == c.in_channels && c.groups == c.out_channels {
@@ -40,12 +42,31 @@ pub(super) fn inside(g: &WindowGeometry) -> String {
     format!("iy >= 0 && iy < {} && ix >= 0 && ix < {}", g.input[0], g.input[1])
 }
 
-fn describe(code: &mut Code<'_>, c: &Conv, what: &str) {
+fn describe(code: &mut Code<'_>, c: &Conv, what: &str, epilogue: Option<&Epilogue<'_>>) {
     let g = &c.geometry;
     code.formula(format!(
         "{what}: {} samples, {} channels {} -> {} channels {}, kernel {}, stride {}, pad {}, dilation {}, groups {}",
         c.batch, c.in_channels, g.input, c.out_channels, g.output, g.kernel, g.strides, g.pads, g.dilations, c.groups
     ));
+    if let Some(e) = epilogue {
+        e.describe(code);
+    }
+}
+
+/// The type of positions.
+fn position_type(c: &Conv, epilogue: Option<&Epilogue<'_>>) -> &'static str {
+    index_type(epilogue.map_or(0, Epilogue::end).max(largest(c)))
+}
+
+/// Stores `value` at element `at` of the tensor `to`, or works on it.
+fn store<'s>(code: &mut Code<'_>, to: &View, epilogue: Option<&'s Epilogue<'_>>, ty: &'s str, at: String) -> Store<'s> {
+    match epilogue {
+        Some(e) => Box::new(move |code| e.run(code, ty, &at)),
+        None => {
+            let p = code.pointer(&to.buffer, true);
+            Box::new(move |code| code.line(format!("{p}[{at}] = value;")))
+        }
+    }
 }
 
 /// `const group = z`, where there are several.
@@ -81,13 +102,15 @@ fn patch(c: &Conv, ty: &str, x: &str, pixel_name: &str, column: &str) -> Vec<Str
 
 fn forward(table: &Table<'_>, c: &Conv) -> Call {
     let mut code = Code::new(table);
-    describe(&mut code, c, "convolution");
-    let ty = index_type(largest(c));
+    let epilogue = Epilogue::new(table, &c.product());
+    describe(&mut code, c, "convolution", epilogue.as_ref());
+    let ty = position_type(c, epilogue.as_ref());
     let g = &c.geometry;
     let (ci, co) = (c.in_channels / c.groups, c.out_channels / c.groups);
     let terms = g.kernel[0] * g.kernel[1] * ci;
-    let (x, w, y) =
-        (code.pointer(&c.x.buffer, false), code.pointer(&c.w.buffer, false), code.pointer(&c.y.buffer, true));
+    let (x, w) = (code.pointer(&c.x.buffer, false), code.pointer(&c.w.buffer, false));
+    let at = format!("m * {} + group * {co} + n", c.out_channels);
+    let store = store(&mut code, &c.y, epilogue.as_ref(), ty, at);
     Product {
         family: "conv_forward",
         ty,
@@ -99,20 +122,22 @@ fn forward(table: &Table<'_>, c: &Conv) -> Call {
         ranged: false,
         a: Side { lines: patch(c, ty, &x, "m", "k"), along_terms: true },
         b: Side { lines: vec![format!("v = {w}[(group * {co} + n) * {terms} + k];")], along_terms: true },
-        store: format!("{y}[m * {} + group * {co} + n] = value;", c.out_channels),
+        store,
     }
     .emit(code)
 }
 
 fn input_grad(table: &Table<'_>, c: &Conv) -> Call {
     let mut code = Code::new(table);
-    describe(&mut code, c, "gradient of a convolution's input");
-    let ty = index_type(largest(c));
+    let epilogue = Epilogue::new(table, &c.product());
+    describe(&mut code, c, "gradient of a convolution's input", epilogue.as_ref());
+    let ty = position_type(c, epilogue.as_ref());
     let g = &c.geometry;
     let (ci, co) = (c.in_channels / c.groups, c.out_channels / c.groups);
     let taps = g.kernel[0] * g.kernel[1];
-    let (w, y, x) =
-        (code.pointer(&c.w.buffer, false), code.pointer(&c.y.buffer, false), code.pointer(&c.x.buffer, true));
+    let (w, y) = (code.pointer(&c.w.buffer, false), code.pointer(&c.y.buffer, false));
+    let at = format!("m * {} + group * {ci} + n", c.in_channels);
+    let store = store(&mut code, &c.x, epilogue.as_ref(), ty, at);
     let (iw, ow) = (g.input[1], g.output[1]);
     // Term k is tap * co + channel; the window that reaches input pixel m with this tap, if there is one.
     let mut a = vec![
@@ -147,15 +172,18 @@ fn input_grad(table: &Table<'_>, c: &Conv) -> Call {
         ranged: false,
         a: Side { lines: a, along_terms: true },
         b: Side { lines: vec![b], along_terms: false },
-        store: format!("{x}[m * {} + group * {ci} + n] = value;", c.in_channels),
+        store,
     }
     .emit(code)
 }
 
 fn weight_grad(table: &Table<'_>, c: &Conv) -> Vec<Call> {
     let mut code = Code::new(table);
-    describe(&mut code, c, "gradient of a convolution's weights");
-    let ty = index_type(largest(c));
+    let epilogue = Epilogue::new(table, &c.product());
+    // Of a split gradient, the sum of its parts has the epilogue.
+    let own = epilogue.as_ref().filter(|_| c.split.is_none());
+    describe(&mut code, c, "gradient of a convolution's weights", own);
+    let ty = position_type(c, own);
     let g = &c.geometry;
     let (ci, co) = (c.in_channels / c.groups, c.out_channels / c.groups);
     let cols = g.kernel[0] * g.kernel[1] * ci;
@@ -165,8 +193,9 @@ fn weight_grad(table: &Table<'_>, c: &Conv) -> Vec<Call> {
         Some(s) => (s.count, &s.partials, s.partials.offset),
         None => (1, &c.w, 0),
     };
-    let to = code.pointer(&to.buffer, true);
     let size = c.out_channels * cols;
+    let at = format!("{offset} + part * {size} + (group * {co} + m) * {cols} + n");
+    let store = store(&mut code, to, own, ty, at);
     let each = pixels.div_ceil(count);
     let (part, of_group) = match (count > 1, c.groups > 1) {
         (true, true) => (format!("z / {}", c.groups), format!("z % {}", c.groups)),
@@ -189,7 +218,7 @@ fn weight_grad(table: &Table<'_>, c: &Conv) -> Vec<Call> {
         ranged: true,
         a: Side { lines: vec![format!("v = {y}[k * {} + group * {co} + m];", c.out_channels)], along_terms: false },
         b: Side { lines: patch(c, ty, &x, "k", "n"), along_terms: false },
-        store: format!("{to}[{offset} + part * {size} + (group * {co} + m) * {cols} + n] = value;"),
+        store,
     }
     .emit(code);
     let mut calls = vec![product];
@@ -210,8 +239,13 @@ pub(super) fn sum_partials(
     family: &'static str,
 ) -> Call {
     let mut code = Code::new(table);
+    let epilogue = Epilogue::new(table, &c.product());
+    if let Some(e) = &epilogue {
+        e.describe(&mut code);
+    }
+    let ty = index_type(epilogue.as_ref().map_or(0, Epilogue::end).max(count * size));
     let p = code.pointer(partials, false);
-    let w = code.pointer(&c.w.buffer, true);
+    let store = store(&mut code, &c.w, epilogue.as_ref(), ty, "i".into());
     let p = if offset == 0 { p } else { format!("({p} + {offset})") };
-    sum_groups(code, family, index_type(count * size), &p, count, size, &format!("{w}[i] = value;"))
+    sum_groups(code, family, ty, &p, count, size, &store)
 }

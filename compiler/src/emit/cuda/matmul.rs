@@ -4,16 +4,22 @@ use slrc_plan::View;
 use slrc_plan::kernel::Matmul;
 
 use crate::emit::cuda::code::{Call, Code, Table, index_type, sum, times};
-use crate::emit::cuda::product::{Product, Side, sum_groups};
+use crate::emit::cuda::epilogue::Epilogue;
+use crate::emit::cuda::product::{Product, Side, Store, sum_groups};
 
 pub(super) fn emit(table: &Table<'_>, p: &Matmul) -> Vec<Call> {
     let count: usize = p.batch.iter().product();
     let with = |tail: [usize; 2]| [&p.batch[..], &tail].concat();
     let ends = [p.a.end(&with([p.m, p.k])), p.b.end(&with([p.k, p.n])), p.c.end(&with([p.m, p.n]))];
-    let ty = index_type(ends.into_iter().flatten().max().unwrap_or(0));
+    let epilogue = Epilogue::new(table, &p.product());
+    let end = ends.into_iter().flatten().chain(epilogue.as_ref().map(Epilogue::end)).max();
+    let ty = index_type(end.unwrap_or(0));
     let mut code = Code::new(table);
     let batch = if count > 1 { format!(", {} products", p.batch) } else { String::new() };
     code.formula(format!("c[{}, {}] = sum of {} terms a[m, k] b[k, n]{batch}", p.m, p.n, p.k));
+    if let Some(e) = &epilogue {
+        e.describe(&mut code);
+    }
     let d = p.batch.len();
     let (a, b) = (code.pointer(&p.a.buffer, false), code.pointer(&p.b.buffer, false));
     let element = |p: &str, v: &View, row: &str, col: &str| {
@@ -60,11 +66,20 @@ pub(super) fn emit(table: &Table<'_>, p: &Matmul) -> Vec<Call> {
         ranged: false,
         a: a_side,
         b: b_side,
-        store: String::new(),
+        store: Box::new(|_| {}),
     };
     let Some(split) = &p.split else {
-        let c = code.pointer(&p.c.buffer, true);
-        product.store = format!("{} = value;", element(&c, &p.c, "m", "n"));
+        product.store = match &epilogue {
+            Some(e) => {
+                let row = if count > 1 { format!("(z * {} + m)", p.m) } else { "m".into() };
+                Box::new(move |code| e.run(code, ty, &format!("{row} * {} + n", p.n)))
+            }
+            None => {
+                let c = code.pointer(&p.c.buffer, true);
+                let to = element(&c, &p.c, "m", "n");
+                Box::new(move |code| code.line(format!("{to} = value;")))
+            }
+        };
         return vec![product.emit(code)];
     };
     // Only single products are split.
@@ -78,13 +93,20 @@ pub(super) fn emit(table: &Table<'_>, p: &Matmul) -> Vec<Call> {
         format!("const {ty} begin = z * {each};"),
         format!("const {ty} end = min(({ty})(begin + {each}), ({ty}){});", p.k),
     ];
-    product.store = format!("{partials}[{at} + z * {size} + m * {} + n] = value;", p.n);
+    let n = p.n;
+    product.store = Box::new(move |code| code.line(format!("{partials}[{at} + z * {size} + m * {n} + n] = value;")));
     let first = product.emit(code);
     let mut code = Code::new(table);
     let partials = code.pointer(&split.partials.buffer, false);
-    let c = code.pointer(&p.c.buffer, true);
-    let to = element(&c, &p.c, &format!("(i / {})", p.n), &format!("(i % {})", p.n));
+    let store: Store<'_> = match &epilogue {
+        Some(e) => Box::new(|code| e.run(code, ty, "i")),
+        None => {
+            let c = code.pointer(&p.c.buffer, true);
+            let to = element(&c, &p.c, &format!("(i / {})", p.n), &format!("(i % {})", p.n));
+            Box::new(move |code| code.line(format!("{to} = value;")))
+        }
+    };
     let partials = if at == 0 { partials } else { format!("({partials} + {at})") };
-    let last = sum_groups(code, "matmul", ty, &partials, split.count, size, &format!("{to} = value;"));
+    let last = sum_groups(code, "matmul", ty, &partials, split.count, size, &store);
     vec![first, last]
 }

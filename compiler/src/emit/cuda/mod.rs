@@ -8,6 +8,7 @@ mod body;
 mod code;
 mod conv;
 mod depthwise;
+mod epilogue;
 mod map;
 mod matmul;
 mod memory_ops;

@@ -19,7 +19,7 @@ pub(super) struct Side {
 }
 
 /// `c(m, n) = sum over k of a(m, k) b(k, n)`, once for each `z`.
-pub(super) struct Product {
+pub(super) struct Product<'s> {
     pub(super) family: &'static str,
     pub(super) ty: &'static str,
     pub(super) rows: usize,
@@ -34,11 +34,14 @@ pub(super) struct Product {
     pub(super) ranged: bool,
     pub(super) a: Side,
     pub(super) b: Side,
-    /// Line that stores `value` at `m`, `n`.
-    pub(super) store: String,
+    /// Stores `value` at `m`, `n`.
+    pub(super) store: Store<'s>,
 }
 
-impl Product {
+/// Writes the lines that do something with `value`.
+pub(super) type Store<'s> = Box<dyn Fn(&mut Code<'_>) + 's>;
+
+impl Product<'_> {
     pub(super) fn emit(&self, mut code: Code<'_>) -> Call {
         let ty = self.ty;
         let (row_blocks, col_blocks) = (self.rows.div_ceil(TILE), self.cols.div_ceil(TILE));
@@ -88,7 +91,7 @@ impl Product {
         code.line(format!("const {ty} n = col_block * {TILE} + tx * 4 + j;"));
         code.open(format!("if (m < {} && n < {})", self.rows, self.cols));
         code.line("const float value = acc[i][j];");
-        code.line(&self.store);
+        (self.store)(&mut code);
         code.close();
         code.close();
         code.close();
@@ -118,8 +121,7 @@ impl Product {
     }
 }
 
-/// Sums partial results of `count` groups, `size` elements each, in order; `store` is a line that writes `value` at
-/// `i`.
+/// Sums partial results of `count` groups, `size` elements each, in order; `store` deals with `value` at `i`.
 pub(super) fn sum_groups(
     mut code: Code<'_>,
     family: &'static str,
@@ -127,7 +129,7 @@ pub(super) fn sum_groups(
     partials: &str,
     count: usize,
     size: usize,
-    store: &str,
+    store: &Store<'_>,
 ) -> Call {
     use crate::emit::cuda::code::{BLOCK, blocks_for};
     code.formula(format!("sums {count} groups of {size} in order"));
@@ -136,7 +138,7 @@ pub(super) fn sum_groups(
     code.open(format!("for (int group = 1; group < {count}; ++group)"));
     code.line(format!("value += {partials}[group * {size} + i];"));
     code.close();
-    code.line(store);
+    store(&mut code);
     code.close();
     code.finish(family, BLOCK, blocks_for(size, BLOCK))
 }

@@ -2,7 +2,7 @@
 
 use crate::buffer::DType;
 use crate::kernel::{Conv, ConvDirection, Kernel, KernelOp, Matmul, MatmulSplit, WindowGeometry, WindowOp};
-use crate::validate::region::{check_region, check_stores};
+use crate::validate::region::{check_epilogue, check_region, check_stores};
 
 /// Most elements of an index space, and most multiplications of a product: far more than any device does in a kernel,
 /// few enough that no count overflows.
@@ -44,6 +44,9 @@ pub(super) fn check_kernel(k: &Kernel) -> Result<(), String> {
 pub(super) fn check_types(k: &Kernel, dtype: impl Fn(&str) -> DType) -> Result<(), String> {
     match &k.run {
         KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => check_stores(r, dtype),
+        KernelOp::Matmul(Matmul { epilogue: Some(r), .. }) | KernelOp::Conv(Conv { epilogue: Some(r), .. }) => {
+            check_stores(r, dtype)
+        }
         KernelOp::Window(w) => {
             let positions = if w.op == WindowOp::MaxIndex { Some(&w.small) } else { w.index.as_ref() };
             let taps = w.geometry.kernel[0] * w.geometry.kernel[1];
@@ -84,6 +87,10 @@ fn check_matmul(m: &Matmul) -> Result<(), String> {
     if m.split.is_some() && !m.batch.is_empty() {
         return Err("a product with batch dimensions is not split".into());
     }
+    if m.epilogue.is_some() && !m.c.is_dense(&[&m.batch[..], &[m.m, m.n]].concat()) {
+        return Err(format!("a product with an epilogue is dense, {} is not", m.c));
+    }
+    check_epilogue(&m.product())?;
     check_split(m.split.as_ref(), m.k)
 }
 
@@ -116,6 +123,10 @@ fn check_conv(c: &Conv) -> Result<(), String> {
     if packs != c.packed.is_some() {
         return Err("an input gradient whose windows are not single elements, and only it, packs its weights".into());
     }
+    if c.epilogue.is_some() && c.groups > 1 {
+        return Err("a convolution in groups has no epilogue".into());
+    }
+    check_epilogue(&c.product())?;
     if c.split.is_some() && c.direction != ConvDirection::WeightGrad {
         return Err("only a weight gradient is split".into());
     }

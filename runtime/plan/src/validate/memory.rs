@@ -1,7 +1,7 @@
 //! Buffers: inside their spaces, and apart from whatever lives at the same time.
 
 use crate::buffer::{ALIGNMENT, Buffer, Space};
-use crate::kernel::{Kernel, KernelOp};
+use crate::kernel::{Kernel, KernelOp, Product};
 use crate::plan::Program;
 use crate::validate::{InvalidPlan, fail};
 use crate::view::View;
@@ -79,7 +79,18 @@ pub(super) fn check_arena(p: &Program, place: &str) -> Result<(), InvalidPlan> {
 
 /// Whether `kernel` may write `new` over `old`: both elementwise, same bytes, same walk.
 pub fn in_place(kernel: &Kernel, old: &Buffer, new: &Buffer) -> bool {
-    let (KernelOp::Map(r) | KernelOp::Row(r)) = &kernel.run else { return false };
+    let r = match (&kernel.run, kernel.run.product()) {
+        (KernelOp::Map(r) | KernelOp::Row(r), _) => r,
+        (run, Some(Product { epilogue: Some(r), to, .. })) => {
+            // The product is written before its epilogue reads, and its operands are read while the epilogue writes.
+            let factors = run.operands().into_iter().take(2);
+            if [old, new].iter().any(|b| b.id == to.buffer) || factors.into_iter().any(|o| o.view.buffer == old.id) {
+                return false;
+            }
+            r
+        }
+        _ => return false,
+    };
     let stores: Vec<_> = r.stores.iter().filter(|s| s.view.buffer == new.id).collect();
     let loads: Vec<_> = r.loads.iter().filter(|l| l.view.buffer == old.id).collect();
     let dense = |v: &View| r.space.iter().zip(&v.strides).all(|(&e, &s)| e == 1 || s != 0);

@@ -84,6 +84,12 @@ fn check_operands(k: &Kernel, table: &Table) -> Result<(), String> {
         _ => None,
     };
     check_types(k, |id| table[id].dtype)?;
+    // Elementwise operands: loads, and stores from `stores` on.
+    let (loads, stores) = match (region, k.run.product()) {
+        (Some(r), _) => (0..r.loads.len(), operands.len() - r.stores.len()),
+        (None, Some(p)) => (2..2 + p.other_loads().count(), operands.len() - p.other_stores().count()),
+        (None, None) => (0..0, operands.len()),
+    };
     for (i, w) in operands.iter().enumerate().filter(|(_, o)| o.access == Access::Write) {
         // What a region stores may be constant along reduced dimensions, which `check_types` allows for.
         if region.is_none() && !w.view.names_each_once(&w.space) {
@@ -93,8 +99,7 @@ fn check_operands(k: &Kernel, table: &Table) -> Result<(), String> {
             if i == j || other.view.buffer != w.view.buffer {
                 continue;
             }
-            let stored = region.is_some_and(|r| i + r.stores.len() >= operands.len());
-            let in_step = stored && other.access == Access::Read && w.walks_with(other.view);
+            let in_step = i >= stores && loads.contains(&j) && w.walks_with(other.view);
             if !in_step {
                 return Err(format!("view {} is written while {} is used", w.view, other.view));
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::buffer::DType;
-use crate::kernel::KernelOp;
+use crate::kernel::{KernelOp, Product};
 use crate::region::{Level, Region};
 use crate::scalar::ResultKind;
 use crate::statement::{Arg, StatementOp};
@@ -15,21 +15,54 @@ pub(super) fn check_region(op: &KernelOp, r: &Region) -> Result<(), String> {
         }
     }
     let rank = r.space.len();
-    if r.loads.iter().map(|l| &l.view).chain(r.stores.iter().map(|s| &s.view)).any(|v| v.strides.len() != rank) {
-        return Err(format!("every view needs {rank} strides"));
-    }
-    if r.stores.is_empty() {
-        return Err("a region stores something".into());
-    }
-    let levels = r.levels()?;
+    let levels = check_views(r)?;
     match op {
-        KernelOp::Map(_) if !r.reduce.is_empty() => return Err("a map reduces nothing".into()),
+        KernelOp::Map(_) => return check_map(r),
         KernelOp::Row(_) if r.reduce[..] != [rank.wrapping_sub(1)] => {
             return Err("a row kernel reduces the innermost dimension".into());
         }
         KernelOp::Reduce(_) => return check_reduce(r, &levels),
         _ if r.split.is_some() => return Err("only reduce kernels are split".into()),
         _ => {}
+    }
+    Ok(())
+}
+
+fn check_views(r: &Region) -> Result<BTreeMap<&str, Level>, String> {
+    let rank = r.space.len();
+    if r.loads.iter().map(|l| &l.view).chain(r.stores.iter().map(|s| &s.view)).any(|v| v.strides.len() != rank) {
+        return Err(format!("every view needs {rank} strides"));
+    }
+    if r.stores.is_empty() {
+        return Err("a region stores something".into());
+    }
+    r.levels()
+}
+
+fn check_map(r: &Region) -> Result<(), String> {
+    if !r.reduce.is_empty() {
+        return Err("a map reduces nothing".into());
+    }
+    if r.split.is_some() {
+        return Err("only reduce kernels are split".into());
+    }
+    Ok(())
+}
+
+/// A map over a product's elements, row by row, that finds the product where the kernel puts it.
+pub(super) fn check_epilogue(p: &Product<'_>) -> Result<(), String> {
+    let Some(r) = p.epilogue else { return Ok(()) };
+    check_views(r)?;
+    check_map(r)?;
+    let rows = r.space.iter().rev().skip(1).try_fold(1usize, |n, &e| n.checked_mul(e));
+    if r.space.last() != Some(&p.cols) || rows != Some(p.rows) {
+        return Err(format!("an epilogue over {} does not fit a product of {} rows of {}", r.space, p.rows, p.cols));
+    }
+    let views = r.loads.iter().map(|l| &l.view).chain(r.stores.iter().map(|s| &s.view));
+    for v in views.filter(|v| v.buffer == p.to.buffer) {
+        if v.offset != p.to.offset || !v.is_dense(&r.space) {
+            return Err(format!("the epilogue's {v} is not the product {}", p.to));
+        }
     }
     Ok(())
 }

@@ -1,0 +1,64 @@
+//! What a kernel does with an element of a product: stores it, or works on it first.
+
+use slrc_plan::View;
+use slrc_plan::kernel::Product;
+use slrc_plan::region::Level;
+
+use crate::emit::cuda::body::{Body, Origin};
+use crate::emit::cuda::code::{Code, Table};
+
+/// Elementwise work on a product whose elements are counted row by row.
+pub(super) struct Epilogue<'a> {
+    body: Body<'a>,
+    to: &'a View,
+    /// Whether somebody reads the product itself later on.
+    keep: bool,
+}
+
+impl<'a> Epilogue<'a> {
+    pub(super) fn new(table: &Table<'_>, p: &Product<'a>) -> Option<Epilogue<'a>> {
+        let r = p.epilogue?;
+        let overwritten = r.stores.iter().any(|s| s.view.buffer == p.to.buffer);
+        let read_later = table[p.to.buffer.as_str()].live.is_none_or(|l| l.first < l.last);
+        Some(Epilogue { body: Body::new(r), to: p.to, keep: read_later && !overwritten })
+    }
+
+    /// One past the largest position of any operand.
+    pub(super) fn end(&self) -> usize {
+        self.body.walk.end
+    }
+
+    /// The formula, for the head comment.
+    pub(super) fn describe(&self, code: &mut Code<'_>) {
+        let loads = self.body.region.loads.iter();
+        for l in loads.filter(|l| l.view.buffer == self.to.buffer) {
+            code.formula(format!("{} is the product", l.name));
+        }
+        self.body.describe(code);
+    }
+
+    /// Works on `value`, the element at position `at`.
+    pub(super) fn run(&self, code: &mut Code<'_>, ty: &str, at: &str) {
+        code.line(format!("const {ty} at = {at};"));
+        let all: Vec<usize> = (0..self.body.walk.extents.len()).collect();
+        self.body.walk.coordinates(code, ty, "at", &all);
+        if self.keep {
+            let p = code.pointer(&self.to.buffer, true);
+            let offset = if self.to.offset == 0 { String::new() } else { format!("{} + ", self.to.offset) };
+            code.line(format!("{p}[{offset}at] = value;"));
+        }
+        let stores = self.body.stores(Level::Element);
+        for i in self.body.closure(&self.body.stored(&stores), |_| false) {
+            let v = &self.body.values[i];
+            match v.origin {
+                Origin::Load(l) if self.body.region.loads[l].view.buffer == self.to.buffer => {
+                    code.line(format!("const float {} = value;", v.name));
+                }
+                _ => self.body.declare(code, i),
+            }
+        }
+        for s in stores {
+            self.body.store(code, s);
+        }
+    }
+}

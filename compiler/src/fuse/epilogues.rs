@@ -1,0 +1,100 @@
+//! Epilogues: elementwise work on the result of a product, done by the product's kernel.
+//!
+//! A map becomes part of the matrix product or convolution whose result it reads when it walks that result as it lies
+//! in memory, and when the product is the last thing it waits for: nothing runs later than it would have, so nothing
+//! lives longer.
+
+use std::collections::BTreeMap;
+
+use crate::fuse::layout::{Layouts, Owner, is_dense};
+use crate::fuse::regions::{Item, Items, Merger, Region};
+use crate::ir::graph::{Graph, NodeId, RootKind};
+use crate::ir::op::Op;
+
+/// Gives products their epilogues.
+pub fn attach(g: &Graph, l: &Layouts, items: &mut Items) {
+    let keys = items.keys(g, l);
+    let order = items.topological(|i| keys[i]);
+    let place: BTreeMap<usize, usize> = order.iter().enumerate().map(|(at, &i)| (i, at)).collect();
+    let mut merger = Merger::new(items, &order, g, l);
+    for &i in &order {
+        let Some(Item::Kernel(id, None)) = items.items[i] else { continue };
+        let Some(row) = row_of(g, l, id) else { continue };
+        let mut next: Vec<usize> = merger.after[i].iter().map(|&x| merger.find(x)).collect();
+        next.sort_by_key(|x| place[x]);
+        let fits = |r: &usize| {
+            let Some(Item::Region(region)) = &items.items[*r] else { return false };
+            let last = items.before[*r].iter().map(|&b| merger.find(b)).all(|b| place[&b] <= place[&i]);
+            last && walks(g, l, id, row, region)
+                && !overwrites_operand(g, l, id, region)
+                && !merger.connected_otherwise(i, *r)
+        };
+        let Some(r) = next.into_iter().find(fits) else { continue };
+        if let Some(Item::Region(region)) = items.items[r].take() {
+            items.items[i] = Some(Item::Kernel(id, Some(region)));
+        }
+        merger.absorb(i, r);
+    }
+    items.order(g, l);
+}
+
+/// Elements of a row of the result, if the kernel can have an epilogue: its result must be dense in the order in which
+/// the kernel computes it.
+pub fn row_of(g: &Graph, l: &Layouts, id: NodeId) -> Option<usize> {
+    let n = g.node(id);
+    let shape = &n.ty.shape;
+    let identity: Vec<usize> = (0..shape.len()).collect();
+    let images = vec![0, 2, 3, 1];
+    let (order, row) = match &n.op {
+        Op::MatMul(_) => (identity, *shape.last()?),
+        Op::Conv(c) if c.0.groups == 1 => (images, shape[1]),
+        Op::ConvInputGrad(c) if c.0.groups == 1 => (images, shape[1]),
+        Op::ConvWeightGrad(c) if c.0.groups == 1 => (images, shape[1..].iter().product()),
+        _ => return None,
+    };
+    let layout = l.memory(id)?;
+    (layout.owner == Owner::Node(id) && layout.offset == 0 && is_dense(shape, &layout.strides, &order)).then_some(row)
+}
+
+/// Whether a map walks a product's result as it lies, and every operand of it row by row.
+fn walks(g: &Graph, l: &Layouts, id: NodeId, row: usize, r: &Region) -> bool {
+    let extents: Vec<usize> = r.order.iter().map(|&d| r.space[d]).collect();
+    if !r.axes.is_empty() || extents.is_empty() || extents.iter().product::<usize>() != g.ty(id).count() {
+        return false;
+    }
+    let mut views: Vec<Vec<usize>> = Vec::new();
+    let stored: Option<Vec<_>> = r.sinks.iter().map(|s| r.canonical(l, s.node)).collect();
+    let Some(stored) = stored else { return false };
+    for leaf in r.leaves.iter().chain(&stored) {
+        let strides: Vec<usize> = r.order.iter().map(|&d| leaf.strides[d]).collect();
+        if leaf.owner == Owner::Node(id) && (leaf.offset != 0 || !is_dense(&extents, &strides, &identity(&extents))) {
+            return false;
+        }
+        views.push(strides);
+    }
+    // The elements along which every view steps evenly, innermost dimensions first.
+    let mut run = *extents.last().expect("not empty");
+    for d in (0..extents.len() - 1).rev() {
+        if !views.iter().all(|v| v[d] == v[d + 1] * extents[d + 1]) {
+            break;
+        }
+        run *= extents[d];
+    }
+    run.is_multiple_of(row)
+}
+
+fn identity(extents: &[usize]) -> Vec<usize> {
+    (0..extents.len()).collect()
+}
+
+/// Whether the map updates a variable that the product reads.
+fn overwrites_operand(g: &Graph, l: &Layouts, id: NodeId, r: &Region) -> bool {
+    let read: Vec<Owner> = (0..g.node(id).operands.len()).map(|slot| l.operands[&(id, slot)].owner).collect();
+    g.roots.iter().any(|root| match root.kind {
+        RootKind::Update(v) => {
+            let computes = r.sinks.iter().any(|s| s.node == root.value);
+            computes && g.variable_node(v).is_some_and(|n| read.contains(&Owner::Node(n)))
+        }
+        _ => false,
+    })
+}
