@@ -33,6 +33,9 @@ pub struct Plan {
     pub model: ModelInfo,
     /// What was asked for, resolved: every choice is spelled out.
     pub settings: Settings,
+    /// SHA-256 of `kernels.cu`, which the launches call; CUDA targets only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernels_sha256: Option<String>,
     /// Bytes of every space.
     pub memory: Memory,
     /// The batch.

@@ -7,7 +7,8 @@
 //!
 //! Unsafe code is allowed in this folder because every call of the driver is unsafe. Its contract: a plan passes
 //! [`slrc_plan::validate`] before it is loaded, launches pass as many arguments as their functions take (`source.rs`),
-//! and `kernels.cu` is the one that was written with the plan, so that functions stay within their kernels' buffers.
+//! and `kernels.cu` is the one that was written with the plan (`source.rs` compares hashes), so that functions stay
+//! within their kernels' buffers.
 #![allow(unsafe_code, reason = "the driver's interface is C's; see the contract above")]
 
 pub mod architecture;
@@ -75,7 +76,8 @@ pub struct CudaDevice {
 impl CudaDevice {
     /// Compiles a validated plan's kernels, or finds them in the cache, and allocates its memory on device `ordinal`.
     pub fn load(plan: &Plan, ordinal: usize, source: &str, launching: Launching) -> Result<CudaDevice, DeviceError> {
-        source::check(plan, source)?;
+        source::check_hash(plan, source)?;
+        source::check_arguments(plan, source)?;
         let info = probe::device_info(ordinal)?;
         let code = machine_code(plan, source, &info)?;
         let context = CudaContext::new(ordinal).called("cuDevicePrimaryCtxRetain")?;
