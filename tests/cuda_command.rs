@@ -3,6 +3,8 @@
 
 #[path = "support/cli.rs"]
 mod cli;
+#[path = "cuda_command/cubin.rs"]
+mod cubin;
 mod support;
 
 use std::path::Path;

@@ -50,6 +50,14 @@ pub enum DeviceError {
         /// SHA-256 of the file.
         found: String,
     },
+    /// Machine code beside a plan is not what the plan and this program would make.
+    #[error("{file} is out of date: {reason}; make it again with slrc compile PLAN --cubin, or delete it")]
+    StaleCubin {
+        /// Name of the file.
+        file: String,
+        /// In what it differs.
+        reason: String,
+    },
     /// The source of a plan's kernels does not compile: a damaged file, or a bug in the compiler that wrote it.
     #[error("the kernels do not compile for {architecture}:\n{log}")]
     Compile {

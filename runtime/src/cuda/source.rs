@@ -1,5 +1,5 @@
-//! Whether a `kernels.cu` is its plan's: its hash is the plan's, and every function that is launched takes the arguments
-//! it is given.
+//! Whether a `kernels.cu` is its plan's: its hash is the plan's, and every function that is launched takes the
+//! arguments it is given.
 //!
 //! The hash finds files of two plans that were mixed and sources that were edited. The arguments are checked besides,
 //! for a plan that was edited: the driver does not count them and would read past the end of too short a list.
