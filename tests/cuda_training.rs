@@ -3,6 +3,8 @@
 //! The kernels run on the stand-in device (tests/cuda-host) from the very source a GPU would get, through the very
 //! runtime; with `SLRC_CUDA=real` on a machine with a GPU, on that.
 
+#[path = "cuda_training/sanitized.rs"]
+mod sanitized;
 mod support;
 
 use std::collections::BTreeMap;

@@ -108,6 +108,11 @@ impl CudaDevice {
         self.memory.layout().total()
     }
 
+    /// Device address of a buffer's first byte, for tools that watch memory.
+    pub fn address(&self, buffer: &Buffer) -> u64 {
+        self.memory.address(self.memory.layout().buffer(buffer).start)
+    }
+
     fn bind(&self) -> Result<(), DeviceError> {
         self.context.bind_to_thread().called("cuCtxSetCurrent")
     }
