@@ -1,8 +1,8 @@
 //! Training: batches in order, steps, logged numbers, checkpoints.
 //!
 //! A run is a folder: `plan.yaml` (for CUDA its kernels and their machine code), `model.onnx`, `constants.safetensors`,
-//! `metrics.jsonl` and `checkpoint/`. What a run computes is a function of the plan, the weights, the data and the seed;
-//! stopping it at any moment and resuming changes nothing.
+//! `metrics.jsonl` and `checkpoint/`. What a run computes is a function of the plan, the weights, the data and the
+//! seed; stopping it at any moment and resuming changes nothing.
 
 pub mod checkpoint;
 pub mod metrics;
