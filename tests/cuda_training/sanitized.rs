@@ -4,6 +4,8 @@
 //! block, and an access past a buffer's end passes for one of its neighbour. So the plan is spread out first: every
 //! buffer of every program gets bytes of its own, between gaps that kernels are forbidden.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use slrc_compiler::onnx::file::sha256_hex;
 use slrc_plan::buffer::align;
@@ -15,7 +17,7 @@ use slrc_runtime::cuda::{CudaDevice, Launching};
 
 use crate::support::cuda_host::device::guard;
 use crate::support::cuda_host::{Options, Sanitizer, in_child, in_child_failing, real};
-use crate::{Case, EXACT, Trained, case, compare, compiled, on_cpu, train};
+use crate::{Case, DIFFERENCES, EXACT, Limits, Trained, case, compare, compiled, on_cpu, train};
 
 /// Least bytes between two buffers, and before the first.
 const GAP: usize = 256;
@@ -117,39 +119,56 @@ fn under(sanitizer: Sanitizer) -> Options {
     Options { sanitizer, ..Options::default() }
 }
 
-/// One step and one evaluation without a report, with the CPU's results.
-fn clean(test: &str, sanitizer: Sanitizer, case: Case) {
+const PERCEPTRON: &str = "{batch: 3, partition: {modules: 2}, reconcile: {mode: exact}}";
+
+/// Small models that have every kernel family between them: model, a value behind which Dropout is put, and spec.
+const CASES: &[(&str, Option<&str>, &str, Limits)] = &[
+    ("mnist_mlp", None, PERCEPTRON, EXACT),
+    ("mnist_mlp", Some("relu"), "{batch: 2, partition: {modules: 2}, reconcile: {mode: 'off'}}", EXACT),
+    ("mnist_cnn", None, "{batch: 2, partition: {modules: 2}, reconcile: {mode: exact}}", EXACT),
+    ("mnist_cnn", None, "{batch: 3, partition: {modules: 2}, reconcile: {mode: finite-difference}}", DIFFERENCES),
+    ("mnist_vit", None, "{batch: 2, partition: {modules: 2}, reconcile: {mode: 'off'}}", EXACT),
+    ("tokens_bert", None, "{batch: 2, partition: {modules: 2}, reconcile: {mode: tangent}}", EXACT),
+    ("tokens_bert", None, "{batch: 3, partition: {modules: 1}, optimizer: {kind: adamw, eps: 0.001}}", EXACT),
+];
+
+fn cases() -> impl Iterator<Item = (Case, Limits)> {
+    CASES.iter().map(|&(model, dropout, spec, limits)| {
+        (Case { dropout: dropout.map(str::to_string), ..case(model, spec, 1) }, limits)
+    })
+}
+
+#[test]
+fn every_family_is_among_the_cases() {
+    let plans: Vec<Plan> = cases().map(|(case, _)| compiled(&case, "cuda").0.plan).collect();
+    let steps = plans.iter().flat_map(|p| &p.modules).flat_map(|m| &m.step.kernels);
+    let found: BTreeSet<&str> = steps.map(|k| k.run.family()).collect();
+    let all = ["conv", "copy", "fill", "gather", "map", "matmul", "random", "reduce", "row", "scatter-add", "window"];
+    assert!(found.iter().eq(&all), "{found:?}");
+}
+
+/// One step and one evaluation of every case, without a report and with the CPU's results.
+fn clean(test: &str, sanitizer: Sanitizer, spread: bool) {
     if real() {
         return; // Sanitizers are the stand-in's.
     }
-    let spread = sanitizer == Sanitizer::Address;
-    let ran = in_child(test, &under(sanitizer), Altered { case: case.clone(), spread, planted: None }, altered);
-    assert!(ran.counts.launches.values().sum::<u64>() > 20, "{:?}", ran.counts.launches);
-    compare(&case, &ran.value, &on_cpu(&case), EXACT);
-}
-
-const PERCEPTRON: &str = "{batch: 3, partition: {modules: 2}, reconcile: {mode: exact}}";
-
-#[test]
-fn perceptron_stays_in_bounds() {
-    clean("sanitized::perceptron_stays_in_bounds", Sanitizer::Address, case("mnist_mlp", PERCEPTRON, 1));
+    for (case, limits) in cases() {
+        let model = &case.model;
+        let ran = in_child(test, &under(sanitizer), Altered { case: case.clone(), spread, planted: None }, altered);
+        assert!(ran.counts.launches.values().sum::<u64>() > 20, "{model}: {:?}", ran.counts.launches);
+        compare(&case, &ran.value, &on_cpu(&case), limits);
+    }
 }
 
 #[test]
-fn convolutional_stays_in_bounds() {
-    let spec = "{batch: 2, partition: {modules: 2}, reconcile: {mode: exact}}";
-    clean("sanitized::convolutional_stays_in_bounds", Sanitizer::Address, case("mnist_cnn", spec, 1));
+fn steps_stay_in_bounds() {
+    clean("sanitized::steps_stay_in_bounds", Sanitizer::Address, true);
 }
 
+/// Laid out as the plan says: a kernel that writes in place races with itself if its elements are not each thread's own.
 #[test]
-fn token_classifier_stays_in_bounds() {
-    let spec = "{batch: 2, partition: {modules: 2}, reconcile: {mode: tangent}}";
-    clean("sanitized::token_classifier_stays_in_bounds", Sanitizer::Address, case("tokens_bert", spec, 1));
-}
-
-#[test]
-fn perceptron_has_no_races() {
-    clean("sanitized::perceptron_has_no_races", Sanitizer::Thread, case("mnist_mlp", PERCEPTRON, 1));
+fn steps_have_no_races() {
+    clean("sanitized::steps_have_no_races", Sanitizer::Thread, false);
 }
 
 /// An access of one element outside a buffer, of any kind and in any space, ends the step; without gaps it lies in the
