@@ -134,7 +134,7 @@ pub(crate) struct CompileArgs {
     /// A plan folder, or a run folder, for CUDA.
     #[arg(value_name = "PLAN_DIR")]
     pub(crate) plan: PathBuf,
-    /// Write kernels.<ARCH>.cubin into the folder for every architecture.
+    /// Write machine code, such as kernels.sm_80.cubin, into the folder.
     #[arg(long, required = true)]
     pub(crate) cubin: bool,
     /// Architectures, such as sm_80,sm_90: each runs on devices of its major number and a minor one not below its own

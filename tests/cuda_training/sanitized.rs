@@ -165,7 +165,7 @@ fn steps_stay_in_bounds() {
     clean("sanitized::steps_stay_in_bounds", Sanitizer::Address, true);
 }
 
-/// Laid out as the plan says: a kernel that writes in place races with itself if its elements are not each thread's own.
+/// Laid out as the plan says: a kernel that writes in place must leave every element to one thread.
 #[test]
 fn steps_have_no_races() {
     clean("sanitized::steps_have_no_races", Sanitizer::Thread, false);
