@@ -3,11 +3,14 @@
 
 #[path = "support/cli.rs"]
 mod cli;
+#[path = "cuda_command/cubin.rs"]
+mod cubin;
 mod support;
 
 use std::path::Path;
 
 use cli::{Ran, Workspace, npz, same_file, same_run, samples};
+use slrc_compiler::onnx::file::sha256_hex;
 use support::cuda_host::{Counts, Options, Streams, real};
 
 /// A workspace with a small plan for CUDA and data for it.
@@ -75,6 +78,8 @@ fn a_stopped_run_goes_on_bit_for_bit() {
 fn a_plan_runs_on_what_it_was_compiled_for() {
     let (work, device) = (workspace(), Options::default());
     work.ok("partition MODELS/mnist_mlp/model.onnx --batch 8 --modules 2 -o plan-cpu");
+    let text = std::fs::read_to_string(work.path("plan-cpu/plan.yaml")).expect("a plan");
+    assert!(!text.contains("kernels_sha256") && !text.contains("launches"), "a plan for the CPU knows no CUDA");
     let words = ["the plan is for cuda:sm_80", "--target cpu", "--device cuda:0"];
     fails(&work, &device, &format!("{TRAIN} --device cpu -o run"), &words);
     let line = "train plan-cpu --data data.npz --steps 1 --device cuda -o run";
@@ -82,27 +87,70 @@ fn a_plan_runs_on_what_it_was_compiled_for() {
     assert!(!work.path("run").exists(), "nothing is written");
 }
 
+/// The hash that a folder's plan asks for.
+fn kernels_sha256(folder: &Path) -> String {
+    let text = std::fs::read_to_string(folder.join("plan.yaml")).expect("a plan");
+    let line = text.lines().find_map(|l| l.strip_prefix("kernels_sha256: "));
+    line.expect("a plan for CUDA names its kernels").to_string()
+}
+
+/// Replaces a folder's kernels, and the plan's hash of them.
+fn replace_kernels(folder: &Path, text: &str) {
+    let (plan, hash) = (folder.join("plan.yaml"), kernels_sha256(folder));
+    let yaml = std::fs::read_to_string(&plan).expect("a plan");
+    std::fs::write(&plan, yaml.replace(&hash, &sha256_hex(text.as_bytes()))).expect("a plan");
+    std::fs::write(folder.join("kernels.cu"), text).expect("kernels");
+}
+
 #[test]
 fn kernels_of_another_plan_are_refused() {
     let (work, device) = (workspace(), Options::default());
-    let path = work.path("plan/kernels.cu");
+    let (plan, path) = (work.path("plan"), work.path("plan/kernels.cu"));
     let text = std::fs::read_to_string(&path).expect("kernels");
+    let expected = kernels_sha256(&plan);
+    assert_eq!(expected, sha256_hex(text.as_bytes()));
     let train = &format!("{TRAIN} -o run");
+    // The same functions with the same arguments: only the hash tells.
+    let edited = format!("{text}// edited\n");
+    std::fs::write(&path, &edited).expect("kernels");
+    let found = sha256_hex(edited.as_bytes());
+    let words = ["kernels.cu is not this plan's", &expected, &found, "slrc partition"];
+    fails(&work, &device, train, &words);
+    fails(&work, &device, "profile plan --steps 1", &words);
+    std::fs::remove_file(&path).expect("kernels");
+    fails(&work, &device, train, &["cannot read", "kernels.cu"]);
+    std::fs::write(&path, &text).expect("kernels");
+    let yaml = std::fs::read_to_string(work.path("plan/plan.yaml")).expect("a plan");
+    work.write("plan/plan.yaml", yaml.replace(&format!("kernels_sha256: {expected}\n"), ""));
+    fails(&work, &device, train, &["kernels.cu is not this plan's", &expected, "kernels_sha256 is missing"]);
+    assert!(!work.path("run").exists(), "nothing is written");
+    work.write("plan/plan.yaml", &yaml);
+
+    // A run's kernels are checked when it goes on.
+    ok(&work, &device, "train plan --data data.npz --steps 2 --checkpoint-every 2 -o run");
+    work.write("run/kernels.cu", &edited);
+    fails(&work, &device, &format!("{TRAIN} -o run --resume"), &words);
+    fails(&work, &device, "eval run --data data.npz", &words);
+}
+
+/// A plan and its kernels changed alike: what the driver does not check is checked before it.
+#[test]
+fn kernels_that_do_not_fit_the_launches_are_refused() {
+    let (work, device) = (workspace(), Options::default());
+    let text = std::fs::read_to_string(work.path("plan/kernels.cu")).expect("kernels");
     let (start, rest) = text.split_once("__global__ ").expect("a kernel");
     let more = rest.replacen("(\n", "(\n    const float* more,\n", 1);
     for (changed, words) in [
-        (format!("{start}__global__ {more}"), &["kernels.cu is not this plan's", "the plan gives it"][..]),
-        (start.to_string(), &["kernels.cu is not this plan's", "is missing"]),
+        (format!("{start}__global__ {more}"), &["plan.yaml and kernels.cu do not fit", "the plan gives it"][..]),
+        (start.to_string(), &["plan.yaml and kernels.cu do not fit", "is missing"]),
         (
             format!("{text}\nextern \"C\" __global__ void f(float* x) {{ nothing(); }}\n"),
             &["do not compile for sm_80", "nothing"],
         ),
     ] {
-        std::fs::write(&path, changed).expect("kernels");
-        fails(&work, &device, train, words);
+        replace_kernels(&work.path("plan"), &changed);
+        fails(&work, &device, &format!("{TRAIN} -o run"), words);
     }
-    std::fs::remove_file(&path).expect("kernels");
-    fails(&work, &device, train, &["cannot read", "kernels.cu"]);
     assert!(!work.path("run").exists(), "nothing is written");
 }
 

@@ -9,6 +9,7 @@ use slrc_compiler::pipeline::compile;
 use slrc_compiler::spec::SpecFile;
 use slrc_runtime::cuda::architecture::Architecture;
 use slrc_runtime::cuda::compile::{compile_cubin, known_architectures};
+use slrc_runtime::cuda::cubin::Cubin;
 use slrc_runtime::cuda::probe::compiler_version;
 
 #[test]
@@ -22,7 +23,9 @@ fn kernels_become_machine_code() {
     let file = OnnxFile::open(&support::root().join("models/mnist_mlp/model.onnx")).expect("model");
     let spec: SpecFile = slrc_plan::yaml::from_str("{batch: 8, partition: {modules: 2}, target: cuda}").expect("spec");
     let c = compile(&file, &spec, &mut |_, _| {}).expect("a plan");
-    let cubin = compile_cubin(&c.kernels.expect("kernels"), Architecture(90)).expect("machine code");
+    let cubin = Cubin::compile(&c.plan, &c.kernels.expect("kernels"), Architecture(90)).expect("machine code");
+    assert_eq!(cubin.compiler(), version);
+    let cubin = cubin.image();
     assert!(cubin.starts_with(b"\x7fELF"));
     let holds = |name: &str| cubin.windows(name.len()).any(|w| w == name.as_bytes());
     for l in c.plan.modules.iter().flat_map(|m| m.step.launches.iter().chain(&m.eval.launches)) {

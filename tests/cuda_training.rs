@@ -3,6 +3,8 @@
 //! The kernels run on the stand-in device (tests/cuda-host) from the very source a GPU would get, through the very
 //! runtime; with `SLRC_CUDA=real` on a machine with a GPU, on that.
 
+#[path = "cuda_training/sanitized.rs"]
+mod sanitized;
 mod support;
 
 use std::collections::BTreeMap;
@@ -165,7 +167,7 @@ fn train(case: &Case, plan: Plan, device: Box<dyn Device>, allocated: usize, ten
 fn on_cuda(case: Case) -> Trained {
     let (c, tensors) = compiled(&case, "cuda");
     let launching = if case.graphs { Launching::Graphs } else { Launching::Eager };
-    let device = CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels"), launching).expect("device");
+    let device = CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), launching).expect("device");
     let allocated = device.allocated();
     train(&case, c.plan, Box::new(device), allocated, &tensors)
 }
@@ -334,7 +336,7 @@ fn with_random_numbers() {
 fn out_of_range(case: Case) -> Vec<String> {
     let (c, tensors) = compiled(&case, "cuda");
     let launching = if case.graphs { Launching::Graphs } else { Launching::Eager };
-    let device = CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels"), launching).expect("device");
+    let device = CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), launching).expect("device");
     let mut session = Session::new(c.plan, Box::new(device), &tensors).expect("session");
     feed(&mut session);
     let input = session.plan().inputs.iter().find(|i| i.index_below.is_some()).expect("token ids").clone();
@@ -370,7 +372,8 @@ fn index_out_of_range() {
 /// Writes more than pinned memory holds, without waiting in between; returns what the first and the last write left.
 fn many_writes(case: Case) -> (Vec<u8>, Vec<u8>) {
     let (c, _) = compiled(&case, "cuda");
-    let mut device = CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels"), Launching::Graphs).expect("device");
+    let mut device =
+        CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), Launching::Graphs).expect("device");
     let buffer = |id: &str| c.plan.buffers.iter().find(|b| b.id == id).expect("a buffer").clone();
     let (input, labels) = (buffer(&c.plan.inputs[0].buffer), buffer(&c.plan.labels.buffer));
     device.write(&input, &first_write(input.bytes)).expect("input");

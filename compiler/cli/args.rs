@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use slrc_compiler::spec::{Distance, HeadKind, InitMode, OptimizerKind, ReconcileMode};
+use slrc_runtime::cuda::architecture::Architecture;
 use slrc_runtime::devices::DeviceName;
 
 /// Train an ONNX network locally: cut into gradient-isolated modules that reconcile their gradients.
@@ -28,6 +29,8 @@ Exit codes: 0 ok, 2 usage, 3 the model cannot be compiled, 4 data or run error."
 pub(crate) enum Verb {
     /// Cut a model into modules and compile a training plan.
     Partition(PartitionArgs),
+    /// Compile a CUDA plan's kernels to machine code ahead of time; needs no GPU.
+    Compile(CompileArgs),
     /// Train a plan (or a spec, compiled first).
     Train(TrainArgs),
     /// Accuracy and loss of every local head, and of the network.
@@ -124,6 +127,20 @@ pub(crate) struct SpecArgs {
     /// Seed of random weights and dropout [default: 0].
     #[arg(long, value_name = "N", help_heading = "Weights")]
     pub(crate) seed: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompileArgs {
+    /// A plan folder, or a run folder, for CUDA.
+    #[arg(value_name = "PLAN_DIR")]
+    pub(crate) plan: PathBuf,
+    /// Write machine code, such as kernels.sm_80.cubin, into the folder.
+    #[arg(long, required = true)]
+    pub(crate) cubin: bool,
+    /// Architectures, such as sm_80,sm_90: each runs on devices of its major number and a minor one not below its own
+    /// [default: the plan's target].
+    #[arg(long, value_name = "ARCH", value_delimiter = ',')]
+    pub(crate) arch: Vec<Architecture>,
 }
 
 #[derive(Debug, Args)]

@@ -87,7 +87,7 @@ fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
 pub(crate) const PARTITION: &str = "partition.txt";
 
 /// Files of a plan folder; a folder that holds anything else is not overwritten.
-const NAMES: &[&str] = &[files::PLAN, files::WEIGHTS, files::MODEL, files::KERNELS, PARTITION];
+const NAMES: &[&str] = &[files::PLAN, files::WEIGHTS, files::MODEL, files::KERNELS, files::CUBINS, PARTITION];
 
 /// Compiles and writes a plan folder, entirely or not at all.
 pub(crate) fn compile_to(request: &Request, out: &Path) -> Result<Compiled, Failure> {

@@ -19,5 +19,5 @@ pub(crate) fn open(
     let name = name.unwrap_or_else(|| DeviceName::of(plan));
     devices::check_target(plan, name)?;
     let kernels = read_kernels(folder, plan)?;
-    Ok(devices::open(plan, name, threads, kernels.as_deref())?)
+    Ok(devices::open(plan, name, threads, kernels.as_ref())?)
 }

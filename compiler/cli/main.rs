@@ -3,6 +3,7 @@
 
 mod args;
 mod compile;
+mod cubin;
 mod device;
 mod devices;
 mod eval;
@@ -26,6 +27,7 @@ fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
     let result = match cli.verb {
         Verb::Partition(a) => partition::run(&a),
+        Verb::Compile(a) => cubin::run(&a),
         Verb::Train(a) => train::run(&a),
         Verb::Eval(a) => eval::run(&a),
         Verb::Export(a) => export::run(&a),

@@ -39,6 +39,25 @@ pub enum DeviceError {
     /// There is no such device, or a library it needs is missing. Says what to do.
     #[error("{0}")]
     Unavailable(String),
+    /// A `kernels.cu` is not the one that was written with the plan.
+    #[error(
+        "kernels.cu is not this plan's: its SHA-256 is {found}, plan.yaml asks for {expected}; restore the file that was \
+         written with the plan, or compile the plan again with slrc partition"
+    )]
+    OtherKernels {
+        /// SHA-256 in the plan, or that it has none.
+        expected: String,
+        /// SHA-256 of the file.
+        found: String,
+    },
+    /// Machine code beside a plan is not what the plan and this program would make.
+    #[error("{file} is out of date: {reason}; make it again with slrc compile PLAN --cubin, or delete it")]
+    StaleCubin {
+        /// Name of the file.
+        file: String,
+        /// In what it differs.
+        reason: String,
+    },
     /// The source of a plan's kernels does not compile: a damaged file, or a bug in the compiler that wrote it.
     #[error("the kernels do not compile for {architecture}:\n{log}")]
     Compile {

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use slrc_plan::Plan;
 
 use crate::cpu::CpuDevice;
+use crate::cuda::code::Kernels;
 use crate::cuda::{CudaDevice, Launching};
 use crate::device::{Device, DeviceError};
 
@@ -65,22 +66,22 @@ pub fn check_target(plan: &Plan, name: DeviceName) -> Result<(), DeviceError> {
     }
 }
 
-/// Loads a validated plan on a device. `kernels` is the text of its `kernels.cu`, where it has one; `threads` counts
-/// for the CPU only (all cores where absent).
+/// Loads a validated plan on a device. `kernels` are those beside a plan for CUDA; `threads` counts for the CPU only
+/// (all cores where absent).
 pub fn open(
     plan: &Plan,
     name: DeviceName,
     threads: Option<usize>,
-    kernels: Option<&str>,
+    kernels: Option<&Kernels>,
 ) -> Result<Box<dyn Device>, DeviceError> {
     check_target(plan, name)?;
     match name {
         DeviceName::Cpu => Ok(Box::new(CpuDevice::load(plan, threads)?)),
         DeviceName::Cuda(ordinal) => {
-            let source = kernels.ok_or_else(|| {
+            let kernels = kernels.ok_or_else(|| {
                 DeviceError::Unsupported(format!("the plan is for {} but has no kernels.cu", plan.settings.target))
             })?;
-            Ok(Box::new(CudaDevice::load(plan, ordinal, source, Launching::from_environment()?)?))
+            Ok(Box::new(CudaDevice::load(plan, ordinal, kernels, Launching::from_environment()?)?))
         }
     }
 }

@@ -97,7 +97,7 @@ pub fn sync_folder(folder: &Path) -> std::io::Result<()> {
 }
 
 /// Fills a new folder and puts it in place of `path`, entirely or not at all. An existing folder is replaced only if it
-/// is empty or holds the first of `names` and nothing but `names`.
+/// is empty or holds the first of `names` and nothing but `names`, where one `*` in a name stands for any text.
 pub fn replace_folder(
     path: &Path,
     names: &[&str],
@@ -145,11 +145,19 @@ fn not_ours(path: &Path, names: &[&str]) -> Option<String> {
     let Ok(entries) = std::fs::read_dir(path) else { return Some("is no folder".into()) };
     let mut found: Vec<String> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     found.sort();
-    if let Some(other) = found.iter().find(|f| !names.contains(&f.as_str())) {
+    if let Some(other) = found.iter().find(|f| !names.iter().any(|n| has_form(f, n))) {
         return Some(format!("holds \"{other}\", which would be lost"));
     }
     let marker = names.first()?;
     (!found.is_empty() && !found.iter().any(|f| f == marker)).then(|| format!("has no {marker}: slrc did not make it"))
+}
+
+/// Whether a name is `form`, in which one `*` stands for any text.
+fn has_form(name: &str, form: &str) -> bool {
+    match form.split_once('*') {
+        None => name == form,
+        Some((start, end)) => name.strip_prefix(start).is_some_and(|rest| rest.ends_with(end)),
+    }
 }
 
 /// Reads every tensor of a safetensors file as f32, in order of names.
@@ -333,6 +341,14 @@ mod tests {
         assert!(replace_folder(&path, &["mark"], |_| Ok(())).is_err());
         assert!(replace_folder(&path, &["mark", "thesis.tex"], |_| Ok(())).is_err());
         assert_eq!(std::fs::read(path.join("thesis.tex")).expect("read"), b"x");
+        // Names of a form.
+        for (name, ours) in [("a.1.z", true), ("a..z", true), ("a.z", false), ("a.1.zz", false), ("b.1.z", false)] {
+            assert_eq!(has_form(name, "a.*.z"), ours, "{name}");
+        }
+        std::fs::write(path.join("mark"), b"3").expect("write");
+        std::fs::rename(path.join("thesis.tex"), path.join("a.1.z")).expect("rename");
+        replace_folder(&path, &["mark", "a.*.z"], |_| Ok(())).expect("all ours");
+        assert_eq!(std::fs::read_dir(&path).expect("list").count(), 0);
         // A failure leaves what was there, and nothing beside it.
         let fails = replace_folder(&folder.path().join("new"), &["mark"], |f| {
             Err(FileError::Malformed { path: f.to_path_buf(), reason: "no".into() })

@@ -92,6 +92,7 @@ pub(crate) fn run_on_cpu(g: &Graph, inputs: &[Tensor], variables: &[Tensor], thr
             distance: String::new(),
             optimizer: String::new(),
         },
+        kernels_sha256: None,
         memory,
         inputs: vec![],
         labels: LabelsDecl { buffer: "labels".into(), classes: 1 },

@@ -109,6 +109,7 @@ pub fn assemble(model: ModelInfo, settings: Settings, modules: &[CompiledModule]
         format: FORMAT.into(),
         model,
         settings,
+        kernels_sha256: None,
         memory,
         inputs,
         labels,

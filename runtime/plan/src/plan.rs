@@ -21,6 +21,18 @@ pub mod files {
     pub const KERNELS: &str = "kernels.cu";
     /// The user's graph without its weights, for `slrc export`.
     pub const MODEL: &str = "model.onnx";
+    /// Machine code of the functions, one file an architecture: what [`cubin`] names.
+    pub const CUBINS: &str = "kernels.sm_*.cubin";
+
+    /// Name of the file with machine code for an architecture such as `sm_80`.
+    pub fn cubin(architecture: &str) -> String {
+        format!("kernels.{architecture}.cubin")
+    }
+
+    /// What stands for the architecture in a name of [`cubin`]'s form.
+    pub fn architecture_of(name: &str) -> Option<&str> {
+        name.strip_prefix("kernels.")?.strip_suffix(".cubin")
+    }
 }
 
 /// Everything a runtime needs to train and evaluate a partitioned network.
@@ -33,6 +45,9 @@ pub struct Plan {
     pub model: ModelInfo,
     /// What was asked for, resolved: every choice is spelled out.
     pub settings: Settings,
+    /// SHA-256 of `kernels.cu`, which the launches call; CUDA targets only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernels_sha256: Option<String>,
     /// Bytes of every space.
     pub memory: Memory,
     /// The batch.

@@ -108,6 +108,7 @@ mod tests {
                 distance: String::new(),
                 optimizer: String::new(),
             },
+            kernels_sha256: None,
             memory,
             inputs: vec![],
             labels: LabelsDecl { buffer: String::new(), classes: 1 },

@@ -1,18 +1,22 @@
 //! The CUDA device: a plan's launches on one GPU, through NVIDIA's driver and runtime compiler.
 //!
 //! Both are libraries that are looked for when a device is asked for: the program builds and starts on any machine.
-//! [`probe`] finds what is there; [`compile`] makes machine code of a plan's `kernels.cu`, which a cache on disk keeps;
+//! [`probe`] finds what is there; [`compile`] makes machine code of a plan's `kernels.cu`, which lies beside the plan
+//! ([`cubin`]) or in a cache on disk; [`code`] finds it;
 //! [`CudaDevice`] holds one allocation of the size the plan says and one stream on which everything happens in order. A
 //! program is recorded as a graph when it first runs and replayed from then on.
 //!
 //! Unsafe code is allowed in this folder because every call of the driver is unsafe. Its contract: a plan passes
 //! [`slrc_plan::validate`] before it is loaded, launches pass as many arguments as their functions take (`source.rs`),
-//! and `kernels.cu` is the one that was written with the plan, so that functions stay within their kernels' buffers.
+//! and `kernels.cu` is the one that was written with the plan (`source.rs` compares hashes), so that functions stay
+//! within their kernels' buffers.
 #![allow(unsafe_code, reason = "the driver's interface is C's; see the contract above")]
 
 pub mod architecture;
 mod cache;
+pub mod code;
 pub mod compile;
+pub mod cubin;
 mod error;
 mod layout;
 mod memory;
@@ -30,11 +34,9 @@ use cudarc::nvrtc::Ptx;
 use slrc_plan::launch::fault;
 use slrc_plan::{Buffer, Kernel, Plan, Space};
 
-use crate::cuda::architecture::Architecture;
-use crate::cuda::cache::Cache;
+use crate::cuda::code::Kernels;
 use crate::cuda::error::Called;
 use crate::cuda::memory::Memory;
-use crate::cuda::probe::DeviceInfo;
 use crate::cuda::program::{Place, Program};
 use crate::device::{Device, DeviceError, ProgramKind, StepContext};
 
@@ -73,11 +75,16 @@ pub struct CudaDevice {
 }
 
 impl CudaDevice {
-    /// Compiles a validated plan's kernels, or finds them in the cache, and allocates its memory on device `ordinal`.
-    pub fn load(plan: &Plan, ordinal: usize, source: &str, launching: Launching) -> Result<CudaDevice, DeviceError> {
-        source::check(plan, source)?;
+    /// Finds or compiles machine code of a validated plan's kernels, and allocates its memory on device `ordinal`.
+    pub fn load(
+        plan: &Plan,
+        ordinal: usize,
+        kernels: &Kernels,
+        launching: Launching,
+    ) -> Result<CudaDevice, DeviceError> {
+        kernels.check(plan)?;
         let info = probe::device_info(ordinal)?;
-        let code = machine_code(plan, source, &info)?;
+        let code = kernels.machine_code(plan, &info)?;
         let context = CudaContext::new(ordinal).called("cuDevicePrimaryCtxRetain")?;
         // SAFETY: one stream does everything, in order; a graph could not be recorded with waits for events in it.
         unsafe { context.disable_event_tracking() };
@@ -99,6 +106,11 @@ impl CudaDevice {
     /// Bytes allocated on the device: the plan's spaces, aligned, and a few for the runtime.
     pub fn allocated(&self) -> usize {
         self.memory.layout().total()
+    }
+
+    /// Device address of a buffer's first byte, for tools that watch memory.
+    pub fn address(&self, buffer: &Buffer) -> u64 {
+        self.memory.address(self.memory.layout().buffer(buffer).start)
     }
 
     fn bind(&self) -> Result<(), DeviceError> {
@@ -155,34 +167,6 @@ fn fault_error(module: usize, program: &Program, number: i32) -> DeviceError {
         other => format!("fault {other}"),
     };
     DeviceError::Kernel { module, kernel, nodes, reason }
-}
-
-/// The plan's kernels compiled for a device.
-fn machine_code(plan: &Plan, source: &str, info: &DeviceInfo) -> Result<Vec<u8>, DeviceError> {
-    let target = &plan.settings.target;
-    let unsuitable = |reason: String| DeviceError::Unsupported(reason);
-    let wanted: Architecture = target.strip_prefix("cuda:").unwrap_or_default().parse().map_err(|_| {
-        unsuitable(format!("the plan is for {target}; compile it with --target cuda for a CUDA device"))
-    })?;
-    let own = info.architecture;
-    if own < wanted {
-        return Err(unsuitable(format!(
-            "the plan is for {wanted} or later, cuda:{} ({}) is {own}; compile it with --target cuda:{own}",
-            info.ordinal, info.name
-        )));
-    }
-    let compiler = probe::compiler_version()?;
-    probe::check_pair(probe::driver_version()?, compiler)?;
-    let known = compile::known_architectures()?;
-    let architecture = own.best_of(&known).ok_or_else(|| {
-        let newest = known.iter().max().map_or("nothing".to_string(), Architecture::to_string);
-        DeviceError::Unavailable(format!(
-            "the CUDA compiler (libnvrtc {}.{}) cannot compile for {own}, the newest it knows is {newest}; install a newer one",
-            compiler.0, compiler.1
-        ))
-    })?;
-    let key = cache::key(source, &compile::options(architecture), architecture, compiler);
-    Cache::from_environment().get(&key, || compile::compile_cubin(source, architecture))
 }
 
 impl Device for CudaDevice {

@@ -114,14 +114,14 @@ pub fn compiler_version() -> Result<Version, DeviceError> {
     }
 }
 
-/// Fails where the driver cannot load what the compiler makes: code of a later major version.
-pub(super) fn check_pair(driver: Version, compiler: Version) -> Result<(), DeviceError> {
+/// Fails where the driver cannot load what a compiler makes: code of a later major version. `name` is the compiler's in
+/// the message.
+pub(super) fn check_pair(driver: Version, compiler: Version, name: &str) -> Result<(), DeviceError> {
     if driver.0 >= compiler.0 {
         return Ok(());
     }
     unavailable(format!(
-        "the NVIDIA driver supports CUDA {}.{}, the CUDA compiler (libnvrtc) is {}.{}: update the driver, or put NVRTC of \
-         CUDA {} on the loader path",
+        "the NVIDIA driver supports CUDA {}.{}, {name} is {}.{}: update the driver, or compile with NVRTC of CUDA {}",
         driver.0, driver.1, compiler.0, compiler.1, driver.0
     ))
 }
@@ -141,9 +141,9 @@ mod tests {
 
     #[test]
     fn a_compiler_may_be_newer_by_a_minor_version_only() {
-        assert!(check_pair((12, 4), (12, 9)).is_ok());
-        assert!(check_pair((13, 0), (12, 9)).is_ok());
-        let e = check_pair((12, 9), (13, 0)).expect_err("too new").to_string();
+        assert!(check_pair((12, 4), (12, 9), "it").is_ok());
+        assert!(check_pair((13, 0), (12, 9), "it").is_ok());
+        let e = check_pair((12, 9), (13, 0), "it").expect_err("too new").to_string();
         assert!(e.contains("12.9") && e.contains("13.0"), "{e}");
     }
 }

@@ -1,15 +1,35 @@
-//! Whether a `kernels.cu` is its plan's: every function that is launched takes the arguments it is given.
+//! Whether a `kernels.cu` is its plan's: its hash is the plan's, and every function that is launched takes the
+//! arguments it is given.
 //!
-//! The driver does not count arguments: it would read past the end of too short a list.
+//! The hash finds files of two plans that were mixed and sources that were edited. The arguments are checked besides,
+//! for a plan that was edited: the driver does not count them and would read past the end of too short a list.
 
 use std::collections::BTreeMap;
 
+use sha2::{Digest, Sha256};
 use slrc_plan::Plan;
 
 use crate::device::DeviceError;
 
+/// Lower-case hexadecimal SHA-256.
+pub(super) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Fails where the source's hash is not the plan's.
+pub(super) fn check_hash(plan: &Plan, source: &str) -> Result<(), DeviceError> {
+    let found = sha256(source.as_bytes());
+    match &plan.kernels_sha256 {
+        Some(expected) if *expected == found => Ok(()),
+        expected => {
+            let expected = expected.clone().unwrap_or_else(|| "none (kernels_sha256 is missing)".into());
+            Err(DeviceError::OtherKernels { expected, found })
+        }
+    }
+}
+
 /// Fails where a launch's function is missing or takes another number of arguments.
-pub(super) fn check(plan: &Plan, source: &str) -> Result<(), DeviceError> {
+pub(super) fn check_arguments(plan: &Plan, source: &str) -> Result<(), DeviceError> {
     let functions = functions(source);
     for m in &plan.modules {
         for l in m.step.launches.iter().chain(&m.eval.launches) {
@@ -21,7 +41,7 @@ pub(super) fn check(plan: &Plan, source: &str) -> Result<(), DeviceError> {
                 Some(None) => "takes other arguments than pointers".to_string(),
             };
             return Err(DeviceError::Unsupported(format!(
-                "kernels.cu is not this plan's: function {name} {problem}; compile the plan again"
+                "plan.yaml and kernels.cu do not fit: function {name} {problem}; compile the plan again"
             )));
         }
     }

@@ -1,8 +1,8 @@
 //! Training: batches in order, steps, logged numbers, checkpoints.
 //!
-//! A run is a folder: `plan.yaml` (and its `kernels.cu`), `model.onnx`, `constants.safetensors`, `metrics.jsonl` and
-//! `checkpoint/`. What a run computes is a function of the plan, the weights, the data and the seed; stopping it at any
-//! moment and resuming changes nothing.
+//! A run is a folder: `plan.yaml` (for CUDA its kernels and their machine code), `model.onnx`, `constants.safetensors`,
+//! `metrics.jsonl` and `checkpoint/`. What a run computes is a function of the plan, the weights, the data and the
+//! seed; stopping it at any moment and resuming changes nothing.
 
 pub mod checkpoint;
 pub mod metrics;
@@ -141,7 +141,8 @@ pub fn create_run(run: &Path, plan_folder: &Path) -> Result<(), TrainError> {
     replace_folder(run, &[], |folder| {
         write_safetensors(&folder.join(CONSTANTS), &constants)?;
         if let Some(kernels) = &kernels {
-            write_atomic(&folder.join(files::KERNELS), kernels.as_bytes())?;
+            write_atomic(&folder.join(files::KERNELS), kernels.source.as_bytes())?;
+            kernels.cubins.iter().try_for_each(|c| write_atomic(&folder.join(c.file()), c.bytes()))?;
         }
         [files::MODEL, files::PLAN]
             .iter()

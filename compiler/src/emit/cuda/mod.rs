@@ -45,7 +45,7 @@ struct Function {
 /// Most users named in a function's head comment.
 const NAMED_USERS: usize = 6;
 
-/// Writes the plan's launches and returns `kernels.cu`.
+/// Writes the plan's launches and the hash of their source, and returns it: `kernels.cu`.
 pub fn emit(plan: &mut Plan) -> String {
     let mut source = Source::default();
     let shared = plan.clone();
@@ -62,7 +62,9 @@ pub fn emit(plan: &mut Plan) -> String {
             program.launches = launches;
         }
     }
-    source.text(plan)
+    let text = source.text(plan);
+    plan.kernels_sha256 = Some(sha256_hex(text.as_bytes()));
+    text
 }
 
 /// The functions that do a kernel's work.

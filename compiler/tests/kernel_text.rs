@@ -1,0 +1,46 @@
+//! Text of `kernels.cu` for two small models, for people: a change of what a device runs is read here as a diff.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use slrc_compiler::pipeline::{Compiled, compile};
+use slrc_compiler::spec::SpecFile;
+use slrc_plan::kernel::Phase;
+
+/// A model compiled for CUDA.
+fn compiled(model: &str, spec: &str) -> Compiled {
+    let mut spec: SpecFile = slrc_plan::yaml::from_str(spec).expect("spec");
+    spec.target = Some("cuda".into());
+    compile(&common::small(model), &spec, &mut |_, _| {}).unwrap_or_else(|e| panic!("{model}: {e}"))
+}
+
+/// The functions that do the work of one phase of a module's training step, in the source's order.
+fn functions(c: &Compiled, module: usize, phase: Phase) -> String {
+    let step = &c.plan.modules[module - 1].step;
+    let ids: BTreeSet<&str> = step.kernels.iter().filter(|k| k.phase == phase).map(|k| k.id.as_str()).collect();
+    let launches = step.launches.iter().filter(|l| l.kernels.iter().any(|id| ids.contains(id.as_str())));
+    let names: BTreeSet<&str> = launches.map(|l| l.function.as_str()).collect();
+    let source = c.kernels.as_ref().expect("kernels");
+    // Each function stands with its head comment between empty lines.
+    let of = |text: &&str| names.iter().any(|n| text.contains(&format!(" {n}(\n")));
+    let found: Vec<&str> = source.split("\n\n").filter(of).collect();
+    assert_eq!(found.len(), names.len(), "functions of the {phase:?} phase");
+    found.join("\n\n")
+}
+
+/// All of a plan of local learning: no reconciliation, and the optimizer with two moments.
+#[test]
+fn perceptron_local_adamw() {
+    let spec = "{batch: 8, partition: {modules: 2}, reconcile: {mode: 'off'}, optimizer: {kind: adamw}}";
+    insta::assert_snapshot!("perceptron_local_adamw", compiled("mnist_mlp", spec).kernels.expect("kernels"));
+}
+
+/// What reconciliation by finite differences adds to the second module: perturbed passes through convolutions and
+/// normalisation, and the combined gradients.
+#[test]
+fn convolutional_finite_differences() {
+    let spec = "{batch: 8, partition: {modules: 2}, reconcile: {mode: finite-difference}}";
+    let text = functions(&compiled("mnist_cnn", spec), 2, Phase::Reconcile);
+    insta::assert_snapshot!("convolutional_finite_differences", text);
+}
