@@ -143,7 +143,6 @@ fn arenas_are_tight() {
             assert_eq!(p.live_bytes, most_live(p), "{at}: most bytes live at once");
             assert!(p.arena_bytes >= p.live_bytes, "{at}");
             let ratio = p.arena_bytes as f64 / p.live_bytes as f64;
-            if ratio > 1.0 {}
             if ratio > worst.0 {
                 worst = (ratio, at);
             }
