@@ -127,6 +127,9 @@ def main():
             seen = len(numbers(r"Used (\d+) registers"))
             if spilled or seen != functions:
                 failed += 1
+                for part in re.split(r"Compiling entry function", log)[1:]:
+                    if re.search(r"[1-9]\d* bytes spill stores", part):
+                        print(f"spills: {part.split(chr(39))[1]}", file=sys.stderr)
             print(
                 f"| {name} | {options} | sm_{arch} | {functions} | {registers} | {spilled} | {shared} | {size // 1024} "
                 f"| {time.time() - start:.1f} |",

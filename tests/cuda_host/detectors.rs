@@ -206,6 +206,20 @@ fn race_between_blocks_atomic_and_plain() {
 }
 
 #[test]
+fn race_last_block_without_fence() {
+    let parts = ["global memory", "write by thread (1, 0, 0) of block (0, 0, 0)"];
+    let kernel = "last_block_without_fence";
+    is_race("detectors::race_last_block_without_fence", kernel, 2, &parts, "out[1 +", "out[0] =");
+}
+
+#[test]
+fn race_last_block_without_barrier() {
+    let parts = ["global memory", "write by thread (1, 0, 0) of block (0, 0, 0)"];
+    let kernel = "last_block_without_barrier";
+    is_race("detectors::race_last_block_without_barrier", kernel, 2, &parts, "out[1 +", "out[0] =");
+}
+
+#[test]
 fn barrier_divergence() {
     let parts = ["barrier divergence", "16 wait at __syncthreads", "16 wait at a warp operation", "0 returned"];
     let one_warp = ("barrier_and_shuffle".to_string(), 1, 32, 0);
@@ -292,6 +306,7 @@ fn good((): ()) -> Vec<Vec<u32>> {
         run("axpy4", 1, 512),
         run("extremes", 4, 2),
         run("warp_exchange", 4, 512),
+        run("last_block_sums", 4, 6),
     ]
 }
 

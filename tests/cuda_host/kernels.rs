@@ -129,6 +129,16 @@ fn integer_atomics_and_ballot() {
 }
 
 #[test]
+fn the_last_block_adds_what_the_others_left() {
+    let name = "kernels::the_last_block_adds_what_the_others_left";
+    let y = in_every_order(name, "last_block_sums", [4, 1, 1], [128, 1], 6, 500);
+    let sum: f64 = numbers(500).iter().map(|&x| f64::from(x)).sum();
+    // Roundings of a sum of 500 numbers up to 2.
+    assert!((y[0] - sum).abs() < 1e-4, "{} and {sum}", y[0]);
+    assert_eq!(y[5].to_bits(), 0, "the counter is as it was");
+}
+
+#[test]
 fn warps_hand_over_through_shared_memory() {
     let y = in_every_order(
         "kernels::warps_hand_over_through_shared_memory",

@@ -45,6 +45,9 @@ pub enum LaunchArg {
     /// One `i32` of device memory, set to a [`fault`] by a kernel that meets data it cannot work with. Written
     /// `$fault`.
     Fault,
+    /// A `u32` of device memory for every block along x, zero before a launch and after it, by which blocks find out
+    /// which of them finishes last. Written `$turns`.
+    Turns,
 }
 
 /// Values of [`LaunchArg::Fault`].
@@ -61,6 +64,7 @@ impl fmt::Display for LaunchArg {
             LaunchArg::Buffer(id) => f.write_str(id),
             LaunchArg::Run => f.write_str("$run"),
             LaunchArg::Fault => f.write_str("$fault"),
+            LaunchArg::Turns => f.write_str("$turns"),
         }
     }
 }
@@ -71,8 +75,9 @@ impl FromStr for LaunchArg {
         match s {
             "$run" => Ok(LaunchArg::Run),
             "$fault" => Ok(LaunchArg::Fault),
+            "$turns" => Ok(LaunchArg::Turns),
             id if is_buffer_id(id) => Ok(LaunchArg::Buffer(id.to_string())),
-            _ => Err(format!("`{s}` is neither a buffer nor $run or $fault")),
+            _ => Err(format!("`{s}` is neither a buffer nor $run, $fault or $turns")),
         }
     }
 }
@@ -96,7 +101,7 @@ mod tests {
 
     #[test]
     fn text_round_trips() {
-        for a in [LaunchArg::Buffer("m1/relu:map~2".into()), LaunchArg::Run, LaunchArg::Fault] {
+        for a in [LaunchArg::Buffer("m1/relu:map~2".into()), LaunchArg::Run, LaunchArg::Fault, LaunchArg::Turns] {
             assert_eq!(a.to_string().parse(), Ok(a));
         }
         assert!("$seed".parse::<LaunchArg>().is_err());

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use slrc_plan::launch::LaunchArg;
 use slrc_plan::{Buffer, Plan, Space};
 
 use crate::device::ProgramKind;
@@ -14,6 +15,16 @@ const RUN: usize = 16;
 /// Bytes of one fault number.
 const FAULT: usize = 4;
 
+/// Bytes of a counter of blocks.
+const TURN: usize = 4;
+
+/// Most counters that a launch needs; launches follow each other, so that all use the same.
+fn most_turns(plan: &Plan) -> usize {
+    let programs = plan.modules.iter().flat_map(|m| [&m.step, &m.eval]);
+    let launches = programs.flat_map(|p| &p.launches).filter(|l| l.args.contains(&LaunchArg::Turns));
+    launches.map(|l| l.grid[0]).max().unwrap_or(0)
+}
+
 /// Byte offsets within the allocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
@@ -21,6 +32,7 @@ pub(super) struct Layout {
     run: usize,
     faults: Range<usize>,
     status: usize,
+    turns: Range<usize>,
     total: usize,
 }
 
@@ -47,7 +59,10 @@ impl Layout {
                 faults = start..start.saturating_add(bytes);
             }
         }
-        Layout { run, status: spaces[&Space::Metric], faults, spaces, total: end }
+        let bytes = most_turns(plan).saturating_mul(TURN);
+        let start = place(bytes);
+        let turns = start..start.saturating_add(bytes);
+        Layout { run, status: spaces[&Space::Metric], faults, turns, spaces, total: end }
     }
 
     /// Bytes of the allocation.
@@ -79,6 +94,11 @@ impl Layout {
     /// Bytes of every program's fault number.
     pub(super) fn faults(&self) -> Range<usize> {
         self.faults.clone()
+    }
+
+    /// Bytes of the counters by which blocks take turns.
+    pub(super) fn turns(&self) -> Range<usize> {
+        self.turns.clone()
     }
 
     /// Bytes of all that a step reports: metrics, then faults.

@@ -42,6 +42,7 @@ impl Memory {
             memory.fill(start..start + plan.memory.of(space), 0)?;
         }
         memory.fill(memory.layout.status(), 0)?;
+        memory.fill(memory.layout.turns(), 0)?;
         Ok(memory)
     }
 

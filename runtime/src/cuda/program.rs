@@ -139,6 +139,7 @@ fn prepare(l: &Launch, kernel: usize, code: &Arc<CudaModule>, place: &Place<'_>)
             .ok_or_else(|| wrong("an argument is no buffer of the plan")),
         LaunchArg::Run => Ok(place.memory.address(layout.run())),
         LaunchArg::Fault => Ok(place.memory.address(layout.fault(place.module, place.kind))),
+        LaunchArg::Turns => Ok(place.memory.address(layout.turns().start)),
     };
     Ok(Prepared {
         function,

@@ -135,3 +135,47 @@ extern "C" __global__ void warp_exchange(float* __restrict__ y, const float* __r
   s[threadIdx.x] = v + 1.0f;
   y[i] = s[threadIdx.x];
 }
+
+// y[0] = sum of x: blocks store partial sums in y[1 + block], and the last to finish adds them in order. The counter
+// lies behind them and is zero again afterwards.
+extern "C" __global__ void last_block_sums(float* y, const float* x, int n) {
+  __shared__ float part[32];
+  __shared__ int last;
+  unsigned int* turns = reinterpret_cast<unsigned int*>(y + 1 + gridDim.x);
+  float sum = 0.0f;
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
+    sum += x[i];
+  }
+  for (int d = 16; d > 0; d /= 2) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, d);
+  }
+  if (threadIdx.x % 32 == 0) {
+    part[threadIdx.x / 32] = sum;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    float all = 0.0f;
+    for (int w = 0; w < blockDim.x / 32; ++w) {
+      all += part[w];
+    }
+    y[1 + blockIdx.x] = all;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(turns, 1u) == gridDim.x - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  if (last == 0) {
+    return;
+  }
+  if (threadIdx.x == 0) {
+    atomicExch(turns, 0u);
+    float all = 0.0f;
+    for (int b = 0; b < gridDim.x; ++b) {
+      all += y[1 + b];
+    }
+    y[0] = all;
+  }
+}

@@ -166,6 +166,42 @@ extern "C" __global__ void blocks_atomic_and_plain(float* out, const float* x, i
   }
 }
 
+// The last block reads what the others wrote, but no fence publishes it.
+extern "C" __global__ void last_block_without_fence(float* out, const float* x, int n) {
+  unsigned int* turns = reinterpret_cast<unsigned int*>(out + 1 + gridDim.x);
+  __shared__ int last;
+  if (threadIdx.x == 1) {
+    out[1 + blockIdx.x] = x[blockIdx.x];
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(turns, 1u) == gridDim.x - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  if (last == 1 && threadIdx.x == 0) {
+    out[0] = out[1];
+  }
+}
+
+// The fence comes before the other threads' writes are known to be done.
+extern "C" __global__ void last_block_without_barrier(float* out, const float* x, int n) {
+  unsigned int* turns = reinterpret_cast<unsigned int*>(out + 1 + gridDim.x);
+  __shared__ int last;
+  if (threadIdx.x == 1) {
+    out[1 + blockIdx.x] = x[blockIdx.x];
+  }
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(turns, 1u) == gridDim.x - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  if (last == 1 && threadIdx.x == 0) {
+    out[0] = out[1];
+  }
+}
+
 extern "C" __global__ void null_pointer(float* out, const float* x, int n) {
   float* nowhere = out - (unsigned long long)out / sizeof(float);
   nowhere[threadIdx.x] = x[threadIdx.x];

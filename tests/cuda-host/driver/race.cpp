@@ -57,6 +57,24 @@ struct WarpClocks {
   uint32_t known[warp_lanes][warp_lanes];
 };
 
+// What a block has published: its accesses of epochs before this one.
+struct Published {
+  uint64_t block;
+  uint32_t epoch;
+};
+
+// What the running block has taken over: a block's accesses before one epoch, known after one of its own.
+struct Taken {
+  uint32_t before, after;
+};
+
+// A thread between an atomic operation and a fence, or the other way round.
+struct Handshake {
+  // One more than the epoch of the thread's last fence.
+  uint32_t fenced = 0;
+  std::vector<Published> met;
+};
+
 struct Race {
   Access earlier, later;
   Region region;
@@ -75,6 +93,11 @@ struct Detector {
   // The pages used last, by the low bits of their numbers.
   CachedPage cached[256];
   std::vector<Region> fixed, recent;
+  // By address of an atomic operation.
+  std::unordered_map<uintptr_t, std::vector<Published>> published;
+  // By thread of the running block, and by block.
+  std::vector<Handshake> handshakes;
+  std::unordered_map<uint64_t, Taken> taken;
   Race race{};
   bool found = false;
 };
@@ -115,8 +138,10 @@ Cell &cell_of(uintptr_t number) {
 bool conflict(Kind a, Kind b) { return a != b || a == Kind::write; }
 
 bool ordered(const Access &earlier, const Access &now) {
-  if (earlier.block != now.block)
-    return false;
+  if (earlier.block != now.block) {
+    auto found = d.taken.find(earlier.block);
+    return found != d.taken.end() && earlier.epoch < found->second.before && now.epoch > found->second.after;
+  }
   if (earlier.epoch != now.epoch)
     return true;
   if (earlier.warp != now.warp)
@@ -142,7 +167,8 @@ void access_cell(Cell &cell, const Access &now, const Region &region, const char
     cell.accesses.clear();
   }
   Access *same = nullptr;
-  // Two other blocks of a kind are enough: any block differs from one of them.
+  // Two other blocks of a kind are enough: any block differs from one of them. (A third that this block has not taken
+  // over, where it has taken over the other two, would be missed.)
   uint64_t others[3][2];
   unsigned other_count[3] = {0, 0, 0};
   size_t kept = 0;
@@ -175,6 +201,17 @@ void access_cell(Cell &cell, const Access &now, const Region &region, const char
     cell.accesses.push_back(now);
 }
 
+// An atomic operation: publishes what a fence came after, meets what others have published.
+void shake(unsigned linear, uintptr_t address) {
+  std::vector<Published> &all = d.published[address];
+  Handshake &h = d.handshakes[linear];
+  for (const Published &p : all)
+    if (p.block != d.block)
+      h.met.push_back(p);
+  if (h.fenced == d.epoch + 1)
+    all.push_back({d.block, d.epoch});
+}
+
 void access(const void *pointer, size_t size, Kind kind, const void *code) {
   const char *address = static_cast<const char *>(pointer);
   if (d.found || !d.launch)
@@ -184,6 +221,8 @@ void access(const void *pointer, size_t size, Kind kind, const void *code) {
     return;
   unsigned linear = cuda_host_current.slot.linear, warp = linear / warp_lanes, lane = linear % warp_lanes;
   Access now{d.block, code, d.epoch, d.clocks[warp].known[lane][lane], 1u << lane, uint8_t(warp), 0, kind};
+  if (kind == Kind::atomic)
+    shake(linear, uintptr_t(address));
   uintptr_t begin = uintptr_t(address), end = begin + size;
   for (uintptr_t number = begin / cell_bytes; number * cell_bytes < end; ++number) {
     uintptr_t first = std::max(begin, number * cell_bytes), last = std::min(end, (number + 1) * cell_bytes);
@@ -239,6 +278,7 @@ void begin_launch(const Launch &launch, const void *dynamic_shared) {
   d.found = false;
   d.fixed.clear();
   d.recent.clear();
+  d.published.clear();
   const Kernel &k = *launch.kernel;
   add(k.shared_begin, k.shared_end);
   add(k.common_begin, k.common_end);
@@ -251,6 +291,7 @@ void begin_launch(const Launch &launch, const void *dynamic_shared) {
   }
   size_t threads = size_t(launch.block.x) * launch.block.y * launch.block.z;
   d.clocks.resize((threads + warp_lanes - 1) / warp_lanes);
+  d.handshakes.resize(threads);
 }
 
 void end_launch() {
@@ -269,6 +310,11 @@ void begin_block(const Index &block) {
   d.block = block.x + uint64_t(grid.x) * (block.y + uint64_t(grid.y) * block.z);
   d.block_owner = ++d.owners;
   d.epoch = 0;
+  d.taken.clear();
+  for (Handshake &h : d.handshakes) {
+    h.fenced = 0;
+    h.met.clear();
+  }
   for (WarpClocks &w : d.clocks)
     for (unsigned i = 0; i < warp_lanes; ++i)
       for (unsigned j = 0; j < warp_lanes; ++j)
@@ -276,6 +322,19 @@ void begin_block(const Index &block) {
 }
 
 void barrier() { ++d.epoch; }
+
+void fence() {
+  if (!d.launch)
+    return;
+  Handshake &h = d.handshakes[cuda_host_current.slot.linear];
+  h.fenced = d.epoch + 1;
+  for (const Published &p : h.met) {
+    Taken &t = d.taken.try_emplace(p.block, Taken{0, 0}).first->second;
+    if (p.epoch > t.before)
+      t = {p.epoch, d.epoch};
+  }
+  h.met.clear();
+}
 
 void meet(unsigned warp, unsigned lanes) {
   if (!d.launch)
@@ -336,6 +395,7 @@ using cuda_host::race::Kind;
   COMPARE(bits, T, weak)
 
 extern "C" {
+void cuda_host_threadfence() { cuda_host::race::fence(); }
 void __tsan_init() {}
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit() {}

@@ -60,6 +60,7 @@ extern __thread cuda_host::Current cuda_host_current __attribute__((tls_model("i
 void cuda_host_syncthreads(unsigned site, unsigned line);
 unsigned long long cuda_host_warp(cuda_host::WarpOp op, unsigned site, unsigned line, unsigned mask,
                                   unsigned long long value, unsigned operand, unsigned width);
+void cuda_host_threadfence();
 // Moves on to the next thread that has not started; for instrumented kernels, whose accesses must not include these.
 bool cuda_host_next();
 }

@@ -119,7 +119,7 @@ template <class T> __device__ inline T __ldg(const T *p) { return *p; }
 
 // Synchronisation.
 #define __syncthreads() cuda_host_syncthreads(__COUNTER__, __LINE__)
-#define __threadfence()
+#define __threadfence() cuda_host_threadfence()
 #define __threadfence_block()
 
 namespace cuda_host {

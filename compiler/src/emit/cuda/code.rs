@@ -24,6 +24,8 @@ pub(super) struct Call {
     pub(super) params: Vec<String>,
     pub(super) args: Vec<LaunchArg>,
     pub(super) body: String,
+    /// Whether a thread may take all the registers it can use: one block of a multiprocessor is enough.
+    pub(super) all_registers: bool,
 }
 
 struct Pointer {
@@ -82,11 +84,32 @@ impl<'a> Code<'a> {
         name
     }
 
-    /// The parameter for `$run` or `$fault`.
+    /// Lets the last of `count` blocks to get here go on, alone, with what all of them wrote; the others end. `turn` is
+    /// the number of the counter that these blocks share.
+    pub(super) fn last_block(&mut self, turn: &str, count: usize) {
+        let turns = self.special(LaunchArg::Turns);
+        self.line("__shared__ int last;");
+        self.line("__syncthreads();");
+        self.open("if (threadIdx.x == 0)");
+        self.line("__threadfence();");
+        self.line(format!("last = atomicAdd(&{turns}[{turn}], 1u) == {};", count - 1));
+        self.line("__threadfence();");
+        self.close();
+        self.line("__syncthreads();");
+        self.open("if (last == 0)");
+        self.line("return;");
+        self.close();
+        self.open("if (threadIdx.x == 0)");
+        self.line(format!("atomicExch(&{turns}[{turn}], 0u);"));
+        self.close();
+    }
+
+    /// The parameter for `$run`, `$fault` or `$turns`.
     pub(super) fn special(&mut self, arg: LaunchArg) -> &'static str {
         let name = match arg {
             LaunchArg::Run => "run",
             LaunchArg::Fault => "fault",
+            LaunchArg::Turns => "turns",
             LaunchArg::Buffer(_) => unreachable!("buffers are not special"),
         };
         if !self.special.contains(&arg) {
@@ -124,11 +147,13 @@ impl<'a> Code<'a> {
         for s in self.special {
             params.push(match s {
                 LaunchArg::Run => "const unsigned long long* __restrict__ run".into(),
-                _ => "int* fault".into(),
+                LaunchArg::Fault => "int* fault".into(),
+                LaunchArg::Turns => "unsigned int* turns".into(),
+                LaunchArg::Buffer(_) => unreachable!("buffers are not special"),
             });
             args.push(s);
         }
-        Call { family, formula: self.formula, block, grid, params, args, body: self.text }
+        Call { family, formula: self.formula, block, grid, params, args, body: self.text, all_registers: false }
     }
 }
 

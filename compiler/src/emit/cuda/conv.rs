@@ -8,7 +8,7 @@ use slrc_plan::kernel::{Conv, ConvDirection, WindowGeometry};
 use crate::emit::cuda::code::{Call, Code, Table, index_type};
 use crate::emit::cuda::depthwise;
 use crate::emit::cuda::epilogue::Epilogue;
-use crate::emit::cuda::product::{Product, Side, Store, sum_groups};
+use crate::emit::cuda::product::{Product, Side, Store, Sum, sum_groups};
 
 pub(super) fn emit(table: &Table<'_>, c: &Conv) -> Vec<Call> {
     if c.groups > 1 && c.groups == c.in_channels && c.groups == c.out_channels {
@@ -17,7 +17,7 @@ pub(super) fn emit(table: &Table<'_>, c: &Conv) -> Vec<Call> {
     match c.direction {
         ConvDirection::Forward => vec![forward(table, c)],
         ConvDirection::InputGrad => vec![input_grad(table, c)],
-        ConvDirection::WeightGrad => weight_grad(table, c),
+        ConvDirection::WeightGrad => vec![weight_grad(table, c)],
     }
 }
 
@@ -61,7 +61,8 @@ fn position_type(c: &Conv, epilogue: Option<&Epilogue<'_>>) -> &'static str {
 /// Stores `value` at element `at` of the tensor `to`, or works on it.
 fn store<'s>(code: &mut Code<'_>, to: &View, epilogue: Option<&'s Epilogue<'_>>, ty: &'s str, at: String) -> Store<'s> {
     match epilogue {
-        Some(e) => Box::new(move |code| e.run(code, ty, &at)),
+        // One group: rows and columns of the product are those of the result.
+        Some(e) => Box::new(move |code| e.run(code, ty, "m", "n")),
         None => {
             let p = code.pointer(&to.buffer, true);
             Box::new(move |code| code.line(format!("{p}[{at}] = value;")))
@@ -123,6 +124,7 @@ fn forward(table: &Table<'_>, c: &Conv) -> Call {
         a: Side { lines: patch(c, ty, &x, "m", "k"), along_terms: true },
         b: Side { lines: vec![format!("v = {w}[(group * {co} + n) * {terms} + k];")], along_terms: true },
         store,
+        sum: None,
     }
     .emit(code)
 }
@@ -173,36 +175,41 @@ fn input_grad(table: &Table<'_>, c: &Conv) -> Call {
         a: Side { lines: a, along_terms: true },
         b: Side { lines: vec![b], along_terms: false },
         store,
+        sum: None,
     }
     .emit(code)
 }
 
-fn weight_grad(table: &Table<'_>, c: &Conv) -> Vec<Call> {
+fn weight_grad(table: &Table<'_>, c: &Conv) -> Call {
     let mut code = Code::new(table);
     let epilogue = Epilogue::new(table, &c.product());
-    // Of a split gradient, the sum of its parts has the epilogue.
-    let own = epilogue.as_ref().filter(|_| c.split.is_none());
-    describe(&mut code, c, "gradient of a convolution's weights", own);
-    let ty = position_type(c, own);
+    describe(&mut code, c, "gradient of a convolution's weights", epilogue.as_ref());
+    let ty = position_type(c, epilogue.as_ref());
     let g = &c.geometry;
     let (ci, co) = (c.in_channels / c.groups, c.out_channels / c.groups);
     let cols = g.kernel[0] * g.kernel[1] * ci;
     let pixels = c.batch * g.output[0] * g.output[1];
     let (x, y) = (code.pointer(&c.x.buffer, false), code.pointer(&c.y.buffer, false));
-    let (count, to, offset) = match &c.split {
-        Some(s) => (s.count, &s.partials, s.partials.offset),
-        None => (1, &c.w, 0),
-    };
+    let count = c.split.as_ref().map_or(1, |s| s.count);
     let size = c.out_channels * cols;
-    let at = format!("{offset} + part * {size} + (group * {co} + m) * {cols} + n");
-    let store = store(&mut code, to, own, ty, at);
+    let at = format!("(group * {co} + m) * {cols} + n");
+    let result = store(&mut code, &c.w, epilogue.as_ref(), ty, at.clone());
+    let (store, sum): (Store<'_>, Option<Sum<'_>>) = match &c.split {
+        None => (result, None),
+        Some(s) => {
+            let p = code.pointer(&s.partials.buffer, true);
+            let partial = format!("{p}[{} + part * {size} + {at}]", s.partials.offset);
+            let own = format!("{partial} = value;");
+            (Box::new(move |code| code.line(&own)), Some(Sum { ranges: count, partial, store: result }))
+        }
+    };
     let each = pixels.div_ceil(count);
     let (part, of_group) = match (count > 1, c.groups > 1) {
         (true, true) => (format!("z / {}", c.groups), format!("z % {}", c.groups)),
         (true, false) => ("z".into(), String::new()),
         (false, _) => ("0".into(), "z".into()),
     };
-    let product = Product {
+    Product {
         family: "conv_weight_grad",
         ty,
         rows: co,
@@ -219,16 +226,12 @@ fn weight_grad(table: &Table<'_>, c: &Conv) -> Vec<Call> {
         a: Side { lines: vec![format!("v = {y}[k * {} + group * {co} + m];", c.out_channels)], along_terms: false },
         b: Side { lines: patch(c, ty, &x, "k", "n"), along_terms: false },
         store,
+        sum,
     }
-    .emit(code);
-    let mut calls = vec![product];
-    if let Some(s) = &c.split {
-        calls.push(sum_partials(table, c, &s.partials.buffer, offset, count, size, "conv_weight_grad"));
-    }
-    calls
+    .emit(code)
 }
 
-/// Adds the groups of a split weight gradient.
+/// Adds the groups of a split weight gradient of filters that see one channel each.
 pub(super) fn sum_partials(
     table: &Table<'_>,
     c: &Conv,
@@ -239,13 +242,9 @@ pub(super) fn sum_partials(
     family: &'static str,
 ) -> Call {
     let mut code = Code::new(table);
-    let epilogue = Epilogue::new(table, &c.product());
-    if let Some(e) = &epilogue {
-        e.describe(&mut code);
-    }
-    let ty = index_type(epilogue.as_ref().map_or(0, Epilogue::end).max(count * size));
+    let ty = index_type(count * size);
     let p = code.pointer(partials, false);
-    let store = store(&mut code, &c.w, epilogue.as_ref(), ty, "i".into());
+    let store = store(&mut code, &c.w, None, ty, "i".into());
     let p = if offset == 0 { p } else { format!("({p} + {offset})") };
     sum_groups(code, family, ty, &p, count, size, &store)
 }

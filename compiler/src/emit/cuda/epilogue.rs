@@ -11,6 +11,7 @@ use crate::emit::cuda::code::{Code, Table};
 pub(super) struct Epilogue<'a> {
     body: Body<'a>,
     to: &'a View,
+    cols: usize,
     /// Whether somebody reads the product itself later on.
     keep: bool,
 }
@@ -20,7 +21,7 @@ impl<'a> Epilogue<'a> {
         let r = p.epilogue?;
         let overwritten = r.stores.iter().any(|s| s.view.buffer == p.to.buffer);
         let read_later = table[p.to.buffer.as_str()].live.is_none_or(|l| l.first < l.last);
-        Some(Epilogue { body: Body::new(r), to: p.to, keep: read_later && !overwritten })
+        Some(Epilogue { body: Body::new(r), to: p.to, cols: p.cols, keep: read_later && !overwritten })
     }
 
     /// One past the largest position of any operand.
@@ -37,15 +38,25 @@ impl<'a> Epilogue<'a> {
         self.body.describe(code);
     }
 
-    /// Works on `value`, the element at position `at`.
-    pub(super) fn run(&self, code: &mut Code<'_>, ty: &str, at: &str) {
-        code.line(format!("const {ty} at = {at};"));
-        let all: Vec<usize> = (0..self.body.walk.extents.len()).collect();
-        self.body.walk.coordinates(code, ty, "at", &all);
+    /// Works on `value`, the element of row `row` and column `col`.
+    pub(super) fn run(&self, code: &mut Code<'_>, ty: &str, row: &str, col: &str) {
+        let (walk, cols) = (&self.body.walk, self.cols);
+        let all: Vec<usize> = (0..walk.extents.len()).collect();
+        match all.split_last() {
+            // Rows are a dimension of their own, so that nothing is to be taken apart.
+            Some((last, outer)) if walk.extents[*last] == cols && !outer.is_empty() => {
+                walk.coordinates(code, ty, row, outer);
+                code.line(format!("const {ty} i{last} = {col};"));
+            }
+            _ => {
+                code.line(format!("const {ty} at = {row} * {cols} + {col};"));
+                walk.coordinates(code, ty, "at", &all);
+            }
+        }
         if self.keep {
             let p = code.pointer(&self.to.buffer, true);
             let offset = if self.to.offset == 0 { String::new() } else { format!("{} + ", self.to.offset) };
-            code.line(format!("{p}[{offset}at] = value;"));
+            code.line(format!("{p}[{offset}{row} * {cols} + {col}] = value;"));
         }
         let stores = self.body.stores(Level::Element);
         for i in self.body.closure(&self.body.stored(&stores), |_| false) {

@@ -5,7 +5,7 @@ use slrc_plan::kernel::Matmul;
 
 use crate::emit::cuda::code::{Call, Code, Table, index_type, sum, times};
 use crate::emit::cuda::epilogue::Epilogue;
-use crate::emit::cuda::product::{Product, Side, Store, sum_groups};
+use crate::emit::cuda::product::{Product, Side, Store, Sum};
 
 pub(super) fn emit(table: &Table<'_>, p: &Matmul) -> Vec<Call> {
     let count: usize = p.batch.iter().product();
@@ -67,12 +67,13 @@ pub(super) fn emit(table: &Table<'_>, p: &Matmul) -> Vec<Call> {
         a: a_side,
         b: b_side,
         store: Box::new(|_| {}),
+        sum: None,
     };
     let Some(split) = &p.split else {
         product.store = match &epilogue {
             Some(e) => {
                 let row = if count > 1 { format!("(z * {} + m)", p.m) } else { "m".into() };
-                Box::new(move |code| e.run(code, ty, &format!("{row} * {} + n", p.n)))
+                Box::new(move |code| e.run(code, ty, &row, "n"))
             }
             None => {
                 let c = code.pointer(&p.c.buffer, true);
@@ -93,20 +94,17 @@ pub(super) fn emit(table: &Table<'_>, p: &Matmul) -> Vec<Call> {
         format!("const {ty} begin = z * {each};"),
         format!("const {ty} end = min(({ty})(begin + {each}), ({ty}){});", p.k),
     ];
-    let n = p.n;
-    product.store = Box::new(move |code| code.line(format!("{partials}[{at} + z * {size} + m * {n} + n] = value;")));
-    let first = product.emit(code);
-    let mut code = Code::new(table);
-    let partials = code.pointer(&split.partials.buffer, false);
+    let part = move |of: &str| format!("{partials}[{at} + {of} * {size} + m * {} + n]", p.n);
+    let own = part("z");
+    product.store = Box::new(move |code| code.line(format!("{own} = value;")));
     let store: Store<'_> = match &epilogue {
-        Some(e) => Box::new(|code| e.run(code, ty, "i")),
+        Some(e) => Box::new(move |code| e.run(code, ty, "m", "n")),
         None => {
             let c = code.pointer(&p.c.buffer, true);
-            let to = element(&c, &p.c, &format!("(i / {})", p.n), &format!("(i % {})", p.n));
+            let to = element(&c, &p.c, "m", "n");
             Box::new(move |code| code.line(format!("{to} = value;")))
         }
     };
-    let partials = if at == 0 { partials } else { format!("({partials} + {at})") };
-    let last = sum_groups(code, "matmul", ty, &partials, split.count, size, &store);
-    vec![first, last]
+    product.sum = Some(Sum { ranges: split.count, partial: part("part"), store });
+    vec![product.emit(code)]
 }

@@ -127,7 +127,9 @@ impl Source {
             for l in &f.call.formula {
                 let _ = writeln!(out, "//   {l}");
             }
-            let _ = writeln!(out, "extern \"C\" __global__ void __launch_bounds__({}) {name}(", f.call.block);
+            let blocks = if f.call.all_registers { ", 1" } else { "" };
+            let bounds = format!("__launch_bounds__({}{blocks})", f.call.block);
+            let _ = writeln!(out, "extern \"C\" __global__ void {bounds} {name}(");
             let _ = writeln!(out, "    {}) {{", f.call.params.join(",\n    "));
             out.push_str(&f.call.body);
             out.push_str("}\n");

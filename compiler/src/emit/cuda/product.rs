@@ -36,6 +36,18 @@ pub(super) struct Product<'s> {
     pub(super) b: Side,
     /// Stores `value` at `m`, `n`.
     pub(super) store: Store<'s>,
+    /// What becomes of sums of ranges.
+    pub(super) sum: Option<Sum<'s>>,
+}
+
+/// The sum of partial results, made by the last block to finish a tile.
+pub(super) struct Sum<'s> {
+    /// Number of ranges; of the products, those that differ in the range are `count / ranges` apart.
+    pub(super) ranges: usize,
+    /// The partial result of range `part` at `m`, `n`, an expression.
+    pub(super) partial: String,
+    /// Stores `value`, the sum at `m`, `n`.
+    pub(super) store: Store<'s>,
 }
 
 /// Writes the lines that do something with `value`.
@@ -83,19 +95,50 @@ impl Product<'_> {
         code.close();
         code.line("__syncthreads();");
         code.close();
-        code.line("#pragma unroll");
-        code.open("for (int i = 0; i < 4; ++i)");
-        code.line("#pragma unroll");
-        code.open("for (int j = 0; j < 4; ++j)");
-        code.line(format!("const {ty} m = row_block * {TILE} + ty * 4 + i;"));
-        code.line(format!("const {ty} n = col_block * {TILE} + tx * 4 + j;"));
-        code.open(format!("if (m < {} && n < {})", self.rows, self.cols));
-        code.line("const float value = acc[i][j];");
-        (self.store)(&mut code);
-        code.close();
-        code.close();
-        code.close();
-        code.finish(self.family, THREADS, [row_blocks * col_blocks * self.count, 1, 1])
+        self.each(&mut code, true, |code| {
+            code.line("const float value = acc[i][j];");
+            (self.store)(code);
+        });
+        if let Some(sum) = &self.sum {
+            let tiles = row_blocks * col_blocks * (self.count / sum.ranges);
+            code.last_block(&format!("blockIdx.x % {tiles}"), sum.ranges);
+            self.each(&mut code, false, |code| {
+                code.line("float value = 0.0f;");
+                code.open(format!("for (int part = 0; part < {}; ++part)", sum.ranges));
+                code.line(format!("value += {};", sum.partial));
+                code.close();
+                (sum.store)(code);
+            });
+        }
+        let call = code.finish(self.family, THREADS, [row_blocks * col_blocks * self.count, 1, 1]);
+        // Left to itself, ptxas aims at more blocks, and spills where an epilogue needs registers.
+        Call { all_registers: true, ..call }
+    }
+
+    /// Does something with each of a thread's results. Where an extent is a multiple of four, either all four of a
+    /// thread's rows (or columns) are there or none is.
+    fn each(&self, code: &mut Code<'_>, unrolled: bool, work: impl Fn(&mut Code<'_>)) {
+        let ty = self.ty;
+        let unroll = if unrolled { "#pragma unroll" } else { "#pragma unroll 1" };
+        let sides = [("m", "row_block", "ty", "i", self.rows), ("n", "col_block", "tx", "j", self.cols)];
+        let together = |extent: usize| extent.is_multiple_of(4);
+        for (_, block, thread, _, extent) in sides.iter().filter(|s| together(s.4)) {
+            code.open(format!("if ({block} * {TILE} + {thread} * 4 < {extent})"));
+        }
+        for (name, block, thread, step, extent) in sides {
+            code.line(unroll);
+            code.open(format!("for (int {step} = 0; {step} < 4; ++{step})"));
+            code.line(format!("const {ty} {name} = {block} * {TILE} + {thread} * 4 + {step};"));
+            if !together(extent) {
+                code.open(format!("if ({name} < {extent})"));
+            }
+        }
+        work(code);
+        // A loop and a condition a side.
+        sides.iter().for_each(|_| {
+            code.close();
+            code.close();
+        });
     }
 
     /// Fills a tile of one operand.

@@ -1,14 +1,14 @@
 //! Reductions along any dimensions: one pass over the elements, then work on what is left.
 //!
 //! A block takes a strip of kept positions and a range of reduced ones; its threads sum in a fixed order, then combine
-//! in a fixed tree. Where the plan splits the reduced positions, a second launch adds the groups in order. No atomics:
-//! the result does not depend on how blocks are scheduled.
+//! in a fixed tree. Where the plan splits the reduced positions, the last block of a strip to finish adds the groups in
+//! order. No sum is made of atomics: the result does not depend on how blocks are scheduled.
 
 use slrc_plan::region::{Level, Region};
 use slrc_plan::statement::{Arg, Combine};
 
 use crate::emit::cuda::body::{Body, Origin, arg_text, combined, identity};
-use crate::emit::cuda::code::{BLOCK, Call, Code, Table, blocks_for, index_type, number};
+use crate::emit::cuda::code::{BLOCK, Call, Code, Table, index_type, number};
 
 struct Reduce<'a> {
     body: Body<'a>,
@@ -39,10 +39,7 @@ pub(super) fn emit(table: &Table<'_>, r: &Region) -> Vec<Call> {
     let reduce = Reduce { body, ty, kept, reduced, width, accumulated, constant };
     match &r.split {
         None => vec![reduce.single(table)],
-        Some(s) => vec![
-            reduce.partial(table, s.count, &s.partials.buffer, s.partials.offset),
-            reduce.finish(table, s.count, &s.partials.buffer, s.partials.offset),
-        ],
+        Some(s) => vec![reduce.groups(table, s.count, &s.partials.buffer, s.partials.offset)],
     }
 }
 
@@ -72,10 +69,10 @@ impl Reduce<'_> {
         code.finish("reduce", BLOCK, [self.strips(), 1, 1])
     }
 
-    fn partial(&self, table: &Table<'_>, count: usize, partials: &str, offset: usize) -> Call {
+    fn groups(&self, table: &Table<'_>, count: usize, partials: &str, offset: usize) -> Call {
         let mut code = Code::new(table);
         self.body.describe(&mut code);
-        code.formula(format!("partial sums of {count} groups"));
+        code.formula(format!("in {count} groups, which the last block to finish sums in order"));
         let each = self.reduced_count().div_ceil(count);
         self.sum_elements(
             &mut code,
@@ -86,33 +83,21 @@ impl Reduce<'_> {
             ),
         );
         let (n, kept) = (self.accumulated.len(), self.kept_count());
-        code.open("if (active && turn == 0)");
         let p = code.pointer(partials, true);
+        code.open("if (active && turn == 0)");
         for i in 0..n {
             code.line(format!(
                 "{p}[{offset} + (blockIdx.y * {n} + {i}) * {kept} + position] = part[{i}][threadIdx.x];"
             ));
         }
         code.close();
-        code.finish("reduce", BLOCK, [self.strips(), count, 1])
-    }
-
-    /// Sums partial results group by group, a thread for each kept position.
-    fn finish(&self, table: &Table<'_>, count: usize, partials: &str, offset: usize) -> Call {
-        let mut code = Code::new(table);
-        code.formula(format!("sums {count} groups in order, then what follows the reduction"));
-        for s in &self.body.region.body {
-            code.formula(s.to_string());
-        }
-        let (n, kept, ty) = (self.accumulated.len(), self.kept_count(), self.ty);
-        let p = code.pointer(partials, false);
-        code.open(format!(
-            "for ({ty} position = blockIdx.x * {BLOCK} + threadIdx.x; position < {kept}; position += ({ty})gridDim.x * {BLOCK})"
-        ));
-        self.body.walk.coordinates(&mut code, ty, "position", &self.kept);
+        code.last_block("blockIdx.x", count);
+        code.open("if (active && turn == 0)");
         for (i, (v, c, _)) in self.accumulated.iter().enumerate() {
             let name = &self.body.values[*v].name;
             code.line(format!("float {name} = {};", identity(*c)));
+            // Unrolled further, loads of what follows are moved in between, and ptxas spills.
+            code.line("#pragma unroll 4");
             code.open(format!("for (int group = 0; group < {count}; ++group)"));
             let part = format!("{p}[{offset} + (group * {n} + {i}) * {kept} + position]");
             code.line(format!("{name} = {};", combined(*c, name, &part)));
@@ -120,7 +105,7 @@ impl Reduce<'_> {
         }
         self.tail(&mut code);
         code.close();
-        code.finish("reduce", BLOCK, blocks_for(kept, BLOCK))
+        code.finish("reduce", BLOCK, [self.strips(), count, 1])
     }
 
     /// Kept-level values that do not depend on a reduction.
@@ -186,9 +171,7 @@ impl Reduce<'_> {
 
     /// What follows the reductions, and the stores of it.
     fn tail(&self, code: &mut Code<'_>) {
-        if self.body.region.split.is_none() {
-            self.body.walk.coordinates(code, self.ty, "position", &self.kept);
-        }
+        self.body.walk.coordinates(code, self.ty, "position", &self.kept);
         for (i, c, arg) in &self.constant {
             let value = match c {
                 Combine::Sum => format!("{arg} * {}", number(self.reduced_count() as f32)),
