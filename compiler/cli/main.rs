@@ -2,10 +2,13 @@
 #![allow(clippy::print_stderr, reason = "this is the command line")]
 
 mod args;
+mod check;
 mod compile;
 mod cubin;
 mod device;
 mod devices;
+mod diff;
+mod document;
 mod eval;
 mod export;
 mod failure;
@@ -18,6 +21,7 @@ mod report;
 mod roofline;
 mod table;
 mod train;
+mod verify;
 
 use clap::Parser;
 
@@ -32,6 +36,8 @@ fn main() -> std::process::ExitCode {
         Verb::Eval(a) => eval::run(&a),
         Verb::Export(a) => export::run(&a),
         Verb::Plan(PlanVerb::Show(a)) => plan::show(&a),
+        Verb::Plan(PlanVerb::Diff(a)) => diff::run(&a),
+        Verb::Plan(PlanVerb::Verify(a)) => verify::run(&a),
         Verb::Profile(a) => profile::run(&a),
         Verb::Devices => devices::run(),
         Verb::Ops => ops::run(),
