@@ -17,6 +17,7 @@ const VERBS: &[&str] = &[
     "plan show",
     "plan diff",
     "plan verify",
+    "plan explain",
     "profile",
     "devices",
     "ops",

@@ -4,6 +4,8 @@
 mod cli;
 #[path = "cli_plans/diff.rs"]
 mod diff;
+#[path = "cli_plans/explain.rs"]
+mod explain;
 #[path = "cli_plans/verify.rs"]
 mod verify;
 

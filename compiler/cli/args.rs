@@ -61,7 +61,22 @@ pub(crate) enum PlanVerb {
     /// Check that a plan is sound, that its files belong together, and that its peak is within a limit.
     #[command(after_help = VERIFY_HELP)]
     Verify(VerifyArgs),
+    /// What is live where a plan needs most memory, by ONNX node, and what would lower it.
+    #[command(after_help = EXPLAIN_HELP)]
+    Explain(ExplainArgs),
 }
+
+const EXPLAIN_HELP: &str = "\
+Modules run one after the other in one arena, so the module with the largest arena makes the peak. Kernels are counted
+from 0 in its training step. A size is what is allocated, a multiple of 64 bytes.
+
+--csv prints every buffer of the module's arena for solvers of the allocation problem: id,lower,upper,size. A buffer is
+needed from kernel lower to the one before upper. Buffers that follow each other in one place, written by the kernel that
+reads the one before, are one row, under the id of the first.
+
+  slrc plan explain plan                          the module that makes the peak
+  slrc plan explain plan --module 2               another module
+  slrc plan explain plan --csv > buffers.csv      its buffers, for a solver";
 
 const VERIFY_HELP: &str = "\
 Checked: no live buffers overlap, no module touches another's memory (and whatever else a runtime relies on);
@@ -262,6 +277,22 @@ pub(crate) struct DiffArgs {
     /// How to say it: on a terminal, to a program, or in a comment on a pull request.
     #[arg(long, value_enum, default_value_t = DiffFormat::Text)]
     pub(crate) format: DiffFormat,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// A plan folder, a run folder, or a plan.yaml.
+    #[arg(value_name = "DIR")]
+    pub(crate) plan: PathBuf,
+    /// The module to look at [default: the one with the largest arena].
+    #[arg(long, value_name = "K")]
+    pub(crate) module: Option<usize>,
+    /// Largest buffers to list.
+    #[arg(long, value_name = "N", default_value_t = 20, conflicts_with = "csv")]
+    pub(crate) top: usize,
+    /// Print the arena's buffers as CSV.
+    #[arg(long)]
+    pub(crate) csv: bool,
 }
 
 #[derive(Debug, Args)]

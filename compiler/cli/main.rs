@@ -10,6 +10,7 @@ mod devices;
 mod diff;
 mod document;
 mod eval;
+mod explain;
 mod export;
 mod failure;
 mod ops;
@@ -37,6 +38,7 @@ fn main() -> std::process::ExitCode {
         Verb::Export(a) => export::run(&a),
         Verb::Plan(PlanVerb::Show(a)) => plan::show(&a),
         Verb::Plan(PlanVerb::Diff(a)) => diff::run(&a),
+        Verb::Plan(PlanVerb::Explain(a)) => explain::run(&a),
         Verb::Plan(PlanVerb::Verify(a)) => verify::run(&a),
         Verb::Profile(a) => profile::run(&a),
         Verb::Devices => devices::run(),
