@@ -6,8 +6,22 @@ mod cli;
 use cli::Workspace;
 
 /// Every verb with a help text of its own.
-const VERBS: &[&str] =
-    &["", "partition", "compile", "train", "eval", "export", "plan", "plan show", "profile", "devices", "ops"];
+const VERBS: &[&str] = &[
+    "",
+    "partition",
+    "compile",
+    "train",
+    "eval",
+    "export",
+    "plan",
+    "plan show",
+    "plan diff",
+    "plan verify",
+    "plan explain",
+    "profile",
+    "devices",
+    "ops",
+];
 
 #[test]
 fn help_texts() {

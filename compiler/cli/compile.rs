@@ -89,9 +89,18 @@ pub(crate) const PARTITION: &str = "partition.txt";
 /// Files of a plan folder; a folder that holds anything else is not overwritten.
 const NAMES: &[&str] = &[files::PLAN, files::WEIGHTS, files::MODEL, files::KERNELS, files::CUBINS, PARTITION];
 
-/// Compiles and writes a plan folder, entirely or not at all.
-pub(crate) fn compile_to(request: &Request, out: &Path) -> Result<Compiled, Failure> {
-    check_replaceable(out, NAMES)?;
+/// A plan with the files that go with it.
+pub(crate) struct Built {
+    pub(crate) compiled: Compiled,
+    /// `plan.yaml`.
+    pub(crate) text: String,
+    pub(crate) weights: Vec<NamedTensor>,
+    /// `model.onnx`.
+    pub(crate) model: Vec<u8>,
+}
+
+/// Compiles; writes nothing.
+pub(crate) fn build(request: &Request) -> Result<Built, Failure> {
     let file = OnnxFile::open(&request.model)?;
     let bar = ProgressBar::new(0);
     let style = ProgressStyle::with_template("partition {bar:30} {pos}/{len} segments costed, {elapsed}, {eta} left");
@@ -117,18 +126,24 @@ pub(crate) fn compile_to(request: &Request, out: &Path) -> Result<Compiled, Fail
         let more = if unused.len() > 4 { ", .." } else { "" };
         eprintln!("note: {} tensors of --init-from are not in the plan: {}{more}", unused.len(), some.join(", "));
     }
-    let tensors: Vec<NamedTensor> =
-        weights.into_iter().map(|w| NamedTensor { name: w.name, shape: w.shape, data: w.data }).collect();
+    let weights = weights.into_iter().map(|w| NamedTensor { name: w.name, shape: w.shape, data: w.data }).collect();
     let model = skeleton(&file, &compiled.network.sources)?;
     let text = slrc_plan::yaml::to_string(&compiled.plan).map_err(|e| Failure::Run(e.to_string()))?;
+    Ok(Built { compiled, text, weights, model })
+}
+
+/// Compiles and writes a plan folder, entirely or not at all.
+pub(crate) fn compile_to(request: &Request, out: &Path) -> Result<Compiled, Failure> {
+    check_replaceable(out, NAMES)?;
+    let built = build(request)?;
     replace_folder(out, NAMES, |folder| {
-        write_safetensors(&folder.join(files::WEIGHTS), &tensors)?;
-        write_atomic(&folder.join(files::MODEL), &model)?;
-        if let Some(kernels) = &compiled.kernels {
+        write_safetensors(&folder.join(files::WEIGHTS), &built.weights)?;
+        write_atomic(&folder.join(files::MODEL), &built.model)?;
+        if let Some(kernels) = &built.compiled.kernels {
             write_atomic(&folder.join(files::KERNELS), kernels.as_bytes())?;
         }
-        write_atomic(&folder.join(PARTITION), crate::partition::report(&compiled).as_bytes())?;
-        write_atomic(&folder.join(files::PLAN), text.as_bytes())
+        write_atomic(&folder.join(PARTITION), crate::partition::report(&built.compiled).as_bytes())?;
+        write_atomic(&folder.join(files::PLAN), built.text.as_bytes())
     })?;
-    Ok(compiled)
+    Ok(built.compiled)
 }

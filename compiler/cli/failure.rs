@@ -1,4 +1,5 @@
-//! Failures and their exit codes, which scripts may rely on: 2 usage, 3 the model cannot be compiled, 4 data or run.
+//! Failures and their exit codes, which scripts may rely on: 2 usage, 3 the model cannot be compiled, 4 data or run,
+//! 5 a check does not hold.
 
 use std::path::Path;
 
@@ -24,6 +25,9 @@ pub(crate) enum Failure {
     /// Data, files or the run itself.
     #[error("{0}")]
     Run(String),
+    /// What was to be checked does not hold.
+    #[error("{0}")]
+    Check(String),
 }
 
 impl Failure {
@@ -32,6 +36,7 @@ impl Failure {
             Failure::Usage(_) => 2,
             Failure::Model(_) => 3,
             Failure::Run(_) => 4,
+            Failure::Check(_) => 5,
         })
     }
 }

@@ -2,11 +2,15 @@
 #![allow(clippy::print_stderr, reason = "this is the command line")]
 
 mod args;
+mod check;
 mod compile;
 mod cubin;
 mod device;
 mod devices;
+mod diff;
+mod document;
 mod eval;
+mod explain;
 mod export;
 mod failure;
 mod ops;
@@ -18,6 +22,7 @@ mod report;
 mod roofline;
 mod table;
 mod train;
+mod verify;
 
 use clap::Parser;
 
@@ -32,6 +37,9 @@ fn main() -> std::process::ExitCode {
         Verb::Eval(a) => eval::run(&a),
         Verb::Export(a) => export::run(&a),
         Verb::Plan(PlanVerb::Show(a)) => plan::show(&a),
+        Verb::Plan(PlanVerb::Diff(a)) => diff::run(&a),
+        Verb::Plan(PlanVerb::Explain(a)) => explain::run(&a),
+        Verb::Plan(PlanVerb::Verify(a)) => verify::run(&a),
         Verb::Profile(a) => profile::run(&a),
         Verb::Devices => devices::run(),
         Verb::Ops => ops::run(),

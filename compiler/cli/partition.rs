@@ -12,6 +12,9 @@ use crate::table::table;
 
 pub(crate) fn run(a: &PartitionArgs) -> Result<(), Failure> {
     let request = Request::new(a.spec.as_deref(), a.model.as_deref(), &a.options)?;
+    if let Some(folder) = &a.check {
+        return crate::check::run(&request, folder);
+    }
     let compiled = compile_to(&request, &a.out)?;
     output::print(&crate::plan::text(&compiled.plan));
     output::line(format!(

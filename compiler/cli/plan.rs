@@ -13,11 +13,7 @@ use crate::roofline::{self, Estimate, Gpu};
 use crate::table::{bytes, count, flops, table};
 
 pub(crate) fn show(a: &ShowArgs) -> Result<(), Failure> {
-    let folder: PathBuf = match a.plan.file_name() {
-        Some(name) if name == files::PLAN => a.plan.parent().map_or(PathBuf::from("."), Path::to_path_buf),
-        _ => a.plan.clone(),
-    };
-    let plan = read_plan(&folder)?;
+    let plan = read_plan(&folder(&a.plan))?;
     let gpu = a.device.as_deref().map(|name| roofline::gpu(name).map_err(Failure::Usage)).transpose()?;
     if a.json {
         let mut summary = Summary::of(&plan);
@@ -35,6 +31,14 @@ pub(crate) fn show(a: &ShowArgs) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// The folder of a plan that is named by its folder or by its file.
+pub(crate) fn folder(path: &Path) -> PathBuf {
+    match path.file_name() {
+        Some(name) if name == files::PLAN => path.parent().map_or(PathBuf::from("."), Path::to_path_buf),
+        _ => path.to_path_buf(),
+    }
 }
 
 /// A table of roofline estimates.

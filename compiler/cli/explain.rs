@@ -1,0 +1,198 @@
+//! `slrc plan explain`: what is live where a plan needs most memory, and what that rests on.
+
+use std::ops::Range;
+
+use slrc_plan::buffer::{Buffer, DType, Space, align};
+use slrc_plan::kernel::{Kernel, Phase};
+use slrc_plan::plan::{ModulePlan, Plan, Program};
+use slrc_runtime::folder::read_plan;
+
+use crate::args::ExplainArgs;
+use crate::failure::Failure;
+use crate::output;
+use crate::plan::folder;
+use crate::table::{bytes, table};
+
+pub(crate) fn run(a: &ExplainArgs) -> Result<(), Failure> {
+    let plan = read_plan(&folder(&a.plan))?;
+    let largest = plan.modules.iter().rev().max_by_key(|m| m.step.arena_bytes);
+    let module = match a.module {
+        None => largest,
+        Some(k) => plan.modules.iter().find(|m| m.index == k),
+    };
+    let Some(m) = module else {
+        let k = a.module.unwrap_or_default();
+        return Err(Failure::Usage(format!("--module {k}: the plan has modules 1 to {}", plan.modules.len())));
+    };
+    if a.csv {
+        output::print(&csv(&m.step));
+    } else {
+        output::print(&text(&plan, m, a.top));
+    }
+    Ok(())
+}
+
+/// Buffers that follow each other in one place, each written over the one before it by the kernel where that dies.
+struct Place<'a> {
+    buffers: Vec<&'a Buffer>,
+    /// Kernels from first to one past the last.
+    live: Range<usize>,
+    bytes: usize,
+}
+
+/// What an arena has to hold, in order of time.
+fn places(p: &Program) -> Vec<Place<'_>> {
+    let mut sorted: Vec<(usize, usize, &Buffer)> =
+        p.buffers.iter().filter(|b| b.bytes > 0).filter_map(|b| b.live.map(|l| (l.first, l.last, b))).collect();
+    sorted.sort_by_key(|&(first, last, b)| (first, last, b.offset));
+    let mut out: Vec<Place<'_>> = Vec::new();
+    for (first, last, b) in sorted {
+        // A plan that holds lets live buffers meet in one place only in this way.
+        let before = out.iter_mut().find(|p| p.live.end == first + 1 && p.buffers[0].offset == b.offset);
+        match before {
+            Some(place) => {
+                place.buffers.push(b);
+                place.live.end = last + 1;
+            }
+            None => out.push(Place { buffers: vec![b], live: first..last + 1, bytes: align(b.bytes) }),
+        }
+    }
+    out
+}
+
+/// Rows as the benchmarks of allocation solvers have them.
+fn csv(p: &Program) -> String {
+    let rows = places(p).into_iter();
+    let rows = rows.map(|p| format!("{},{},{},{}\n", p.buffers[0].id, p.live.start, p.live.end, p.bytes));
+    format!("id,lower,upper,size\n{}", rows.collect::<String>())
+}
+
+/// The kernel at which most is live, and how much.
+fn fullest(places: &[Place<'_>], kernels: usize) -> (usize, usize) {
+    let live = |i: usize| places.iter().filter(|p| p.live.contains(&i)).map(|p| p.bytes).sum::<usize>();
+    (0..kernels).map(|i| (i, live(i))).rev().max_by_key(|x| x.1).unwrap_or_default()
+}
+
+/// What a buffer is, by the part of the step that writes it and the part that needs it last.
+fn purpose(b: &Buffer, p: &Program) -> &'static str {
+    let Some(live) = b.live else { return "" };
+    let phase = |i: usize| p.kernels.get(i).map(|k| k.phase);
+    let early = |f: Option<Phase>| matches!(f, Some(Phase::Forward | Phase::Head | Phase::Loss));
+    if b.id.ends_with(".partials") {
+        return "workspace";
+    }
+    if live.first == live.last {
+        return "used inside one kernel";
+    }
+    match phase(live.first) {
+        Some(Phase::Reconcile) => "reconciliation",
+        Some(Phase::Backward | Phase::Update) => "gradient",
+        _ if early(phase(live.last)) => "activation",
+        _ if b.dtype == DType::U8 => "mask or positions kept for backward",
+        _ => "activation kept for backward",
+    }
+}
+
+/// The ONNX node in a buffer's id, `m<k>/<node>:<what>`; what slrc added has none.
+fn node<'a>(b: &'a Buffer, writer: Option<&'a Kernel>) -> &'a str {
+    let name = b.id.split_once('/').map_or(b.id.as_str(), |x| x.1);
+    let name = name.rsplit_once(':').map_or(name, |x| x.0);
+    // Ids have one slash where a name begins with another.
+    writer.map_or(name, |k| k.nodes.iter().find(|n| n.trim_start_matches('/') == name).map_or("", String::as_str))
+}
+
+fn text(plan: &Plan, m: &ModulePlan, top: usize) -> String {
+    let step = &m.step;
+    let places = places(step);
+    let (at, live) = fullest(&places, step.kernels.len());
+    let peak = plan.memory.peak();
+    let share = |n: usize| format!("{:.1} %", 100.0 * n as f64 / peak.max(1) as f64);
+    let what = step
+        .kernels
+        .get(at)
+        .map_or(String::new(), |k| format!("{}, {} {} {}", k.id, k.phase.name(), k.run.family(), k.nodes.join(", ")));
+    let mut out = format!(
+        "peak {}; module {} of {}: arena {}, of which {} live at once at kernel {at} of {} ({})\n\n",
+        bytes(peak),
+        m.index,
+        plan.modules.len(),
+        bytes(step.arena_bytes),
+        bytes(live),
+        step.kernels.len(),
+        what.trim_end()
+    );
+    let mut rows: Vec<(usize, Vec<String>)> = Vec::new();
+    for p in places.iter().filter(|p| p.live.contains(&at)) {
+        // Of buffers in one place, the one that is there when the kernel has run.
+        let here = |b: &&&Buffer| b.live.is_some_and(|l| l.first <= at && at <= l.last);
+        let b = p.buffers.iter().rev().find(here).unwrap_or(&p.buffers[0]);
+        let span = b.live.map_or(String::new(), |l| format!("{} to {}", l.first, l.last));
+        let name = node(b, b.live.and_then(|l| step.kernels.get(l.first)));
+        rows.push((p.bytes, vec![name.into(), purpose(b, step).into(), span]));
+    }
+    let own = plan.boundaries.iter().filter(|d| d.index == m.index || d.index + 1 == m.index);
+    for id in own.flat_map(|d| std::iter::once(&d.x).chain(&d.e)) {
+        if let Some(b) = plan.buffers.iter().find(|b| b.id == *id) {
+            rows.push((align(b.bytes), vec![id.clone(), "boundary, outside the arena".into(), "all".into()]));
+        }
+    }
+    // Stable: equal sizes stay in order of time.
+    rows.sort_by_key(|r| std::cmp::Reverse(r.0));
+    let left: usize = rows.iter().skip(top).map(|r| r.0).sum();
+    let more = rows.len().saturating_sub(top);
+    let shown = rows.into_iter().take(top).map(|(n, rest)| [vec![bytes(n), share(n)], rest].concat()).collect();
+    out.push_str(&table(&["size", "of peak", "node", "what", "kernels"], &[0, 1], shown));
+    if more > 0 {
+        out.push_str(&format!("and {more} smaller buffers, {}\n", bytes(left)));
+    }
+    out.push_str("\nwhat would lower the peak\n\n");
+    for line in advice(plan, m, &places, at, live) {
+        out.push_str(&format!("* {line}\n"));
+    }
+    out
+}
+
+/// What follows from the plan alone.
+fn advice(plan: &Plan, m: &ModulePlan, places: &[Place<'_>], at: usize, live: usize) -> Vec<String> {
+    let memory = &plan.memory;
+    let peak = memory.peak();
+    let share = |n: usize| format!("{} ({:.1} %)", bytes(n), 100.0 * n as f64 / peak.max(1) as f64);
+    let mut out = vec![format!(
+        "of the peak, the arena is {}, parameters {}, optimizer state {}, boundaries {}",
+        share(memory.arena),
+        share(memory.parameter),
+        share(memory.optimizer),
+        share(memory.boundary)
+    )];
+    let others = plan.modules.iter().filter(|o| o.index != m.index);
+    if let Some(next) = others.max_by_key(|o| o.step.arena_bytes) {
+        let (own, other) = (m.step.arena_bytes, next.step.arena_bytes);
+        out.push(if own > other {
+            let n = next.index;
+            let (next, spare) = (bytes(other), bytes(own - other));
+            format!("less in module {} alone saves at most {spare}: then module {n} is largest, with {next}", m.index)
+        } else {
+            format!("less in module {} alone saves nothing: module {} needs {}", m.index, next.index, bytes(other))
+        });
+    }
+    let batch = plan.settings.batch;
+    // A gradient has its parameter's shape, whose first extent may be the batch by chance.
+    let parameter = |b: &Buffer| plan.buffers.iter().any(|w| w.space == Space::Parameter && w.shape == b.shape);
+    let of_batch = |p: &&Place<'_>| {
+        let b = p.buffers[0];
+        p.live.contains(&at) && b.shape.first() == Some(&batch) && !parameter(b)
+    };
+    let n: usize = places.iter().filter(of_batch).map(|p| p.bytes).sum();
+    out.push(format!(
+        "{} of the {} live here have the batch of {batch} as first extent, by their shapes, and shrink with it",
+        bytes(n),
+        bytes(live)
+    ));
+    if memory.optimizer > memory.arena {
+        out.push(format!(
+            "optimizer state outweighs the arena: an optimizer without any (sgd with momentum 0) saves {}",
+            bytes(memory.optimizer)
+        ));
+    }
+    out
+}
