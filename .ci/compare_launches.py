@@ -184,7 +184,8 @@ VIEW = re.compile(r"([A-Za-z0-9_./:#~+*<>-]+)(?:@\d+)?\(([-\d,]*)\)")
 
 
 def ours(plan):
-    """Launches of a step, and bytes of its map, row and reduce kernels, by family."""
+    """Launches of a step, and bytes of its elementwise work, by family: that of map, row and reduce kernels, and what the
+    epilogues of products move besides the product, whose one write is the product's own."""
     count, moved = collections.Counter(), collections.Counter()
     for module in plan["modules"]:
         step = module["step"]
@@ -194,17 +195,25 @@ def ours(plan):
         table = {b["id"]: width[b["dtype"]] for b in plan["buffers"] + step["buffers"]}
         for kernel in step["kernels"]:
             run = kernel["run"]
-            if run["family"] not in ("map", "row", "reduce"):
+            region, product = run.get("epilogue"), None
+            if region is not None:
+                conv = {"forward": "y", "input-grad": "x", "weight-grad": "w"}
+                product = VIEW.fullmatch(run["c"] if run["family"] == "matmul" else run[conv[run["direction"]]]).group(1)
+            elif run["family"] in ("map", "row", "reduce"):
+                region = run
+            else:
                 continue
-            space = extents(run["space"])
-            views = [line.split(" = ")[1] for line in run.get("loads", [])]
-            views += [line.split(" = ")[0] for line in run["stores"]]
+            space = extents(region["space"])
+            views = [line.split(" = ")[1] for line in region.get("loads", [])]
+            views += [line.split(" = ")[0] for line in region["stores"]]
             for view in views:
                 buffer, strides = VIEW.fullmatch(view).groups()
+                if buffer == product:
+                    continue
                 strides = [int(s) for s in strides.split(",") if s]
                 assert len(strides) == len(space), view
                 moved[run["family"]] += table[buffer] * math.prod(n for n, s in zip(space, strides) if s != 0)
-            if split := run.get("split"):
+            if (split := run.get("split")) and product is None:
                 kept = math.prod(n for i, n in enumerate(space) if i not in run["reduce"])
                 reductions = sum(" reduce-" in s for s in run["body"])
                 moved[run["family"]] += 2 * 4 * split["count"] * reductions * kept
