@@ -114,7 +114,7 @@ pub(crate) struct PartitionArgs {
 /// Options that override a spec.
 #[derive(Debug, Default, Args)]
 pub(crate) struct SpecArgs {
-    /// Number of modules, cut so that the largest module's training memory is smallest [default: 4; 1 is end-to-end
+    /// Number of modules, cut so that the plan's peak memory is smallest [default: 4; 1 is end-to-end
     /// backpropagation].
     #[arg(long, value_name = "K", conflicts_with_all = ["per_layer", "at"], help_heading = "Partition")]
     pub(crate) modules: Option<usize>,
