@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use slrc_compiler::spec::{Distance, HeadKind, InitMode, OptimizerKind, ReconcileMode};
+use slrc_compiler::spec::{Distance, HeadKind, InitMode, OptimizerKind, Recompute, ReconcileMode};
 use slrc_runtime::cuda::architecture::Architecture;
 use slrc_runtime::devices::DeviceName;
 
@@ -146,6 +146,9 @@ pub(crate) struct SpecArgs {
     /// Do not report how gradients agree at boundaries; without reconciliation this saves memory and time.
     #[arg(long, help_heading = "Reconciliation")]
     pub(crate) no_monitor: bool,
+    /// What of a step is computed again rather than kept: elementwise, none [default: elementwise].
+    #[arg(long, value_name = "WHAT", help_heading = "Memory")]
+    pub(crate) recompute: Option<Recompute>,
     /// sgd or adamw [default: sgd].
     #[arg(long, value_name = "KIND", help_heading = "Optimizer")]
     pub(crate) optimizer: Option<OptimizerKind>,

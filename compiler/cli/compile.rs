@@ -68,6 +68,7 @@ fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
         spec.reconcile.lambda = None;
     }
     set(&mut spec.reconcile.lambda, o.lambda);
+    set(&mut spec.recompute, o.recompute);
     if o.no_monitor {
         spec.reconcile.monitor = Some(false);
     }

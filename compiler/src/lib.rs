@@ -19,6 +19,7 @@ pub mod onnx;
 pub mod optimizer;
 pub mod partition;
 pub mod pipeline;
+pub mod recompute;
 pub mod reconcile;
 pub mod schedule;
 pub mod simplify;

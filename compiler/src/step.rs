@@ -11,9 +11,10 @@ use crate::ir::types::Type;
 use crate::ir::verify::{Spec as VerifySpec, VerifyError, verify};
 use crate::loss::{add_labels, cross_entropy};
 use crate::optimizer;
+use crate::recompute::recompute;
 use crate::reconcile::{Objective, ReconcileError, reconcile};
 use crate::simplify::{Mode, close, specialise};
-use crate::spec::{ReconcileMode, Spec};
+use crate::spec::{Recompute, ReconcileMode, Spec};
 
 /// Names of [`RootKind::Report`] roots.
 pub mod report {
@@ -146,7 +147,11 @@ fn train_graph(module: &Graph, place: &Place, spec: &Spec) -> Result<Graph, Step
     g.roots = roots;
     optimizer::apply(&mut g, &weights, &grads.weights, &spec.optimizer);
     verify(&g, VerifySpec::one_mode("optimizer"))?;
-    Ok(close(&g))
+    let closed = close(&g);
+    Ok(match spec.recompute {
+        Recompute::Elementwise => recompute(&closed),
+        Recompute::None => closed,
+    })
 }
 
 fn eval_graph(module: &Graph) -> Result<Graph, StepError> {

@@ -27,7 +27,8 @@ pub fn attach(g: &Graph, l: &Layouts, items: &mut Items) {
         let fits = |r: &usize| {
             let Some(Item::Region(region)) = &items.items[*r] else { return false };
             let last = items.before[*r].iter().map(|&b| merger.find(b)).all(|b| place[&b] <= place[&i]);
-            last && walks(g, l, id, row, region)
+            last && merger.may_run_at(i, region)
+                && walks(g, l, id, row, region)
                 && !overwrites_operand(g, l, id, region)
                 && !merger.connected_otherwise(i, *r)
         };

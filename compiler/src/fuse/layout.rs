@@ -176,7 +176,7 @@ pub fn only_units(from: &[usize], to: &[usize]) -> bool {
 
 /// Marks values that must be in memory: operands of kernels (through views) and of views that expressions cannot see
 /// through.
-fn must_be_stored(g: &Graph, needed: &[bool], scores: &Scores) -> Vec<bool> {
+pub(crate) fn must_be_stored(g: &Graph, needed: &[bool], scores: &Scores) -> Vec<bool> {
     let mut hard = vec![false; g.len()];
     for r in &g.roots {
         hard[r.value.index()] = true;
@@ -190,7 +190,7 @@ fn must_be_stored(g: &Graph, needed: &[bool], scores: &Scores) -> Vec<bool> {
                 Op::Broadcast(_) => true,
                 Op::Transpose(_) => hard[id.index()],
                 Op::Reshape(_) => hard[id.index()] || !only_units(g.shape(o), &n.ty.shape),
-                Op::Slice(_) => true,
+                Op::Slice(_) | Op::Keep(_) => true,
                 op => op.rule().class() == Class::Kernel && !scores.consumes(id, slot),
             };
             hard[o.index()] |= through;
@@ -358,6 +358,7 @@ impl Layouts {
             Op::Broadcast(_) => {
                 Some((0..to.len()).map(|d| if from[d] == to[d] { base.strides[d] } else { 0 }).collect::<Vec<_>>())
             }
+            Op::Keep(_) => Some(base.strides.clone()),
             Op::Transpose(t) => Some(t.permutation.iter().map(|&d| base.strides[d]).collect()),
             Op::Reshape(_) => reshape_strides(&from, &base.strides, &to),
             Op::Slice(Slice { starts, steps, .. }) => {

@@ -38,6 +38,10 @@ pub(super) struct Merger<'a> {
     /// Regions that read a leaf along every dimension.
     readers: BTreeMap<Leaf, BTreeSet<usize>>,
     makers: BTreeMap<Owner, usize>,
+    /// Each item's place in the graph's own order.
+    keys: Vec<u64>,
+    /// Of each node, the latest mark of what is computed again that it depends on; see [`Merger::may_run_at`].
+    again: Vec<Option<NodeId>>,
 }
 
 /// A set of small integers.
@@ -80,7 +84,14 @@ impl<'a> Merger<'a> {
             }
             reach[i] = bits;
         }
-        Merger { g, l, after, reach, into: (0..n).collect(), readers: BTreeMap::new(), makers: items.makers() }
+        let mut again: Vec<Option<NodeId>> = vec![None; g.len()];
+        for id in g.ids() {
+            let node = g.node(id);
+            let own = matches!(&node.op, Op::Keep(k) if k.later).then_some(id);
+            again[id.index()] = node.operands.iter().map(|o| again[o.index()]).max().flatten().max(own);
+        }
+        let (keys, makers) = (items.keys(g, l), items.makers());
+        Merger { g, l, after, reach, into: (0..n).collect(), readers: BTreeMap::new(), makers, keys, again }
     }
 
     /// The item that item `i` is now part of.
@@ -89,6 +100,13 @@ impl<'a> Merger<'a> {
             i = self.into[i];
         }
         i
+    }
+
+    /// Whether a region may join an item that runs earlier: what is computed again must not be computed before its
+    /// time, or it would be kept after all.
+    pub(super) fn may_run_at(&self, item: usize, r: &Region) -> bool {
+        let latest = r.sinks.iter().filter_map(|s| self.again[s.node.index()]).max();
+        latest.is_none_or(|mark| 2 * u64::from(mark.0) <= self.keys[item])
     }
 
     /// Merges item `i` into what came before, as often as possible, then remembers what it reads.
@@ -111,7 +129,7 @@ impl<'a> Merger<'a> {
                 continue;
             }
             let (Some(Item::Region(a)), Some(Item::Region(b))) = (&items.items[c], &items.items[at]) else { continue };
-            if self.connected_otherwise(c, at) {
+            if !self.may_run_at(c, b) || self.connected_otherwise(c, at) {
                 continue;
             }
             let Some(merged) = self.fit(a, b) else { continue };

@@ -90,8 +90,10 @@ struct Group {
 pub fn find(g: &Graph, needed: &[bool]) -> Scores {
     let mut out = Scores::default();
     let mut seen: BTreeSet<NodeId> = BTreeSet::new();
-    let is_root: BTreeSet<NodeId> = g.roots.iter().map(|r| r.value).collect();
-    let finder = Finder { g, needed, is_root };
+    let mut is_root = vec![false; g.len()];
+    g.roots.iter().for_each(|r| is_root[r.value.index()] = true);
+    let finder = Finder { g, needed, is_root, users: g.all_users(needed) };
+    let mut found: Vec<(Group, Vec<Pass>)> = Vec::new();
     for id in g.ids().filter(|id| needed[id.index()]) {
         if seen.contains(&id) || !is_score(g, id) {
             continue;
@@ -100,6 +102,15 @@ pub fn find(g: &Graph, needed: &[bool]) -> Scores {
         seen.extend(group.as_ref().map_or(vec![id], |x| x.inside.keys().copied().collect()));
         let Some(group) = group else { continue };
         let Some(passes) = finder.passes(&group, id) else { continue };
+        found.push((group, passes));
+    }
+    // All of them as a rule; else those that fit together, in order.
+    let mut all = Scores::default();
+    found.iter().for_each(|(group, passes)| all.add(group.clone(), passes.clone()));
+    if finder.runs_in_order(&all) {
+        return all;
+    }
+    for (group, passes) in found {
         let mut with = out.clone();
         with.add(group, passes);
         if finder.runs_in_order(&with) {
@@ -130,12 +141,13 @@ fn exchanges(permutation: &[usize]) -> bool {
 struct Finder<'a> {
     g: &'a Graph,
     needed: &'a [bool],
-    is_root: BTreeSet<NodeId>,
+    is_root: Vec<bool>,
+    users: Vec<Vec<NodeId>>,
 }
 
 impl Finder<'_> {
-    fn users(&self, id: NodeId) -> impl Iterator<Item = NodeId> + use<'_> {
-        self.g.users(id).into_iter().filter(|u| self.needed[u.index()])
+    fn users(&self, id: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+        self.users[id.index()].iter().copied()
     }
 
     /// The group that a score belongs to, unless one of its values is needed in memory.
@@ -148,7 +160,7 @@ impl Finder<'_> {
                 Some(_) => return None,
                 None => {}
             }
-            if self.is_root.contains(&id) {
+            if self.is_root[id.index()] {
                 return None;
             }
             group.inside.insert(id, flipped);
@@ -224,8 +236,8 @@ impl Finder<'_> {
             open.extend(maps.filter(|&u| reduced.insert(u)));
         }
         let feeds = |id: NodeId| {
-            let repeated = self.users(id).filter(|&u| matches!(self.g.node(u).op, Op::Broadcast(_)));
-            repeated.into_iter().any(|b| self.users(b).any(|u| group.inside.contains_key(&u)))
+            let mut repeated = self.users(id).filter(|&u| matches!(self.g.node(u).op, Op::Broadcast(_)));
+            repeated.any(|b| self.users(b).any(|u| group.inside.contains_key(&u)))
         };
         let mut open: Vec<NodeId> = reduced.iter().copied().filter(|&id| feeds(id)).collect();
         let mut used: BTreeSet<NodeId> = BTreeSet::new();
@@ -248,19 +260,24 @@ impl Finder<'_> {
     /// The kernels of a group, unless one would have to hold too much.
     fn passes(&self, group: &Group, seed: NodeId) -> Option<Vec<Pass>> {
         let exits: BTreeMap<NodeId, Exit> = group.exits.iter().map(|e| (e.node, *e)).collect();
-        let member = |id: NodeId| group.inside.contains_key(&id) || group.rows.contains(&id);
+        let (mut member, mut exit) = (vec![false; self.g.len()], vec![false; self.g.len()]);
+        group.inside.keys().chain(&group.rows).for_each(|id| member[id.index()] = true);
+        exits.keys().for_each(|id| exit[id.index()] = true);
         let mut level = vec![0usize; self.g.len()];
-        for id in self.g.ids().filter(|id| self.needed[id.index()]) {
-            let within = member(id) || exits.contains_key(&id);
+        let last = exits.keys().chain(&group.rows).max().map_or(0, |id| id.index());
+        // Nothing before the first of the group depends on any of it.
+        for i in (seed.index()..=last).filter(|&i| self.needed[i]) {
+            let id = NodeId(i as u32);
+            let within = member[i] || exit[i];
             let of = |&o: &NodeId| {
                 let base = self.behind_views(o);
-                match (member(base), exits.contains_key(&base)) {
+                match (member[base.index()], exit[base.index()]) {
                     (true, _) if within => level[base.index()],
                     (true, _) | (_, true) => level[base.index()] + 1,
                     _ => level[o.index()],
                 }
             };
-            level[id.index()] = self.g.node(id).operands.iter().map(of).max().unwrap_or(0);
+            level[i] = self.g.node(id).operands.iter().map(of).max().unwrap_or(0);
         }
         let shape = self.g.shape(seed).to_vec();
         let mut passes: BTreeMap<usize, Pass> = BTreeMap::new();

@@ -106,6 +106,7 @@ impl<'g> Builder<'g> {
             | Op::StepScalar(_)
             | Op::Splat(_)
             | Op::Random(_)
+            | Op::Keep(_)
             | Op::MatMul(_)
             | Op::Conv(_)
             | Op::ConvInputGrad(_)

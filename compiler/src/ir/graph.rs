@@ -405,6 +405,19 @@ impl Graph {
         self.roots.iter().find(|r| wanted(&r.kind)).map(|r| r.value)
     }
 
+    /// The users of every node that are needed, ascending: one pass, for who asks of many nodes.
+    pub fn all_users(&self, needed: &[bool]) -> Vec<Vec<NodeId>> {
+        let mut out: Vec<Vec<NodeId>> = vec![Vec::new(); self.len()];
+        for id in self.ids().filter(|id| needed[id.index()]) {
+            for o in &self.node(id).operands {
+                if out[o.index()].last() != Some(&id) {
+                    out[o.index()].push(id);
+                }
+            }
+        }
+        out
+    }
+
     /// Marks every node that some of `targets` needs, the targets included.
     pub fn needed(&self, targets: impl IntoIterator<Item = NodeId>) -> Vec<bool> {
         let mut needed = vec![false; self.len()];

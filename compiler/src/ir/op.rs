@@ -11,6 +11,7 @@ use crate::ir::builder::Builder;
 use crate::ir::graph::{ConstId, InputId, NodeId, ScalarId, VarId};
 use crate::ir::ops::contract::{Conv, ConvInputGrad, ConvWeightGrad, MatMul};
 use crate::ir::ops::index::{Gather, ScatterAdd};
+use crate::ir::ops::keep::Keep;
 use crate::ir::ops::map::Map;
 use crate::ir::ops::mode::{Detach, ModeSelect};
 use crate::ir::ops::random::Random;
@@ -164,6 +165,7 @@ ops! {
     WindowSpread(WindowSpread) = "window-spread", WindowSpread::parse;
     Gather(Gather) = "gather", Gather::parse;
     ScatterAdd(ScatterAdd) = "scatter-add", ScatterAdd::parse;
+    Keep(Keep) = "keep", Keep::parse;
     Detach(Detach) = "detach", Detach::parse;
     ModeSelect(ModeSelect) = "mode-select", ModeSelect::parse;
 }

@@ -7,6 +7,7 @@ use slrc_plan::{Dims, ScalarFn};
 use crate::ir::builder::Builder;
 use crate::ir::graph::{Graph, Input, InputKind, NodeId, Root, RootKind};
 use crate::ir::ops::contract::ConvShape;
+use crate::ir::ops::keep::Keep;
 use crate::ir::ops::shape::{Pad, Slice};
 use crate::ir::types::{DType, Type};
 
@@ -236,6 +237,11 @@ pub fn all() -> Vec<Sample> {
         let rows = m.real(&[7, 3]);
         let index = m.leaf(Type::new(DType::I32, [7]));
         m.b.scatter_add(rows, index, 5)
+    }));
+    out.push(sample("keep", wide, |m| {
+        let x = m.real(&[4]);
+        let y = m.b.emit(Keep { later: true }, &[x]);
+        m.b.mul(x, y)
     }));
     out.push(sample("detach", wide, |m| {
         let x = m.real(&[4]);

@@ -94,6 +94,7 @@ impl Lowering<'_> {
             | Op::Reshape(_)
             | Op::Transpose(_)
             | Op::Slice(_)
+            | Op::Keep(_)
             | Op::Detach(_)
             | Op::ModeSelect(_) => unreachable!("invariant: {} is not a kernel", n.op),
         }

@@ -10,6 +10,7 @@ use slrc_plan::{Combine, ScalarFn};
 use crate::ir::builder::Builder;
 use crate::ir::graph::NodeId;
 use crate::ir::op::{Class, Op};
+use crate::ir::ops::keep::Keep;
 use crate::ir::ops::map::Map;
 use crate::ir::ops::reduce::Reduce;
 use crate::ir::ops::shape::Slice;
@@ -40,7 +41,9 @@ pub(super) fn in_one_pass(b: &mut Builder<'_>, r: &Reduce, squares: NodeId) -> O
     let zero = b.zeros_like(difference);
     // Rounding must not make it negative; a NaN stays one.
     let below = b.map(ScalarFn::Lt, &[difference, zero]);
-    Some(b.select(below, zero, difference))
+    let sum = b.select(below, zero, difference);
+    // Computed again later, it would hold all of x for the sake of s.
+    Some(b.emit(Keep { later: false }, &[sum]))
 }
 
 /// `x` and its mean `m`, where `squares` is `(x - m)^2`.

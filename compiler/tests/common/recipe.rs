@@ -14,6 +14,7 @@ use slrc_compiler::ir::interp::Env;
 use slrc_compiler::ir::op::Splat;
 use slrc_compiler::ir::ops::contract::{Conv, ConvInputGrad, ConvShape, MatMul};
 use slrc_compiler::ir::ops::index::{Gather, ScatterAdd};
+use slrc_compiler::ir::ops::keep::Keep;
 use slrc_compiler::ir::ops::map::Map;
 use slrc_compiler::ir::ops::mode::{Detach, ModeSelect};
 use slrc_compiler::ir::ops::random::Random;
@@ -439,6 +440,9 @@ impl Maker<'_> {
         let (x, y) = self.pair(a, b);
         if choice.is_multiple_of(3) {
             return self.b.emit(Detach, &[x]);
+        }
+        if choice.is_multiple_of(5) {
+            return self.b.emit(Keep { later: self.swapped }, &[x]);
         }
         let sides = if self.swapped { [y, x] } else { [x, y] };
         self.b.emit(ModeSelect, &sides)

@@ -2,6 +2,7 @@
 
 pub mod contract;
 pub mod index;
+pub mod keep;
 pub mod leaf;
 pub mod map;
 pub mod mode;

@@ -1,0 +1,119 @@
+//! Recomputation: what is kept from before the fullest moment of a step until after it, and what is computed again.
+//!
+//! Most of a step's memory are values of the forward pass that the backward pass uses. Many of them are cheap functions
+//! of others: a normalised activation of the convolution's result, GELU of what went in. At the moment when most bytes
+//! are held ([`pressure`]), a minimum cut ([`cut`]) chooses what to keep: everything used later must follow, by
+//! elementwise work alone, from something kept. What is not kept is computed again where it is used. Then the next
+//! fullest moment is looked at, since a step has several passes.
+//!
+//! Results are the same up to rounding: the same functions of the same numbers, but the builder's laws may order the
+//! factors of a product otherwise.
+
+mod cut;
+mod pressure;
+
+use std::collections::BTreeMap;
+
+use crate::fuse::scores::Scores;
+use crate::ir::builder::Builder;
+use crate::ir::graph::{Graph, NodeId, Root};
+use crate::ir::op::{Class, Op};
+use crate::ir::ops::keep::Keep;
+use crate::ir::rewrite::extract;
+use crate::recompute::pressure::Pressure;
+
+/// Most moments looked at.
+const MOMENTS: usize = 4;
+
+/// The graph with values computed again where that lets a step hold fewer bytes at its fullest moment.
+pub fn recompute(graph: &Graph) -> Graph {
+    let mut best = graph.clone();
+    let mut pressure = Pressure::of(&best);
+    for _ in 0..MOMENTS {
+        let Some(dropped) = cut::dropped(&best, &pressure) else { break };
+        let candidate = without(&best, &pressure, &dropped);
+        let eased = Pressure::of(&candidate);
+        if eased.bytes >= pressure.bytes {
+            break;
+        }
+        (best, pressure) = (candidate, eased);
+    }
+    best
+}
+
+/// The graph with the `dropped` values of nodes up to the fullest moment computed again for those after it.
+fn without(old: &Graph, pressure: &Pressure, dropped: &[bool]) -> Graph {
+    let (moment, scores) = (pressure.moment, &pressure.scores);
+    let mut graph = Graph::like(old);
+    let needed = old.needed(old.roots.iter().map(|r| r.value));
+    let mut copy = Copy { old, dropped, scores, new: vec![None; old.len()], again: BTreeMap::new() };
+    let mut b = Builder::new(&mut graph);
+    for id in old.ids().filter(|id| needed[id.index()]) {
+        let node = old.node(id);
+        let operands: Vec<NodeId> = node
+            .operands
+            .iter()
+            .map(|&o| {
+                b.phase = node.phase;
+                if id > moment && o <= moment { copy.later(&mut b, o) } else { copy.first(o) }
+            })
+            .collect();
+        (b.origin, b.phase) = (node.origin, node.phase);
+        copy.new[id.index()] = Some(b.replay(&node.op, &operands));
+    }
+    graph.roots = old.roots.iter().map(|r| Root { kind: r.kind.clone(), value: copy.first(r.value) }).collect();
+    extract(&graph, &graph.roots, None, Graph::new(graph.name.clone()))
+}
+
+struct Copy<'a> {
+    old: &'a Graph,
+    dropped: &'a [bool],
+    scores: &'a Scores,
+    /// What each node became.
+    new: Vec<Option<NodeId>>,
+    /// What dropped values became after the moment.
+    again: BTreeMap<NodeId, NodeId>,
+}
+
+impl Copy<'_> {
+    fn first(&self, id: NodeId) -> NodeId {
+        self.new[id.index()].expect("invariant: operands come before users")
+    }
+
+    /// A value as it is used after the moment.
+    fn later(&mut self, b: &mut Builder<'_>, id: NodeId) -> NodeId {
+        if !self.dropped[id.index()] {
+            // What was chosen to be kept must not become an expression of something larger.
+            let pointwise = self.old.node(id).op.rule().class() == Class::Pointwise;
+            return if pointwise && !self.scores.holds(id) {
+                b.emit(Keep { later: true }, &[self.first(id)])
+            } else {
+                self.first(id)
+            };
+        }
+        if let Some(&known) = self.again.get(&id) {
+            return known;
+        }
+        let node = self.old.node(id);
+        let operands: Vec<NodeId> = node
+            .operands
+            .iter()
+            .map(|&o| {
+                let leaf = self.old.node(o).op.rule().class() == Class::Leaf;
+                if leaf || self.dropped[o.index()] {
+                    self.later(b, o)
+                } else {
+                    b.emit(Keep { later: true }, &[self.first(o)])
+                }
+            })
+            .collect();
+        b.origin = node.origin;
+        let value = match &node.op {
+            // What has no operands is told apart by nothing.
+            Op::Random(_) | Op::Splat(_) => self.first(id),
+            op => b.replay(op, &operands),
+        };
+        self.again.insert(id, value);
+        value
+    }
+}
