@@ -74,6 +74,25 @@ fn a_stopped_run_goes_on_bit_for_bit() {
     same_run(&work.path("whole"), &work.path("run"));
 }
 
+/// The report of a step is read when the next one is queued: the error is the step's that diverged all the same, and
+/// what was logged ends before it.
+#[test]
+fn divergence_is_told_of_its_step() {
+    let work = workspace();
+    work.ok("partition MODELS/mnist_mlp/model.onnx --batch 8 --modules 2 --lr 1e4 --target cuda -o wild");
+    for streams in [Streams::Eager, Streams::Lazy, Streams::Random(1)] {
+        let options = Options { streams, ..Options::default() };
+        let name = format!("{streams:?}").to_lowercase().replace(['(', ')'], "");
+        let line = format!("train wild --data data.npz --steps 40 --log-every 1 --checkpoint-every 40 -o {name}");
+        let ran = fails(&work, &options, &line, &[" at step ", "the last checkpoint is intact"]);
+        let (_, rest) = ran.stderr.split_once(" at step ").expect("a step");
+        let step: usize = rest.split(';').next().and_then(|n| n.parse().ok()).expect("a number");
+        assert!(step > 0, "{}", ran.stderr);
+        let log = std::fs::read_to_string(work.path(&name).join("metrics.jsonl")).expect("a log");
+        assert_eq!(log.lines().count(), step, "{}\n{log}", ran.stderr);
+    }
+}
+
 #[test]
 fn a_plan_runs_on_what_it_was_compiled_for() {
     let (work, device) = (workspace(), Options::default());

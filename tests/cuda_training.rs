@@ -3,6 +3,8 @@
 //! The kernels run on the stand-in device (tests/cuda-host) from the very source a GPU would get, through the very
 //! runtime; with `SLRC_CUDA=real` on a machine with a GPU, on that.
 
+#[path = "cuda_training/ahead.rs"]
+mod ahead;
 #[path = "cuda_training/sanitized.rs"]
 mod sanitized;
 mod support;
@@ -111,25 +113,29 @@ fn compiled(case: &Case, target: &str) -> (Compiled, Vec<NamedTensor>) {
 }
 
 /// Seeded values of an input, legal ones where they are indices.
-fn values(input: &InputDecl, dtype: DType, count: usize) -> Vec<u8> {
-    let mut random = Sequence::new(7, stream_of(&input.name), 0);
+fn values(input: &InputDecl, dtype: DType, count: usize, seed: u64) -> Vec<u8> {
+    let mut random = Sequence::new(seed, stream_of(&input.name), 0);
     let mut whole = || (random.unit() * input.index_below.unwrap_or(2) as f32) as i32;
     match dtype {
         DType::I32 => (0..count).flat_map(|_| whole().to_le_bytes()).collect(),
         DType::U8 => (0..count).map(|_| whole() as u8).collect(),
         DType::F32 => {
-            let mut random = Sequence::new(7, stream_of(&input.name), 0);
+            let mut random = Sequence::new(seed, stream_of(&input.name), 0);
             (0..count).flat_map(|_| random.normal().to_le_bytes()).collect()
         }
     }
 }
 
 fn feed(session: &mut Session) {
+    feed_seeded(session, 7);
+}
+
+fn feed_seeded(session: &mut Session, seed: u64) {
     for input in session.plan().inputs.clone() {
         let b = session.input_buffer(&input.name).expect("input").clone();
-        session.set_input(&input.name, &values(&input, b.dtype, b.count())).expect("input");
+        session.set_input(&input.name, &values(&input, b.dtype, b.count(), seed)).expect("input");
     }
-    let mut random = Sequence::new(7, stream_of("labels"), 0);
+    let mut random = Sequence::new(seed, stream_of("labels"), 0);
     let classes = session.plan().labels.classes as f32;
     let labels: Vec<i32> = (0..session.labels_buffer().count()).map(|_| (random.unit() * classes) as i32).collect();
     session.set_labels(&labels).expect("labels");
@@ -170,6 +176,14 @@ fn on_cuda(case: Case) -> Trained {
     let device = CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), launching).expect("device");
     let allocated = device.allocated();
     train(&case, c.plan, Box::new(device), allocated, &tensors)
+}
+
+/// A case's plan on the device, with its weights.
+fn session_on_cuda(case: &Case) -> Session {
+    let (c, tensors) = compiled(case, "cuda");
+    let launching = if case.graphs { Launching::Graphs } else { Launching::Eager };
+    let device = CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), launching).expect("device");
+    Session::new(c.plan, Box::new(device), &tensors).expect("session")
 }
 
 fn on_cpu(case: &Case) -> Trained {
@@ -334,14 +348,11 @@ fn with_random_numbers() {
 }
 
 fn out_of_range(case: Case) -> Vec<String> {
-    let (c, tensors) = compiled(&case, "cuda");
-    let launching = if case.graphs { Launching::Graphs } else { Launching::Eager };
-    let device = CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), launching).expect("device");
-    let mut session = Session::new(c.plan, Box::new(device), &tensors).expect("session");
+    let mut session = session_on_cuda(&case);
     feed(&mut session);
     let input = session.plan().inputs.iter().find(|i| i.index_below.is_some()).expect("token ids").clone();
     let b = session.input_buffer(&input.name).expect("input").clone();
-    let legal = values(&input, b.dtype, b.count());
+    let legal = values(&input, b.dtype, b.count(), 7);
     let mut wrong = legal.clone();
     wrong[..4].copy_from_slice(&(input.index_below.expect("a bound") as i32).to_le_bytes());
     session.set_input(&input.name, &wrong).expect("input");

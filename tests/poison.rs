@@ -66,6 +66,18 @@ impl Device for Poisoned {
         self.device.run(module, program, context)
     }
 
+    fn queue_report(&mut self) -> Result<(), DeviceError> {
+        self.device.queue_report()
+    }
+
+    fn report(&mut self) -> Result<Vec<u8>, DeviceError> {
+        self.device.report()
+    }
+
+    fn steps_ahead(&self) -> usize {
+        self.device.steps_ahead()
+    }
+
     fn profile(
         &mut self,
         module: usize,

@@ -108,7 +108,7 @@ pub struct StepContext {
 /// A plan loaded on a device.
 ///
 /// Calls take effect in order, but work may be under way when a call returns; what goes wrong in it is told by the call
-/// that finds out, at the latest by the next [`Device::read`].
+/// that finds out, at the latest by the next [`Device::read`] or by [`Device::report`] of the step.
 pub trait Device {
     /// Overwrites a buffer with bytes in its own memory order.
     fn write(&mut self, buffer: &Buffer, bytes: &[u8]) -> Result<(), DeviceError>;
@@ -116,6 +116,16 @@ pub trait Device {
     fn read(&self, buffer: &Buffer) -> Result<Vec<u8>, DeviceError>;
     /// Runs one program of module `module` (from 1).
     fn run(&mut self, module: usize, program: ProgramKind, context: StepContext) -> Result<(), DeviceError>;
+    /// Queues fetching what programs have reported so far: [`slrc_plan::Space::Metric`], byte by byte. Together with
+    /// those that [`Device::report`] has not returned yet, at most [`Device::steps_ahead`] + 1.
+    fn queue_report(&mut self) -> Result<(), DeviceError>;
+    /// The oldest report that was queued and not returned yet; bytes beyond the space's mean nothing. Waits for the
+    /// work queued before it, not for later work. What went wrong in that work is told here; after an error, no report
+    /// is outstanding.
+    fn report(&mut self) -> Result<Vec<u8>, DeviceError>;
+    /// How many steps are worth queueing behind one whose report is not read yet: none where a step is done when
+    /// [`Device::run`] returns.
+    fn steps_ahead(&self) -> usize;
     /// Runs one program kernel by kernel and calls `after` with each and the seconds it took.
     fn profile(
         &mut self,

@@ -31,8 +31,8 @@ impl Memory {
     pub(super) fn allocate(plan: &Plan, stream: &Arc<CudaStream>, device: &str) -> Result<Memory, DeviceError> {
         let layout = Layout::of(plan);
         let context = stream.context().clone();
-        // A step's inputs, its numbers and its seed and step together.
-        let staging = Staging::allocate(&context, plan.memory.input + plan.memory.scalar + Staging::ALIGNMENT)?;
+        // A step's numbers, and its seed and step; the batch goes another way (`uploads.rs`).
+        let staging = Staging::allocate(&context, plan.memory.scalar + Staging::ALIGNMENT)?;
         let report = Pinned::allocate(layout.status().len())?;
         let start = allocate(layout.total(), device)?;
         let memory = Memory { context, stream: stream.clone(), layout, start, staging, report };
@@ -43,6 +43,8 @@ impl Memory {
         }
         memory.fill(memory.layout.status(), 0)?;
         memory.fill(memory.layout.turns(), 0)?;
+        // Other streams may write from here on.
+        memory.wait()?;
         Ok(memory)
     }
 
