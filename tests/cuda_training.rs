@@ -5,6 +5,8 @@
 
 #[path = "cuda_training/ahead.rs"]
 mod ahead;
+#[path = "cuda_training/in_turn.rs"]
+mod in_turn;
 #[path = "cuda_training/sanitized.rs"]
 mod sanitized;
 mod support;
@@ -22,7 +24,7 @@ use slrc_plan::plan::InputDecl;
 use slrc_plan::random::{Sequence, stream_of};
 use slrc_plan::{DType, Plan, Space};
 use slrc_runtime::cpu::CpuDevice;
-use slrc_runtime::cuda::{CudaDevice, Launching};
+use slrc_runtime::cuda::{CudaDevice, Launching, Residency};
 use slrc_runtime::device::Device;
 use slrc_runtime::session::{NamedTensor, Session};
 use support::cuda_host::{Counts, Options, Order, Streams, in_child, real};
@@ -53,6 +55,14 @@ struct Case {
     spec: String,
     steps: u64,
     graphs: bool,
+    /// Whether modules take turns on the device.
+    in_turn: bool,
+}
+
+impl Case {
+    fn residency(&self) -> Residency {
+        if self.in_turn { Residency::InTurn } else { Residency::All }
+    }
 }
 
 /// Bits of tensors by name.
@@ -173,7 +183,8 @@ fn train(case: &Case, plan: Plan, device: Box<dyn Device>, allocated: usize, ten
 fn on_cuda(case: Case) -> Trained {
     let (c, tensors) = compiled(&case, "cuda");
     let launching = if case.graphs { Launching::Graphs } else { Launching::Eager };
-    let device = CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), launching).expect("device");
+    let device =
+        CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), launching, case.residency()).expect("device");
     let allocated = device.allocated();
     train(&case, c.plan, Box::new(device), allocated, &tensors)
 }
@@ -182,7 +193,8 @@ fn on_cuda(case: Case) -> Trained {
 fn session_on_cuda(case: &Case) -> Session {
     let (c, tensors) = compiled(case, "cuda");
     let launching = if case.graphs { Launching::Graphs } else { Launching::Eager };
-    let device = CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), launching).expect("device");
+    let device =
+        CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), launching, case.residency()).expect("device");
     Session::new(c.plan, Box::new(device), &tensors).expect("session")
 }
 
@@ -275,7 +287,7 @@ fn check_counts(case: &Case, counts: &Counts, allocated: usize) {
 
 /// A case of a model as it is, in graphs.
 fn case(model: &str, spec: &str, steps: u64) -> Case {
-    Case { model: model.into(), dropout: None, spec: spec.into(), steps, graphs: true }
+    Case { model: model.into(), dropout: None, spec: spec.into(), steps, graphs: true, in_turn: false }
 }
 
 /// One training, run in every way the device may run it, against the CPU.
@@ -384,7 +396,8 @@ fn index_out_of_range() {
 fn many_writes(case: Case) -> (Vec<u8>, Vec<u8>) {
     let (c, _) = compiled(&case, "cuda");
     let mut device =
-        CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), Launching::Graphs).expect("device");
+        CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), Launching::Graphs, Residency::All)
+            .expect("device");
     let buffer = |id: &str| c.plan.buffers.iter().find(|b| b.id == id).expect("a buffer").clone();
     let (input, labels) = (buffer(&c.plan.inputs[0].buffer), buffer(&c.plan.labels.buffer));
     device.write(&input, &first_write(input.bytes)).expect("input");

@@ -78,6 +78,10 @@ impl Device for Poisoned {
         self.device.steps_ahead()
     }
 
+    fn allocated(&self) -> usize {
+        self.device.allocated()
+    }
+
     fn profile(
         &mut self,
         module: usize,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use slrc_compiler::spec::{Distance, HeadKind, InitMode, OptimizerKind, ReconcileMode};
+use slrc_runtime::cuda::Residency;
 use slrc_runtime::cuda::architecture::Architecture;
 use slrc_runtime::devices::DeviceName;
 
@@ -187,6 +188,21 @@ pub(crate) struct CompileArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct StreamingArgs {
+    /// Keep weights and optimizer state in host memory, and on the GPU only those of the module that runs and of the
+    /// next (docs/cuda.md). Results do not depend on it.
+    #[arg(long)]
+    pub(crate) stream_modules: bool,
+}
+
+impl StreamingArgs {
+    /// Where weights and optimizer state are to be.
+    pub(crate) fn residency(&self) -> Residency {
+        if self.stream_modules { Residency::InTurn } else { Residency::All }
+    }
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct TrainArgs {
     /// A plan folder, or a spec to compile first.
     #[arg(value_name = "PLAN_DIR|SPEC.yaml")]
@@ -209,6 +225,8 @@ pub(crate) struct TrainArgs {
     /// Where to run [default: what the plan was compiled for].
     #[arg(long, value_name = "cpu|cuda[:N]")]
     pub(crate) device: Option<DeviceName>,
+    #[command(flatten)]
+    pub(crate) streaming: StreamingArgs,
     /// Threads of the CPU device [default: all cores]. Results do not depend on it.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -239,6 +257,8 @@ pub(crate) struct EvalArgs {
     /// Where to run [default: what the plan was compiled for].
     #[arg(long, value_name = "cpu|cuda[:N]")]
     pub(crate) device: Option<DeviceName>,
+    #[command(flatten)]
+    pub(crate) streaming: StreamingArgs,
     /// Threads of the CPU device [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -329,6 +349,8 @@ pub(crate) struct ProfileArgs {
     /// Where to run [default: what the plan was compiled for].
     #[arg(long, value_name = "cpu|cuda[:N]")]
     pub(crate) device: Option<DeviceName>,
+    #[command(flatten)]
+    pub(crate) streaming: StreamingArgs,
     /// Threads of the CPU device [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,

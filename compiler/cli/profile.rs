@@ -25,7 +25,7 @@ struct Timed {
 
 pub(crate) fn run(a: &ProfileArgs) -> Result<(), Failure> {
     let plan = read_plan(&a.plan)?;
-    let device = device::open(&plan, a.device, a.threads, &a.plan)?;
+    let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), &a.plan)?;
     let mut session = Session::new(plan, device, &read_weights(&a.plan)?)?;
     fill(&mut session)?;
     let mut all: Vec<Timed> = Vec::new();

@@ -12,7 +12,10 @@ pub enum DeviceError {
         needed: usize,
     },
     /// A GPU has too little memory free.
-    #[error("the plan needs {needed} bytes of {device}, where {free} are free; use more modules or a smaller batch")]
+    #[error(
+        "the plan needs {needed} bytes of {device}, where {free} are free; use {}more modules or a smaller batch",
+        streamed(*.in_turn)
+    )]
     OutOfDeviceMemory {
         /// Bytes asked for.
         needed: usize,
@@ -20,6 +23,8 @@ pub enum DeviceError {
         free: usize,
         /// Which device.
         device: String,
+        /// Bytes that would do, and are free, if modules took turns on the device.
+        in_turn: Option<usize>,
     },
     /// A kernel met data it cannot work with.
     #[error("module {module}, kernel {kernel} ({nodes}): {reason}")]
@@ -87,6 +92,11 @@ pub enum DeviceError {
     },
 }
 
+/// The advice to let modules take turns.
+fn streamed(in_turn: Option<usize>) -> String {
+    in_turn.map_or(String::new(), |n| format!("--stream-modules, which needs {n} bytes, or "))
+}
+
 /// Which of a module's programs to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProgramKind {
@@ -126,6 +136,8 @@ pub trait Device {
     /// How many steps are worth queueing behind one whose report is not read yet: none where a step is done when
     /// [`Device::run`] returns.
     fn steps_ahead(&self) -> usize;
+    /// Bytes of the device's own memory that are allocated.
+    fn allocated(&self) -> usize;
     /// Runs one program kernel by kernel and calls `after` with each and the seconds it took.
     fn profile(
         &mut self,

@@ -226,6 +226,11 @@ impl Session {
         self.device.steps_ahead()
     }
 
+    /// Bytes of the device's own memory that are allocated.
+    pub fn allocated(&self) -> usize {
+        self.device.allocated()
+    }
+
     /// Trains one step and waits for it. No step may be unfinished.
     pub fn step(&mut self, step: u64, run_steps: u64) -> Result<Vec<ModuleReport>, DeviceError> {
         self.queue_step(step, run_steps)?;

@@ -91,12 +91,14 @@ Options read() {
   std::string streams = text("CUDA_HOST_STREAMS");
   if (streams == "lazy")
     o.streams = Streams::lazy;
-  else if (numbered("late", streams, o.late_stream))
+  else if (numbered("late", streams, o.one_stream))
     o.streams = Streams::late;
+  else if (numbered("early", streams, o.one_stream))
+    o.streams = Streams::early;
   else if (random_seed(streams, o.stream_seed))
     o.streams = Streams::random;
   else if (!streams.empty() && streams != "eager")
-    bad("CUDA_HOST_STREAMS", streams, "eager, lazy, late:STREAM or random:SEED");
+    bad("CUDA_HOST_STREAMS", streams, "eager, lazy, late:STREAM, early:STREAM or random:SEED");
   std::string sanitizer = text("CUDA_HOST_SANITIZE");
   if (sanitizer == "address")
     o.sanitizer = Sanitizer::address;

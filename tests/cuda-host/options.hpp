@@ -9,7 +9,7 @@
 namespace cuda_host {
 
 enum class Order { forward, reverse, random };
-enum class Streams { eager, lazy, late, random };
+enum class Streams { eager, lazy, late, early, random };
 enum class Sanitizer { none, address, thread };
 
 // An error to return from the `call`-th call (from 1) of `function`.
@@ -34,8 +34,8 @@ struct Options {
   Streams streams = Streams::eager;
   // Seeds of `random`.
   uint64_t order_seed = 0, stream_seed = 0;
-  // The stream, by the order of creation from 1, that is late with `late`.
-  uint64_t late_stream = 0;
+  // The stream, by the order of creation from 1, that `late` and `early` mean.
+  uint64_t one_stream = 0;
   Sanitizer sanitizer = Sanitizer::none;
   int devices = 1;
   size_t memory = size_t(16) << 30;

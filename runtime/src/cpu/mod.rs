@@ -107,6 +107,10 @@ impl Device for CpuDevice {
         0
     }
 
+    fn allocated(&self) -> usize {
+        Space::ALL.iter().map(|&s| self.memory.space(s).len()).sum()
+    }
+
     fn profile(
         &mut self,
         module: usize,

@@ -5,7 +5,8 @@
 //! ([`cubin`]) or in a cache on disk; [`code`] finds it;
 //! [`CudaDevice`] holds one allocation of the size the plan says and one stream on which programs run in order. A
 //! program is recorded as a graph when it first runs and replayed from then on. Batches arrive on a stream of their own
-//! (`uploads.rs`), and what a step reports is read when the next one is queued (`reports.rs`).
+//! (`uploads.rs`), and what a step reports is read when the next one is queued (`reports.rs`). Modules may take turns
+//! on the device (`streaming.rs`).
 //!
 //! Unsafe code is allowed in this folder because every call of the driver is unsafe. Its contract: a plan passes
 //! [`slrc_plan::validate`] before it is loaded, launches pass as many arguments as their functions take (`source.rs`),
@@ -19,6 +20,7 @@ pub mod code;
 pub mod compile;
 pub mod cubin;
 mod error;
+mod images;
 mod layout;
 mod memory;
 pub mod probe;
@@ -26,6 +28,7 @@ mod program;
 mod reports;
 mod source;
 mod staging;
+mod streaming;
 mod uploads;
 
 use std::cell::RefCell;
@@ -39,9 +42,11 @@ use slrc_plan::{Buffer, Kernel, Plan, Space};
 
 use crate::cuda::code::Kernels;
 use crate::cuda::error::Called;
+use crate::cuda::layout::Layout;
 use crate::cuda::memory::Memory;
 use crate::cuda::program::{Place, Program};
 use crate::cuda::reports::{Reports, SLOTS};
+use crate::cuda::streaming::{Streaming, is_image};
 use crate::cuda::uploads::Uploads;
 use crate::device::{Device, DeviceError, ProgramKind, StepContext};
 
@@ -65,11 +70,27 @@ impl Launching {
     }
 }
 
+/// Where weights and optimizer state are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residency {
+    /// All on the device.
+    All,
+    /// In pinned host memory; on the device are those of the module that runs and of the next.
+    InTurn,
+}
+
+/// Bytes of device memory that a plan takes: its spaces, aligned, and a few for the runtime.
+pub fn device_bytes(plan: &Plan, residency: Residency) -> usize {
+    Layout::of(plan, residency).total()
+}
+
 /// A plan on a GPU.
 pub struct CudaDevice {
     /// Of each module: training and evaluation. Fields are dropped in order, work before what it works on.
     programs: Vec<[Program; 2]>,
     uploads: RefCell<Uploads>,
+    /// Where modules take turns.
+    streaming: Option<RefCell<Streaming>>,
     /// Of steps not finished yet.
     reports: Reports,
     memory: Memory,
@@ -89,6 +110,7 @@ impl CudaDevice {
         ordinal: usize,
         kernels: &Kernels,
         launching: Launching,
+        residency: Residency,
     ) -> Result<CudaDevice, DeviceError> {
         kernels.check(plan)?;
         let info = probe::device_info(ordinal)?;
@@ -98,7 +120,7 @@ impl CudaDevice {
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().called("cuStreamCreate")?;
         let code = context.load_module(Ptx::from_binary(code)).called("cuModuleLoadData")?;
-        let memory = Memory::allocate(plan, &stream, &format!("cuda:{ordinal} ({})", info.name))?;
+        let memory = Memory::allocate(plan, &stream, residency, &format!("cuda:{ordinal} ({})", info.name))?;
         let buffers: BTreeMap<&str, &Buffer> = plan.all_buffers().map(|b| (b.id.as_str(), b)).collect();
         let prepare = |module: usize, kind: ProgramKind, p: &slrc_plan::plan::Program| {
             Program::prepare(p, &code, &Place { module, kind, memory: &memory, buffers: &buffers })
@@ -109,17 +131,14 @@ impl CudaDevice {
             .map(|m| Ok([prepare(m.index, ProgramKind::Step, &m.step)?, prepare(m.index, ProgramKind::Eval, &m.eval)?]))
             .collect::<Result<_, DeviceError>>()?;
         let uploads = RefCell::new(Uploads::new(plan, &stream)?);
+        let images = memory.layout().images();
+        let streaming = images.map(|i| Streaming::new(plan, i, &stream).map(RefCell::new)).transpose()?;
         let reports = Reports::allocate(&stream, memory.layout().status().len())?;
         let report = RefCell::new(None);
-        Ok(CudaDevice { programs, uploads, reports, memory, stream, context, launching, run: None, report })
+        Ok(CudaDevice { programs, uploads, streaming, reports, memory, stream, context, launching, run: None, report })
     }
 
-    /// Bytes allocated on the device: the plan's spaces, aligned, and a few for the runtime.
-    pub fn allocated(&self) -> usize {
-        self.memory.layout().total()
-    }
-
-    /// Device address of a buffer's first byte, for tools that watch memory.
+    /// Device address of a buffer's first byte while its module runs, for tools that watch memory.
     pub fn address(&self, buffer: &Buffer) -> u64 {
         self.memory.address(self.memory.layout().buffer(buffer).start)
     }
@@ -168,16 +187,23 @@ impl CudaDevice {
     }
 
     /// What a program must wait for before it is queued.
-    fn before(&mut self, context: StepContext) -> Result<(), DeviceError> {
+    fn before(&mut self, module: usize, context: StepContext) -> Result<(), DeviceError> {
         self.bind()?;
         self.set_run(context)?;
         *self.report.get_mut() = None;
+        if let Some(streaming) = &mut self.streaming {
+            streaming.get_mut().before(&self.memory, &self.stream, module)?;
+        }
         self.uploads.get_mut().join(&self.stream)
     }
 
     /// What waits for a program that was queued.
     fn after(&mut self, module: usize, kind: ProgramKind) -> Result<(), DeviceError> {
-        self.uploads.get_mut().ran(&self.stream, module, kind)
+        self.uploads.get_mut().ran(&self.stream, module, kind)?;
+        match &mut self.streaming {
+            Some(streaming) => streaming.get_mut().after(&self.memory, &self.stream, module, kind),
+            None => Ok(()),
+        }
     }
 }
 
@@ -186,6 +212,7 @@ impl Drop for CudaDevice {
         // Code, graphs and memory are given back when nothing uses them; what failed was told by the calls before.
         let _ = self.bind();
         let _ = self.uploads.get_mut().finish();
+        let _ = self.streaming.as_mut().map(|s| s.get_mut().finish());
         let _ = self.stream.synchronize();
     }
 }
@@ -207,6 +234,9 @@ impl Device for CudaDevice {
             self.settle()?;
             *self.report.borrow_mut() = None;
         }
+        if let (Some(streaming), true) = (&mut self.streaming, is_image(buffer)) {
+            return streaming.get_mut().write(&self.memory, buffer, bytes);
+        }
         let at = self.memory.layout().buffer(buffer).start;
         if buffer.space == Space::Input {
             return self.uploads.get_mut().write(buffer, self.memory.address(at), bytes);
@@ -217,6 +247,9 @@ impl Device for CudaDevice {
     fn read(&self, buffer: &Buffer) -> Result<Vec<u8>, DeviceError> {
         self.bind()?;
         self.settle()?;
+        if let (Some(streaming), true) = (&self.streaming, is_image(buffer)) {
+            return streaming.borrow_mut().read(&self.memory, buffer);
+        }
         if buffer.space == Space::Input {
             self.uploads.borrow_mut().join(&self.stream)?;
         }
@@ -231,7 +264,7 @@ impl Device for CudaDevice {
     }
 
     fn run(&mut self, module: usize, program: ProgramKind, context: StepContext) -> Result<(), DeviceError> {
-        self.before(context)?;
+        self.before(module, context)?;
         let prepared = &mut self.programs[module - 1][program as usize];
         match self.launching {
             Launching::Graphs => prepared.run_graph(&self.stream)?,
@@ -259,6 +292,10 @@ impl Device for CudaDevice {
         SLOTS - 1
     }
 
+    fn allocated(&self) -> usize {
+        self.memory.layout().total()
+    }
+
     fn profile(
         &mut self,
         module: usize,
@@ -266,7 +303,7 @@ impl Device for CudaDevice {
         context: StepContext,
         after: &mut (dyn FnMut(&Kernel, f64) + Send),
     ) -> Result<(), DeviceError> {
-        self.before(context)?;
+        self.before(module, context)?;
         self.programs[module - 1][program as usize].profile(&self.stream, after)?;
         self.after(module, program)?;
         self.settle()

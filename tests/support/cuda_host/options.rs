@@ -28,6 +28,8 @@ pub(crate) enum Streams {
     /// Those of the stream of this number, by the order of creation from 1, only when something waits for them; those
     /// of the others at once: they overtake it wherever they may.
     Late(u64),
+    /// The other way round: that stream's at once, those of the others only when something waits for them.
+    Early(u64),
     /// Streams advance at any call, drawn by a generator with this seed.
     Random(u64),
 }
@@ -123,6 +125,7 @@ impl Options {
                     Streams::Eager => "eager".into(),
                     Streams::Lazy => "lazy".into(),
                     Streams::Late(number) => seeded("late", number),
+                    Streams::Early(number) => seeded("early", number),
                     Streams::Random(seed) => seeded("random", seed),
                 },
             ),
