@@ -122,6 +122,32 @@ fn modules_take_turns() {
     assert!(!work.path("none").exists(), "nothing is written");
 }
 
+/// What `slrc bench` says is what the device did.
+#[test]
+fn bench_counts_what_runs() {
+    let (work, device) = (workspace(), Options::default());
+    work.ok("partition MODELS/mnist_cnn/model.onnx --batch 4 --modules 3 --target cuda -o cnn");
+    for (plan, more) in [("plan", ""), ("cnn", ""), ("cnn", "--stream-modules")] {
+        let counts = work.path("counts.json");
+        let options = Options { counts: Some(counts.clone()), ..device.clone() };
+        let json = ok(&work, &options, &format!("bench {plan} --steps 4 --json {more}")).stdout;
+        let rows: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        let row = &rows[0];
+        assert_eq!((row["device"].as_str(), rows.as_array().map(Vec::len)), (Some("cuda:0"), Some(1)), "{json}");
+        assert_eq!(row["stream_modules"], !more.is_empty());
+        if real() {
+            continue; // A real device counts nothing.
+        }
+        let counts = Counts::read(&counts);
+        let launches = row["launches_per_step"].as_u64().expect("a number");
+        // Three steps do not count.
+        assert_eq!(launches * (4 + 3), counts.launches.values().sum::<u64>());
+        assert_eq!(row["allocated_bytes"], counts.peak_bytes);
+    }
+    let text = ok(&work, &device, "bench plan cnn --steps 1").stdout;
+    assert_eq!(text.lines().count(), 3, "{text}");
+}
+
 /// The report of a step is read when the next one is queued: the error is the step's that diverged all the same, and
 /// what was logged ends before it.
 #[test]
