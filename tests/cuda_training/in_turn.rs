@@ -84,7 +84,9 @@ fn modules_in_turn_learn_the_same() {
             in_child("in_turn::modules_in_turn_learn_the_same", &options, case.clone(), on_cuda)
         };
         let expected = go(&base, WAYS[0]);
-        for way in WAYS {
+        // Every way once; for the others, the ways that have the streams furthest apart.
+        let ways = if model == "mnist_cnn" && graphs { &WAYS[..] } else { &WAYS[1..4] };
+        for &way in ways {
             let ran = go(&in_turn, way);
             assert_eq!(ran.value, expected.value, "{model} of {modules} modules: {way:?}");
             if real() {
