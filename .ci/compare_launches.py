@@ -184,8 +184,9 @@ VIEW = re.compile(r"([A-Za-z0-9_./:#~+*<>-]+)(?:@\d+)?\(([-\d,]*)\)")
 
 
 def ours(plan):
-    """Launches of a step, and bytes of its elementwise work, by family: that of map, row and reduce kernels, and what the
-    epilogues of products move besides the product, whose one write is the product's own."""
+    """Launches of a step, and bytes of its elementwise work, by family: that of map, row and reduce kernels and of the
+    work on attention's rows, and what the epilogues of products move besides the product, whose one write is the
+    product's own."""
     count, moved = collections.Counter(), collections.Counter()
     for module in plan["modules"]:
         step = module["step"]
@@ -201,11 +202,13 @@ def ours(plan):
                 product = VIEW.fullmatch(run["c"] if run["family"] == "matmul" else run[conv[run["direction"]]]).group(1)
             elif run["family"] in ("map", "row", "reduce"):
                 region = run
+            elif run["family"] == "attention":
+                region = run["region"]
             else:
                 continue
             space = extents(region["space"])
             views = [line.split(" = ")[1] for line in region.get("loads", [])]
-            views += [line.split(" = ")[0] for line in region["stores"]]
+            views += [line.split(" = ")[0] for line in region.get("stores", [])]
             for view in views:
                 buffer, strides = VIEW.fullmatch(view).groups()
                 if buffer == product:

@@ -8,8 +8,9 @@ use slrc_plan::validate::{InvalidPlan, validate};
 
 use crate::emit::{CompiledModule, assemble, cuda};
 use crate::fuse::epilogues::attach;
+use crate::fuse::items::collect;
 use crate::fuse::layout::layout;
-use crate::fuse::regions::{collect, merge};
+use crate::fuse::merge::merge;
 use crate::fuse::store::store;
 use crate::heads::tokens_missing;
 use crate::ir::graph::{Graph, Root, RootKind};

@@ -145,7 +145,20 @@ fn every_family_is_among_the_cases() {
     let plans: Vec<Plan> = cases().map(|(case, _)| compiled(&case, "cuda").0.plan).collect();
     let steps = plans.iter().flat_map(|p| &p.modules).flat_map(|m| &m.step.kernels);
     let found: BTreeSet<&str> = steps.map(|k| k.run.family()).collect();
-    let all = ["conv", "copy", "fill", "gather", "map", "matmul", "random", "reduce", "row", "scatter-add", "window"];
+    let all = [
+        "attention",
+        "conv",
+        "copy",
+        "fill",
+        "gather",
+        "map",
+        "matmul",
+        "random",
+        "reduce",
+        "row",
+        "scatter-add",
+        "window",
+    ];
     assert!(found.iter().eq(&all), "{found:?}");
 }
 

@@ -6,8 +6,10 @@
 
 use std::collections::BTreeMap;
 
+use crate::fuse::items::{Item, Items};
 use crate::fuse::layout::{Layouts, Owner, is_dense};
-use crate::fuse::regions::{Item, Items, Merger, Region};
+use crate::fuse::merge::Merger;
+use crate::fuse::regions::Region;
 use crate::ir::graph::{Graph, NodeId, RootKind};
 use crate::ir::op::Op;
 

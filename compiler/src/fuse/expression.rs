@@ -63,6 +63,8 @@ pub enum Step {
     Leaf(Leaf),
     /// A function of the operands under the same map.
     Apply,
+    /// A product that the kernel itself computes, strip by strip.
+    Score,
     /// The operand of a view, under another map.
     Through(NodeId, Map),
 }
@@ -84,6 +86,7 @@ pub fn step(g: &Graph, l: &Layouts, id: NodeId, map: &Map, rank: usize) -> Step 
             }
             Step::Leaf(Leaf { owner: layout.owner, offset: layout.offset, strides })
         }
+        Form::Score => Step::Score,
         Form::Expression => match &n.op {
             Op::Map(_) => Step::Apply,
             Op::Transpose(t) => {
@@ -118,13 +121,26 @@ pub fn reads(
     rank: usize,
     inside: &dyn Fn(NodeId) -> bool,
 ) -> (Vec<Leaf>, BTreeSet<(NodeId, Map)>) {
+    let operands = |(sink, map): &(NodeId, Map)| {
+        let map = map.clone();
+        g.node(*sink).operands.iter().map(move |&o| (o, map.clone())).collect::<Vec<_>>()
+    };
+    reads_of(g, l, &sinks.iter().flat_map(operands).collect::<Vec<_>>(), rank, inside)
+}
+
+/// The same for values, each under its own map. Scores count as expressions.
+pub fn reads_of(
+    g: &Graph,
+    l: &Layouts,
+    values: &[(NodeId, Map)],
+    rank: usize,
+    inside: &dyn Fn(NodeId) -> bool,
+) -> (Vec<Leaf>, BTreeSet<(NodeId, Map)>) {
     let mut leaves: Vec<Leaf> = Vec::new();
     let mut seen = BTreeSet::new();
     let mut visited = BTreeSet::new();
-    for (sink, map) in sinks {
-        for &o in &g.node(*sink).operands {
-            visit(g, l, o, map, rank, inside, &mut leaves, &mut seen, &mut visited);
-        }
+    for (id, map) in values {
+        visit(g, l, *id, map, rank, inside, &mut leaves, &mut seen, &mut visited);
     }
     (leaves, seen)
 }
@@ -151,6 +167,9 @@ fn visit(
             if !own && !leaves.contains(&leaf) {
                 leaves.push(leaf);
             }
+        }
+        Step::Score => {
+            expressions.insert((id, map.clone()));
         }
         Step::Apply => {
             expressions.insert((id, map.clone()));

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use slrc_plan::ScalarFn;
 use slrc_plan::buffer::strides_of;
 
+use crate::fuse::scores::{Scores, find};
 use crate::ir::graph::{Graph, InputKind, NodeId, RootKind};
 use crate::ir::op::{Class, Op};
 use crate::ir::ops::map::Map;
@@ -42,6 +43,8 @@ pub enum Form {
     Memory(Layout),
     /// An expression: an elementwise function, or a view of one.
     Expression,
+    /// A product that the kernels which use it compute, strip by strip.
+    Score,
     /// Not needed by any root.
     Unused,
 }
@@ -70,6 +73,10 @@ pub struct Layouts {
     pub copies: Vec<CopyItem>,
     /// Operands of kernel nodes, in the layout the kernel needs.
     pub operands: BTreeMap<(NodeId, usize), Layout>,
+    /// What is computed strip by strip.
+    pub scores: Scores,
+    /// Concatenations in whose memory a value lies, with the operand it is.
+    inside: BTreeMap<NodeId, (NodeId, usize)>,
     made: BTreeMap<(NodeId, Vec<usize>), usize>,
 }
 
@@ -169,14 +176,14 @@ pub fn only_units(from: &[usize], to: &[usize]) -> bool {
 
 /// Marks values that must be in memory: operands of kernels (through views) and of views that expressions cannot see
 /// through.
-fn must_be_stored(g: &Graph, needed: &[bool]) -> Vec<bool> {
+fn must_be_stored(g: &Graph, needed: &[bool], scores: &Scores) -> Vec<bool> {
     let mut hard = vec![false; g.len()];
     for r in &g.roots {
         hard[r.value.index()] = true;
     }
     for id in g.ids().rev().filter(|id| needed[id.index()]) {
         let n = g.node(id);
-        for &o in &n.operands {
+        for (slot, &o) in n.operands.iter().enumerate() {
             let through = match &n.op {
                 // A conversion is cheaper than memory; anything else is computed before it repeats.
                 Op::Broadcast(_) if is_conversion(g, o) => hard[id.index()],
@@ -184,7 +191,7 @@ fn must_be_stored(g: &Graph, needed: &[bool]) -> Vec<bool> {
                 Op::Transpose(_) => hard[id.index()],
                 Op::Reshape(_) => hard[id.index()] || !only_units(g.shape(o), &n.ty.shape),
                 Op::Slice(_) => true,
-                op => op.rule().class() == Class::Kernel,
+                op => op.rule().class() == Class::Kernel && !scores.consumes(id, slot),
             };
             hard[o.index()] |= through;
         }
@@ -210,12 +217,15 @@ fn is_leaf_view(g: &Graph, id: NodeId) -> bool {
 /// Gives every needed value a form.
 pub fn layout(g: &Graph) -> Layouts {
     let needed = g.needed(g.roots.iter().map(|r| r.value));
-    let hard = must_be_stored(g, &needed);
+    let scores = find(g, &needed);
+    let hard = must_be_stored(g, &needed, &scores);
     let mut l = Layouts {
         forms: vec![Form::Unused; g.len()],
         orders: vec![Vec::new(); g.len()],
         copies: Vec::new(),
         operands: BTreeMap::new(),
+        scores,
+        inside: BTreeMap::new(),
         made: BTreeMap::new(),
     };
     let mut weight = vec![0usize; g.len()];
@@ -225,6 +235,7 @@ pub fn layout(g: &Graph) -> Layouts {
         l.orders[id.index()] = order;
         weight[id.index()] = w;
     }
+    crate::fuse::inside::place(g, &mut l);
     l
 }
 
@@ -235,6 +246,27 @@ impl Layouts {
             Form::Memory(l) => Some(l),
             _ => None,
         }
+    }
+
+    /// Whether any root needs a value.
+    pub(super) fn is_needed(&self, id: NodeId) -> bool {
+        self.forms[id.index()] != Form::Unused
+    }
+
+    /// Lets a value lie in the memory of the concatenation whose operand `slot` it is.
+    pub(super) fn put_inside(&mut self, id: NodeId, whole: NodeId, slot: usize, layout: Layout) {
+        self.forms[id.index()] = Form::Memory(layout);
+        self.inside.insert(id, (whole, slot));
+    }
+
+    /// The concatenation in whose memory a value lies.
+    pub fn whole(&self, id: NodeId) -> Option<NodeId> {
+        self.inside.get(&id).map(|(whole, _)| *whole)
+    }
+
+    /// Whether operand `slot` of a concatenation is already in its place.
+    pub fn is_in_place(&self, whole: NodeId, slot: usize) -> bool {
+        self.inside.values().any(|at| *at == (whole, slot))
     }
 
     /// Stores an expression after all: `id` becomes a value of its own in memory.
@@ -287,6 +319,9 @@ impl Layouts {
             Class::Reduction => own(self.orders[n.operands[0].index()].clone()),
             Class::Kernel => {
                 self.prepare_operands(g, id);
+                if self.scores.holds(id) {
+                    return (Form::Score, (0..rank).collect(), n.ty.count());
+                }
                 own(self.kernel_order(g, id, weight))
             }
             Class::Composite => unreachable!("invariant: composites are expanded before fusion"),
@@ -370,9 +405,13 @@ impl Layouts {
             | Op::WindowSum(_)
             | Op::WindowSpread(_) => CHANNELS_LAST.to_vec(),
             Op::Concat(_) | Op::Pad(_) => required_order(g, id)
-                .or_else(|| transposed_order(g, id))
+                .or_else(|| transposed_order(g, id, rank - 1))
                 .unwrap_or_else(|| self.widest(&n.operands, weight, rank).0),
-            Op::MatMul(_) => transposed_order(g, id).unwrap_or_else(|| (0..rank).collect()),
+            // The kernel's own order of a product whose second operand are scores is that of its transposition.
+            Op::MatMul(_) if self.scores.consumes(id, 1) => {
+                transposed_order(g, id, rank - 2).unwrap_or_else(|| (0..rank - 2).chain([rank - 1, rank - 2]).collect())
+            }
+            Op::MatMul(_) => transposed_order(g, id, rank - 1).unwrap_or_else(|| (0..rank).collect()),
             _ => (0..rank).collect(),
         }
     }
@@ -390,6 +429,9 @@ impl Layouts {
             _ => &[],
         };
         for (slot, &o) in n.operands.iter().enumerate() {
+            if self.scores.consumes(id, slot) {
+                continue;
+            }
             let layout = match &self.forms[o.index()] {
                 _ if images.contains(&slot) => self.dense(g, o, &CHANNELS_LAST),
                 Form::Memory(l) => l.clone(),
@@ -400,11 +442,12 @@ impl Layouts {
     }
 }
 
-/// What is only transposed (heads moved next to their columns, say) is written transposed, if its rows stay rows.
-fn transposed_order(g: &Graph, id: NodeId) -> Option<Vec<usize>> {
+/// What is only transposed (heads moved next to their columns, say) is written transposed, if dimension `inner` becomes
+/// the last.
+fn transposed_order(g: &Graph, id: NodeId, inner: usize) -> Option<Vec<usize>> {
     let [only] = g.users(id)[..] else { return None };
     let Op::Transpose(t) = &g.node(only).op else { return None };
-    (t.permutation.last() == Some(&(g.ty(id).rank() - 1))).then(|| t.permutation.clone())
+    (t.permutation.last() == Some(&inner)).then(|| t.permutation.clone())
 }
 
 /// The order that what becomes of a root's value requires.

@@ -1,18 +1,28 @@
 //! Fusion: which values are kept in memory, and which work runs as one kernel.
 //!
-//! Input is a closed graph. Four steps:
-//! [`layout`] gives every value in memory a layout and resolves views; elementwise values that nothing needs in memory
-//! stay expressions. [`regions`] groups elementwise work and reductions over the same elements. [`store`] decides which
-//! expressions used by several regions are worth storing rather than computing again; [`epilogues`] makes elementwise
-//! work on a product's result part of its kernel.
+//! Input is a closed graph. Steps, in order:
+//! * [`scores`] finds what only attention needs: such values are never stored;
+//! * [`layout`] gives every value in memory a layout and resolves views; elementwise values that nothing needs in
+//!   memory stay expressions; parts of a concatenation are computed in place (`inside`);
+//! * [`items`] collects what is to run: [`regions`] of elementwise work and reductions, passes of [`attention`], other
+//!   kernels, copies;
+//! * [`merge`] joins regions over the same elements;
+//! * [`store`] decides which expressions used by several regions are worth storing rather than computing again;
+//! * [`epilogues`] makes elementwise work on a product's result part of its kernel.
 //!
 //! The result says what to run; [`crate::lower`] turns it into kernels. Nothing here knows offsets or devices.
 
+pub mod attention;
 pub mod epilogues;
 pub mod expression;
+mod inside;
+pub mod items;
 pub mod layout;
+pub mod merge;
 pub mod regions;
+pub mod scores;
 pub mod store;
 
+pub use items::{Item, Items};
 pub use layout::{Form, Layout, Layouts, Owner};
-pub use regions::{Item, Items, Region};
+pub use regions::Region;

@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use slrc_plan::ScalarFn;
 
 use crate::fuse::expression::{Leaf, Map, identity_map, item_space, long_dims, reads};
+use crate::fuse::items::{Item, Items};
 use crate::fuse::layout::{Form, Layouts, Owner};
-use crate::fuse::regions::{Item, Items, Region, operand_map};
+use crate::fuse::regions::{Region, operand_map};
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::op::Op;
 use crate::ir::ops::map::Map as Elementwise;

@@ -57,6 +57,9 @@ impl Lowering<'_> {
                     let shape = self.g.shape(o).to_vec();
                     let part = Layout { offset: to.offset + start * to.strides[c.axis], ..to.clone() };
                     start += shape[c.axis];
+                    if self.l.is_in_place(id, slot) {
+                        continue;
+                    }
                     let from = self.operand(id, slot);
                     self.copy_between(id, &shape, &from, &part);
                 }
@@ -260,7 +263,7 @@ fn by_target(shape: &[usize], views: Vec<View>) -> (Vec<usize>, Vec<View>) {
 }
 
 /// Joins batch dimensions that every operand walks as one, and drops extents of 1.
-fn collapse_batch(mut batch: Vec<usize>, views: &mut [&mut View]) -> Vec<usize> {
+pub(super) fn collapse_batch(mut batch: Vec<usize>, views: &mut [&mut View]) -> Vec<usize> {
     let mut d = 0;
     while d < batch.len() {
         let unit = batch[d] == 1;

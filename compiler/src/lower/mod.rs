@@ -1,5 +1,6 @@
 //! Lowering: fused items as kernels over named buffers. Offsets are not known yet; [`crate::memory`] assigns them.
 
+mod attention;
 mod epilogue;
 mod kernels;
 mod names;
@@ -12,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use slrc_plan::kernel::{Kernel, KernelOp, Phase};
 use slrc_plan::{DType, View};
 
+use crate::fuse::items::lands_in_place;
 use crate::fuse::layout::required_order;
-use crate::fuse::regions::lands_in_place;
 use crate::fuse::{Item, Items, Layout, Layouts, Owner};
 use crate::ir::graph::{Graph, NodeId, RootKind};
 use crate::ir::op::Op;
@@ -80,6 +81,7 @@ pub fn lower(
         match items.items[i].as_ref().expect("invariant: ordered items are present") {
             Item::Region(r) => lowering.region(i, r),
             Item::Kernel(id, epilogue) => lowering.kernel(*id, epilogue.as_ref().map(|r| (i, r))),
+            Item::Attention(a) => lowering.attention(i, a),
             Item::Copy(c) => lowering.copy(*c),
             Item::Export(root) => lowering.export(*root),
         }
@@ -177,6 +179,9 @@ impl Lowering<'_> {
                 (copy.of, copy.shape.clone(), copy.to.clone())
             }
             Owner::Node(node) => {
+                if let Some(whole) = self.l.whole(node) {
+                    return self.buffer(Owner::Node(whole));
+                }
                 if let Some(id) = self.leaf_buffer(node) {
                     return id;
                 }

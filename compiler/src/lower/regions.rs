@@ -1,6 +1,6 @@
 //! Fused regions as `map`, `row` and `reduce` kernels.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use slrc_plan::kernel::KernelOp;
 use slrc_plan::region::{Load, Region as PlanRegion, Split, Store};
@@ -23,6 +23,8 @@ const MAX_SPLIT: usize = 16;
 struct Body<'a, 'b> {
     low: &'a mut Lowering<'b>,
     region: &'a Region,
+    /// Products it finds, by the names `p0`, `p1` and so on.
+    products: &'a [(NodeId, Map)],
     loads: Vec<(Leaf, String)>,
     statements: Vec<Statement>,
     values: BTreeMap<(NodeId, Map), Arg>,
@@ -40,6 +42,10 @@ impl Body<'_, '_> {
                 Owner::Node(n) if self.sinks.contains_key(&n) => self.sinks[&n].clone(),
                 _ => self.load(leaf),
             },
+            Step::Score => {
+                let at = self.products.iter().position(|(n, m)| *n == id && m == map);
+                Arg::Value(format!("p{}", at.expect("invariant: a pass knows its products")))
+            }
             Step::Through(inner, map) => self.value(inner, &map),
             Step::Apply => self.apply(id, map),
         };
@@ -90,10 +96,27 @@ impl Lowering<'_> {
 
     /// A region's work over named buffers, dimensions joined; not split.
     pub(super) fn plan_region(&mut self, item: usize, region: &Region) -> PlanRegion {
+        let (mut plan, _) = self.region_with(item, region, &[], &[], &BTreeSet::new());
+        collapse(&mut plan);
+        plan
+    }
+
+    /// A region's work over named buffers, dimensions as they are, in which `values` are computed too; and what those
+    /// are. What the values of the numbers `again` are computed from is stored where it is the same along rows, for
+    /// whoever computes them again column by column.
+    pub(super) fn region_with(
+        &mut self,
+        item: usize,
+        region: &Region,
+        products: &[(NodeId, Map)],
+        values: &[(NodeId, Map)],
+        again: &BTreeSet<usize>,
+    ) -> (PlanRegion, Vec<Arg>) {
         let (g, l) = (self.g, self.l);
         let mut body = Body {
             low: self,
             region,
+            products,
             loads: Vec::new(),
             statements: Vec::new(),
             values: BTreeMap::new(),
@@ -104,7 +127,10 @@ impl Lowering<'_> {
             let v = body.apply(sink.node, &operands);
             body.sinks.insert(sink.node, v);
         }
+        let found: Vec<Arg> = values.iter().map(|(id, map)| body.value(*id, map)).collect();
         let Body { loads, statements, sinks, .. } = body;
+        let names = |i: &usize| if let Arg::Value(v) = &found[*i] { Some(v.clone()) } else { None };
+        let needed_again = reached(&statements, again.iter().filter_map(names).collect(), &sinks);
         let position = |strides: &[usize]| region.order.iter().map(|&d| strides[d]).collect::<Vec<_>>();
         let mut plan = PlanRegion {
             space: Dims(region.order.iter().map(|&d| region.space[d]).collect()),
@@ -132,20 +158,19 @@ impl Lowering<'_> {
             for root in self.roots_of(*sink) {
                 targets.push(self.root_buffer(root));
             }
-            if read_elsewhere {
+            if read_elsewhere || needed_again.contains(value) {
                 let own = self.buffer(Owner::Node(*sink));
                 if !targets.contains(&own) {
                     targets.push(own);
                 }
             }
             for buffer in targets {
-                let view = View { buffer, offset: 0, strides: position(&strides) };
+                let view = View { buffer, offset: layout.offset, strides: position(&strides) };
                 plan.stores.push(Store { view, value: value.clone() });
             }
         }
-        prune(&mut plan);
-        collapse(&mut plan);
-        plan
+        prune(&mut plan, (0..found.len()).filter_map(|i| names(&i)));
+        (plan, found)
     }
 
     /// Splits the outermost reduced dimension where too few kept elements lie outside it to work on at once.
@@ -180,9 +205,28 @@ impl Lowering<'_> {
     }
 }
 
-/// Drops statements and loads that no store needs.
-fn prune(r: &mut PlanRegion) {
-    let mut needed: std::collections::BTreeSet<String> = r.stores.iter().map(|s| s.value.clone()).collect();
+/// Values of sinks that `values` are computed from, without looking past them.
+fn reached(body: &[Statement], values: Vec<String>, sinks: &BTreeMap<NodeId, Arg>) -> BTreeSet<String> {
+    let stop: BTreeSet<&String> =
+        sinks.values().filter_map(|a| if let Arg::Value(v) = a { Some(v) } else { None }).collect();
+    let mut out = BTreeSet::new();
+    let mut seen: BTreeSet<String> = BTreeSet::new();
+    let mut open = values;
+    while let Some(v) = open.pop() {
+        if stop.contains(&v) {
+            out.insert(v);
+        } else if let Some(s) = body.iter().find(|s| s.name == v)
+            && seen.insert(v)
+        {
+            open.extend(s.args.iter().filter_map(|a| if let Arg::Value(v) = a { Some(v.clone()) } else { None }));
+        }
+    }
+    out
+}
+
+/// Drops statements and loads that neither a store nor one of `values` needs.
+fn prune(r: &mut PlanRegion, values: impl Iterator<Item = String>) {
+    let mut needed: BTreeSet<String> = r.stores.iter().map(|s| s.value.clone()).chain(values).collect();
     for s in r.body.iter().rev() {
         if needed.contains(&s.name) {
             for a in &s.args {

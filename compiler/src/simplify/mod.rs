@@ -1,6 +1,8 @@
 //! Passes that tidy: choosing a mode, expanding composites, dropping what no root needs. Local laws are applied by the
 //! builder as graphs are rebuilt; see [`crate::ir::identities`].
 
+mod variance;
+
 use std::collections::BTreeMap;
 
 use slrc_plan::ScalarFn;
@@ -57,6 +59,7 @@ pub fn close(graph: &Graph) -> Graph {
                 b.mul(e, wide)
             })
         }
+        Op::Reduce(r) => variance::in_one_pass(b, r, x[0]),
         _ => None,
     });
     extract(&closed, &closed.roots, None, Graph::new(closed.name.clone()))
@@ -67,11 +70,13 @@ fn shifted_exp(b: &mut Builder<'_>, x: NodeId, m: NodeId) -> NodeId {
     b.map(ScalarFn::Exp, &[shifted])
 }
 
+/// `a`, `b` of `a - b`.
 fn as_sub(b: &Builder<'_>, x: NodeId) -> Option<(NodeId, NodeId)> {
     let n = b.graph().node(x);
     matches!(n.op, Op::Map(Map(ScalarFn::Sub))).then(|| (n.operands[0], n.operands[1]))
 }
 
+/// What is repeated.
 fn as_broadcast(b: &Builder<'_>, x: NodeId) -> Option<NodeId> {
     let n = b.graph().node(x);
     matches!(n.op, Op::Broadcast(_)).then(|| n.operands[0])

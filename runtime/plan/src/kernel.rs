@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::attention::Attention;
 use crate::dims::Dims;
 pub use crate::operand::{Access, Operand};
 use crate::region::{Load, Region, Store};
@@ -73,6 +74,8 @@ pub enum KernelOp {
     Row(Region),
     /// Reductions along any dimensions, with elementwise work before and kept-level work after (BatchNorm statistics).
     Reduce(Region),
+    /// Rows of products, worked on and multiplied again without being stored.
+    Attention(Attention),
     /// Batched matrix product.
     Matmul(Matmul),
     /// Convolution and its two gradients.
@@ -107,6 +110,7 @@ impl KernelOp {
             KernelOp::Map(_) => "map",
             KernelOp::Row(_) => "row",
             KernelOp::Reduce(_) => "reduce",
+            KernelOp::Attention(_) => "attention",
             KernelOp::Matmul(_) => "matmul",
             KernelOp::Conv(_) => "conv",
             KernelOp::Window(_) => "window",

@@ -8,6 +8,7 @@
 //! Begin with [`plan::Plan`], then [`kernel::KernelOp`] (the kernel families) and [`view::View`] (how a
 //! kernel names bytes).
 
+pub mod attention;
 pub mod buffer;
 pub mod dims;
 pub mod kernel;

@@ -1,5 +1,6 @@
 //! What a kernel touches: its operands, with all that a device may rely on.
 
+use crate::attention::Attention;
 use crate::buffer::DType;
 use crate::kernel::{ConvDirection, KernelOp, Product, WindowOp};
 use crate::region::Region;
@@ -71,6 +72,7 @@ impl KernelOp {
     pub fn operands(&self) -> Vec<Operand<'_>> {
         match self {
             KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => region_operands(r),
+            KernelOp::Attention(a) => attention_operands(a),
             KernelOp::Matmul(m) => {
                 let with = |tail: [usize; 2]| [&m.batch[..], &tail].concat();
                 let mut out = vec![Operand::read(&m.a, &with([m.m, m.k])), Operand::read(&m.b, &with([m.k, m.n]))];
@@ -149,6 +151,11 @@ impl KernelOp {
         let mut views: Vec<&mut View> = Vec::new();
         match self {
             KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => views.extend(region_views(r)),
+            KernelOp::Attention(a) => {
+                views.extend(a.products.iter_mut().flat_map(|p| [&mut p.a, &mut p.b]));
+                views.extend(a.results.iter_mut().flat_map(|r| [&mut r.by, &mut r.to]));
+                views.extend(region_views(&mut a.region));
+            }
             KernelOp::Matmul(m) => {
                 views.extend([&mut m.a, &mut m.b, &mut m.c]);
                 views.extend(m.split.iter_mut().map(|s| &mut s.partials));
@@ -178,6 +185,20 @@ impl KernelOp {
 fn region_views(r: &mut Region) -> impl Iterator<Item = &mut View> {
     let loads = r.loads.iter_mut().map(|l| &mut l.view);
     loads.chain(r.stores.iter_mut().map(|s| &mut s.view)).chain(r.split.iter_mut().map(|s| &mut s.partials))
+}
+
+fn attention_operands(a: &Attention) -> Vec<Operand<'_>> {
+    let (rows, cols) = (a.rows(), a.cols());
+    let mut out = Vec::new();
+    for p in &a.products {
+        out.push(Operand::read(&p.a, &a.with([rows, p.k])));
+        out.push(Operand::read(&p.b, &a.with([p.k, cols])));
+    }
+    out.extend(a.region.loads.iter().map(|l| Operand::read(&l.view, &a.region.space).of(ANY)));
+    out.extend(a.results.iter().map(|r| Operand::read(&r.by, &a.with(r.extents(rows, cols).0))));
+    out.extend(a.results.iter().map(|r| Operand::write(&r.to, &a.with(r.extents(rows, cols).1))));
+    out.extend(a.region.stores.iter().map(|s| Operand::write(&s.view, &a.region.space).of(RESULTS)));
+    out
 }
 
 /// What an epilogue reads and writes besides the product.

@@ -79,7 +79,17 @@ impl Region {
     /// The level of every value, or the reason the body is malformed: an undefined or redefined value,
     /// or a reduction of something that does not vary.
     pub fn levels(&self) -> Result<BTreeMap<&str, Level>, String> {
+        self.levels_given(&[])
+    }
+
+    /// The same for a region that finds values of these names, which differ from element to element.
+    pub fn levels_given<'a>(&'a self, given: &[&'a str]) -> Result<BTreeMap<&'a str, Level>, String> {
         let mut levels = BTreeMap::new();
+        for &name in given {
+            if levels.insert(name, Level::Element).is_some() {
+                return Err(format!("value {name} is defined twice"));
+            }
+        }
         for load in &self.loads {
             let varies =
                 self.reduce.is_empty() || self.reduce.iter().any(|&d| self.space[d] > 1 && load.view.strides[d] != 0);

@@ -62,6 +62,28 @@ impl View {
             apart
         })
     }
+
+    /// Whether this view over `space` and another of the same buffer over `others` have no element in common, as parts
+    /// of one tensor have none. Sufficient, not necessary: the buffer is cut into frames of equal length, of which each
+    /// view takes the same range.
+    pub fn is_apart(&self, space: &[usize], other: &View, others: &[usize]) -> bool {
+        let strides = |v: &View, space: &[usize]| -> Vec<(usize, usize)> {
+            v.strides.iter().copied().zip(space.iter().copied()).filter(|&(s, extent)| extent > 1 && s > 0).collect()
+        };
+        let (own, theirs) = (strides(self, space), strides(other, others));
+        // The elements of a frame that a view takes, if they are the same in every frame.
+        let range = |v: &View, dims: &[(usize, usize)], frame: usize| {
+            let (inner, outer): (Vec<_>, Vec<_>) = dims.iter().partition(|(s, _)| *s < frame);
+            let first = v.offset % frame;
+            let last = inner.iter().try_fold(first, |n, (s, e)| n.checked_add(s.checked_mul(e - 1)?))?;
+            (last < frame && outer.iter().all(|(s, _)| s.is_multiple_of(frame))).then_some((first, last))
+        };
+        let frames = own.iter().chain(&theirs).map(|(s, _)| *s).chain([usize::MAX]);
+        frames.into_iter().any(|frame| match (range(self, &own, frame), range(other, &theirs, frame)) {
+            (Some((a, b)), Some((c, d))) => b < c || d < a,
+            _ => false,
+        })
+    }
 }
 
 impl fmt::Display for View {
@@ -135,6 +157,7 @@ impl TryFrom<String> for View {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn text_round_trips() {
@@ -144,6 +167,39 @@ mod tests {
         }
         for bad in ["", "a", "a(1", "a b(1)", "(1)", "a@x(1)", "a(1,)"] {
             assert!(bad.parse::<View>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn parts_of_a_tensor_are_apart() {
+        let view = |offset: usize, strides: &[usize]| View { offset, ..View::new("b", strides.to_vec()) };
+        // Columns of a matrix of 10, in parts of 3 and 7; rows in parts of 2 and 4; one part inside another's columns.
+        assert!(view(0, &[10, 1]).is_apart(&[6, 3], &view(3, &[10, 1]), &[6, 7]));
+        assert!(view(0, &[10, 1]).is_apart(&[2, 10], &view(20, &[1, 10]), &[10, 4]));
+        assert!(!view(0, &[10, 1]).is_apart(&[6, 4], &view(3, &[10, 1]), &[6, 7]));
+        assert!(!view(0, &[10, 1]).is_apart(&[6, 3], &view(3, &[10, 1]), &[6, 8]));
+    }
+
+    proptest! {
+        #[test]
+        fn views_said_to_be_apart_share_nothing(
+            a in (0usize..40, prop::collection::vec((0usize..20, 1usize..5), 0..4)),
+            b in (0usize..40, prop::collection::vec((0usize..20, 1usize..5), 0..4)),
+        ) {
+            let view = |(offset, dims): &(usize, Vec<(usize, usize)>)| {
+                let (strides, extents): (Vec<usize>, Vec<usize>) = dims.iter().copied().unzip();
+                (View { offset: *offset, ..View::new("b", strides) }, extents)
+            };
+            let elements = |v: &View, space: &[usize]| {
+                let mut out = std::collections::BTreeSet::from([v.offset]);
+                for (s, e) in v.strides.iter().zip(space) {
+                    out = out.iter().flat_map(|x| (0..*e).map(move |i| x + i * s)).collect();
+                }
+                out
+            };
+            let ((v, space), (w, others)) = (view(&a), view(&b));
+            let shared = elements(&v, &space).intersection(&elements(&w, &others)).count();
+            prop_assert!(!v.is_apart(&space, &w, &others) || shared == 0);
         }
     }
 

@@ -41,6 +41,40 @@ fn the_plan_itself_holds() {
 }
 
 #[test]
+fn attention() {
+    refused_kernel(
+        2,
+        "k9",
+        &[
+            ("space: 2x2", "space: '2'", "rows and columns"),
+            ("space: 2x2", "space: '0x2'", "an extent is 0"),
+            ("space: 2x2", "space: 3x2", "leaves its buffer"),
+            ("space: 2x2", "space: 1000000000000x1000000000000", "too large"),
+            ("          - 1\n", "          - 0\n", "reduces the columns"),
+            ("- name: p0\n          k: 3", "- name: 0p\n          k: 3", "cannot name a value"),
+            ("- name: p0\n          k: 3", "- name: x0\n          k: 3", "defined twice"),
+            ("- name: p0\n          k: 3", "- name: p1\n          k: 3", "before it is defined"),
+            ("- name: p0\n          k: 3", "- name: p0\n          k: 0", "an extent is 0"),
+            ("- name: p0\n          k: 3", "- name: p0\n          k: 4", "leaves its buffer"),
+            ("a: m2/noise(3,1)", "a: m2/noise(3)", "does not have 2 dimensions"),
+            ("x0 = const/0(0,0)", "x0 = const/0(0)", "every view needs 2 strides"),
+            ("- value: v2", "- value: v7", "multiplied but not defined"),
+            ("- value: v2", "- value: v1", "does not vary along columns"),
+            ("to: m2/mixed(3,1)", "to: m2/mixed(3,0)", "names an element twice"),
+            ("to: m2/mixed(3,1)", "to: m2/noise(3,1)", "is written while"),
+            ("to: m2/mixed(3,1)", "to: m2/turned(3,1)", "is written while"),
+            ("to: m2/mixed(3,1)", "to: m2/scale(3,1)", "leaves its buffer"),
+            ("m2/scale(1,0) = v1", "m2/turned(1,1) = v1", "is stored along a reduced dimension"),
+            ("m2/scale(1,0) = v1", "m2/scale(1,0) = p0", "is stored but not computed"),
+            ("m2/scale(1,0) = v1", "w/conv(1,0) = v1", "isolation"),
+            ("strip: 2", "strip: 0", "at a time"),
+            ("strip: 2", "strip: 3", "at a time"),
+            ("over: rows\n          width: 3", "over: rows\n          width: 0", "an extent is 0"),
+        ],
+    );
+}
+
+#[test]
 fn convolutions() {
     refused_kernel(
         1,

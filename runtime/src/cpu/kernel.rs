@@ -2,6 +2,7 @@
 
 use slrc_plan::kernel::{Kernel, KernelOp};
 
+use crate::cpu::attention::Attention;
 use crate::cpu::conv::Conv;
 use crate::cpu::copy::{Copy, Fill};
 use crate::cpu::depthwise::Depthwise;
@@ -20,6 +21,7 @@ pub(super) enum Prepared {
     Map(Map),
     Row(Row),
     Reduce(Reduce),
+    Attention(Attention),
     Matmul(Matmul),
     Conv(Conv),
     Depthwise(Depthwise),
@@ -36,6 +38,7 @@ pub(super) fn prepare(k: &Kernel, memory: &Memory) -> Result<Prepared, DeviceErr
         KernelOp::Map(r) => Prepared::Map(Map::new(memory, r)),
         KernelOp::Row(r) => Prepared::Row(Row::new(memory, r)),
         KernelOp::Reduce(r) => Prepared::Reduce(Reduce::new(memory, r)),
+        KernelOp::Attention(a) => Prepared::Attention(Attention::new(memory, a)),
         KernelOp::Matmul(m) => Prepared::Matmul(Matmul::new(memory, m)),
         KernelOp::Conv(c) if Depthwise::fits(c) => Prepared::Depthwise(Depthwise::new(memory, c)),
         KernelOp::Conv(c) => Prepared::Conv(Conv::new(memory, c)),
@@ -55,6 +58,7 @@ impl Prepared {
             Prepared::Map(k) => k.run(),
             Prepared::Row(k) => k.run(),
             Prepared::Reduce(k) => k.run(),
+            Prepared::Attention(k) => k.run(),
             Prepared::Matmul(k) => k.run(),
             Prepared::Conv(k) => k.run(),
             Prepared::Depthwise(k) => k.run(),

@@ -11,6 +11,7 @@
 //! and tasks of one kernel write disjoint elements.
 #![allow(unsafe_code, reason = "kernels work on views of one arena through raw pointers; see the contract above")]
 
+mod attention;
 mod conv;
 mod copy;
 mod depthwise;

@@ -1,8 +1,10 @@
 //! Reductions along rows that stay in cache, with elementwise work before and after: softmax, LayerNorm, cross-entropy.
 //!
 //! A block is some whole rows. A value is either a tile (one number per element) or a column (one number per row).
+//! Between the products of attention, some values come from matrices in scratch memory, and some go there.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use slrc_plan::region::{Level, Region};
 use slrc_plan::statement::{Arg, Combine, StatementOp};
@@ -29,11 +31,13 @@ enum Place {
 enum Action {
     ReadTile { operand: Operand, to: usize },
     ReadColumn { operand: Operand, to: usize },
+    ReadMatrix { matrix: usize, to: usize },
     Element { f: ScalarFn, to: usize, args: [Place; 3] },
     PerRow { f: ScalarFn, to: usize, args: [Place; 3] },
     Reduce { combine: Combine, from: Place, to: usize },
     WriteTile { operand: Operand, from: Place },
     WriteColumn { operand: Operand, from: Place },
+    WriteMatrix { matrix: usize, from: Place },
 }
 
 /// A prepared `row` kernel.
@@ -48,8 +52,13 @@ pub(super) struct Row {
 
 impl Row {
     pub(super) fn new(memory: &Memory, r: &Region) -> Row {
+        Row::between(memory, r, &[], &[])
+    }
+
+    /// Work that finds the values `given` in matrices and leaves the values `wanted` in them, each from the first on.
+    pub(super) fn between(memory: &Memory, r: &Region, given: &[&str], wanted: &[&str]) -> Row {
         let r = with_dimension(r);
-        let levels = r.levels().expect("invariant: plans are validated");
+        let levels = r.levels_given(given).expect("invariant: plans are validated");
         let n = r.space.len();
         let mut places: BTreeMap<&str, Place> = BTreeMap::new();
         let mut tiles = Registers::default();
@@ -63,12 +72,18 @@ impl Row {
         };
         let last_use = |name: &str| {
             let uses = |s: &slrc_plan::Statement| s.args.iter().any(|a| matches!(a, Arg::Value(v) if v == name));
-            let stored = r.stores.iter().any(|s| s.value == name);
+            let stored = r.stores.iter().any(|s| s.value == name) || wanted.contains(&name);
             if stored { usize::MAX } else { r.body.iter().rposition(uses).unwrap_or(0) }
         };
         // Tiles to give back after each statement.
         let mut expiring: Vec<(usize, usize)> = Vec::new();
         let mut actions = Vec::new();
+        for (matrix, name) in given.iter().enumerate() {
+            let to = tiles.take();
+            actions.push(Action::ReadMatrix { matrix, to });
+            expiring.push((last_use(name), to));
+            places.insert(name, Place::Tile(to));
+        }
         for l in &r.loads {
             let operand = memory.operand(&l.view);
             // A row length of 1 makes everything look constant along rows.
@@ -132,6 +147,9 @@ impl Row {
                 Place::Column(_) | Place::Number(_) => Action::WriteColumn { operand, from },
             });
         }
+        for (matrix, name) in wanted.iter().enumerate() {
+            actions.push(Action::WriteMatrix { matrix, from: places[name] });
+        }
         let length = r.space[n - 1].max(1);
         let outer = if n >= 2 { r.space[n - 2] } else { 1 };
         let rows = (BLOCK / length).clamp(1, outer.max(1));
@@ -146,16 +164,52 @@ impl Row {
         let length = self.space[n - 1];
         let blocks = block_count(&self.space, self.rows, length);
         let tasks = tasks_for(blocks, self.rows * length);
-        let tile = self.rows * length;
         for_each(tasks, |t| {
-            scratch(self.tiles * tile + self.columns * self.rows, |memory| {
-                let (tiles, columns) = memory.split_at_mut(self.tiles * tile);
-                let mut state = State { tiles, columns, tile, column: self.rows, length, vector: Vector::detect() };
+            scratch(self.scratch(), |memory| {
+                let mut state = self.state(memory);
+                let mut none = Strips { matrices: &mut [], size: 0 };
                 for_each_block(&self.space, self.rows, length, part(blocks, tasks, t), |index, rows, _| {
-                    self.actions.iter().for_each(|a| state.act(a, index, rows));
+                    self.actions.iter().for_each(|a| state.act(a, index, rows, &mut none, 0));
                 });
             });
         });
+    }
+
+    /// f32 scratch that [`Row::run_rows`] needs.
+    pub(super) fn scratch(&self) -> usize {
+        let length = self.space.last().copied().unwrap_or(1);
+        self.tiles * self.rows * length + self.columns * self.rows
+    }
+
+    fn state<'a>(&self, memory: &'a mut [f32]) -> State<'a> {
+        let length = self.space.last().copied().unwrap_or(1);
+        let tile = self.rows * length;
+        let (tiles, columns) = memory.split_at_mut(self.tiles * tile);
+        State { tiles, columns, tile, column: self.rows, length, vector: Vector::detect() }
+    }
+
+    /// Works on rows `rows` of the last outer dimension at `outer`, the first of which is the matrices' first.
+    pub(super) fn run_rows(&self, outer: &[usize], rows: Range<usize>, strips: &mut Strips<'_>, memory: &mut [f32]) {
+        let mut state = self.state(memory);
+        let mut index = [outer, &[0, 0]].concat();
+        for first in rows.clone().step_by(self.rows) {
+            index[outer.len()] = first;
+            let count = self.rows.min(rows.end - first);
+            self.actions.iter().for_each(|a| state.act(a, &index, count, strips, first - rows.start));
+        }
+    }
+}
+
+/// Matrices of some rows and all columns, one after the other, `size` elements each.
+pub(super) struct Strips<'a> {
+    pub(super) matrices: &'a mut [f32],
+    pub(super) size: usize,
+}
+
+impl Strips<'_> {
+    /// The elements of `rows` rows of matrix `i` from row `first` on.
+    fn rows(&mut self, i: usize, first: usize, rows: usize, length: usize) -> &mut [f32] {
+        &mut self.matrices[i * self.size + first * length..][..rows * length]
     }
 }
 
@@ -179,7 +233,8 @@ fn registers(all: &mut [f32], size: usize, to: usize) -> (&mut [f32], impl Fn(us
 }
 
 impl State<'_> {
-    fn act(&mut self, action: &Action, index: &[usize], rows: usize) {
+    /// Runs one action on a block that begins at `index` and, in the matrices, at row `first`.
+    fn act(&mut self, action: &Action, index: &[usize], rows: usize, strips: &mut Strips<'_>, first: usize) {
         let n = index.len();
         let length = self.length;
         let start = |o: &Operand| index.iter().zip(&o.strides).map(|(i, s)| i * s).sum::<usize>();
@@ -194,6 +249,10 @@ impl State<'_> {
                 let (at, row) = (start(operand), stride(operand));
                 let column = &mut self.columns[to * self.column..][..rows];
                 column.iter_mut().enumerate().for_each(|(r, c)| *c = read_number(operand, at + r * row));
+            }
+            Action::ReadMatrix { matrix, to } => {
+                let tile = &mut self.tiles[to * self.tile..][..rows * length];
+                tile.copy_from_slice(strips.rows(*matrix, first, rows, length));
             }
             Action::Element { f, to, args } => self.element(*f, *to, args, rows),
             Action::PerRow { f, to, args } => {
@@ -227,6 +286,11 @@ impl State<'_> {
                     let part = &self.tiles[i * self.tile + r * length..][..length];
                     write_row(operand, at + r * row, col, length, Source::Tile(part));
                 }
+            }
+            Action::WriteMatrix { matrix, from } => {
+                let Place::Tile(i) = from else { unreachable!("invariant: what is wanted varies along rows") };
+                let tile = &self.tiles[i * self.tile..][..rows * length];
+                strips.rows(*matrix, first, rows, length).copy_from_slice(tile);
             }
             Action::WriteColumn { operand, from } => {
                 self.write_column(operand, *from, start(operand), stride(operand), rows)

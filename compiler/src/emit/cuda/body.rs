@@ -15,6 +15,8 @@ use crate::emit::cuda::walk::Walk;
 pub(super) enum Origin {
     /// Load `i` of the region.
     Load(usize),
+    /// A place outside memory, as an expression.
+    Given(String),
     /// An expression of other values.
     Compute(String),
     /// A reduction of a value or a number.
@@ -42,10 +44,19 @@ pub(super) struct Body<'a> {
 
 impl<'a> Body<'a> {
     pub(super) fn new(region: &'a Region) -> Body<'a> {
+        Body::between(region, &[])
+    }
+
+    /// A region that finds values elsewhere: their names, and expressions of them at every element.
+    pub(super) fn between(region: &'a Region, given: &[(&str, String)]) -> Body<'a> {
         let views: Vec<_> = region.loads.iter().map(|l| &l.view).chain(region.stores.iter().map(|s| &s.view)).collect();
         let walk = Walk::new(&region.space, &region.reduce, &views);
-        let levels = region.levels().expect("invariant: plans are validated");
+        let given_names: Vec<&str> = given.iter().map(|g| g.0).collect();
+        let levels = region.levels_given(&given_names).expect("invariant: plans are validated");
         let mut body = Body { region, walk, values: Vec::new(), at: BTreeMap::new() };
+        for (name, text) in given {
+            body.push(name, Origin::Given(text.clone()), Level::Element, 0, Vec::new());
+        }
         for (i, l) in region.loads.iter().enumerate() {
             body.push(&l.name, Origin::Load(i), levels[l.name.as_str()], 0, Vec::new());
         }
@@ -122,7 +133,7 @@ impl<'a> Body<'a> {
                 let at = format!("{}[{}]", code.pointer(id, false), self.walk.element(*l));
                 if code.dtype(id) == DType::F32 { at } else { format!("(float){at}") }
             }
-            Origin::Compute(text) => text.clone(),
+            Origin::Compute(text) | Origin::Given(text) => text.clone(),
             Origin::Reduce(..) => unreachable!("reductions are accumulated"),
         }
     }

@@ -4,6 +4,7 @@
 //! exhaustive match, and yields one or more functions with their geometry. Functions of equal text are one. Sources are
 //! compiled without contraction of products and sums (`--fmad=false`): where one rounding is wanted, `fmaf` says so.
 
+mod attention;
 mod body;
 mod code;
 mod conv;
@@ -24,7 +25,7 @@ use std::fmt::Write as _;
 
 use slrc_plan::kernel::{Kernel, KernelOp};
 use slrc_plan::launch::Launch;
-use slrc_plan::{Dims, Plan};
+use slrc_plan::{Dims, Plan, Region};
 
 use crate::emit::cuda::code::{Call, Table};
 use crate::onnx::file::sha256_hex;
@@ -53,10 +54,20 @@ pub fn emit(plan: &mut Plan) -> String {
     for m in &mut plan.modules {
         for (name, program) in [("", &mut m.step), (".eval", &mut m.eval)] {
             let mut launches = Vec::new();
-            for k in &program.kernels {
-                let user = format!("m{}{name}.{} {}", m.index, k.id, k.nodes.join(" "));
+            let user = |k: &Kernel| format!("m{}{name}.{} {}", m.index, k.id, k.nodes.join(" "));
+            let mut rest = &program.kernels[..];
+            while let Some(k) = rest.first() {
+                let maps: Vec<&Region> = rest.iter().map_while(|k| as_map(&k.run)).collect();
+                let together = map::how_many_together(&table, &maps).max(1);
+                let (now, later) = rest.split_at(together);
+                rest = later;
+                if together > 1 {
+                    let users: Vec<String> = now.iter().map(user).collect();
+                    launches.push(source.launch(map::emit_together(&table, &maps[..together]), now, &users));
+                    continue;
+                }
                 for call in calls(&table, k) {
-                    launches.push(source.launch(call, k, &user));
+                    launches.push(source.launch(call, now, &[user(k)]));
                 }
             }
             program.launches = launches;
@@ -67,12 +78,17 @@ pub fn emit(plan: &mut Plan) -> String {
     text
 }
 
+fn as_map(op: &KernelOp) -> Option<&Region> {
+    if let KernelOp::Map(r) = op { Some(r) } else { None }
+}
+
 /// The functions that do a kernel's work.
 fn calls(table: &Table<'_>, k: &Kernel) -> Vec<Call> {
     match &k.run {
         KernelOp::Map(r) => map::emit(table, r),
         KernelOp::Row(r) => row::emit(table, r),
         KernelOp::Reduce(r) => reduce::emit(table, r),
+        KernelOp::Attention(a) => attention::emit(table, a),
         KernelOp::Matmul(m) => matmul::emit(table, m),
         KernelOp::Conv(c) => conv::emit(table, c),
         KernelOp::Window(w) => window::emit(table, w),
@@ -86,11 +102,11 @@ fn calls(table: &Table<'_>, k: &Kernel) -> Vec<Call> {
 
 impl Source {
     /// Registers a function, or finds the one of the same text, and writes the launch.
-    fn launch(&mut self, call: Call, k: &Kernel, user: &str) -> Launch {
+    fn launch(&mut self, call: Call, kernels: &[Kernel], users: &[String]) -> Launch {
         let text = format!("{}\n{}\n{}", call.params.join(","), call.block, call.body);
         let name = format!("{}_{}", call.family, &sha256_hex(text.as_bytes())[..10]);
         let launch = Launch {
-            kernels: vec![k.id.clone()],
+            kernels: kernels.iter().map(|k| k.id.clone()).collect(),
             function: name.clone(),
             grid: Dims(call.grid.to_vec()),
             block: call.block,
@@ -101,7 +117,7 @@ impl Source {
             self.order.push(name);
             Function { call, users: Vec::new() }
         });
-        f.users.push(user.trim_end().to_string());
+        f.users.extend(users.iter().map(|u| u.trim_end().to_string()));
         launch
     }
 

@@ -18,7 +18,8 @@ const WARPS: usize = 4;
 /// Most registers for elements kept between passes.
 const KEPT_REGISTERS: usize = 64;
 
-struct Row<'a> {
+/// Work on one row, by a warp or by a block.
+pub(super) struct Row<'a> {
     body: Body<'a>,
     ty: &'static str,
     /// Elements of a row.
@@ -30,20 +31,20 @@ struct Row<'a> {
     inner: Vec<usize>,
     /// Element values that later passes take from registers.
     cached: BTreeSet<usize>,
+    /// Element values that are left outside memory, and where.
+    wanted: Vec<(String, String)>,
 }
 
 pub(super) fn emit(table: &Table<'_>, r: &Region) -> Vec<Call> {
     let mut code = Code::new(table);
     let body = Body::new(r);
     body.describe(&mut code);
-    let (outer, inner) = (body.walk.dimensions(false), body.walk.dimensions(true));
-    let (rows, length) = (body.walk.count(&outer), body.walk.count(&inner));
+    let outer = body.walk.dimensions(false);
+    let (rows, length) = (body.walk.count(&outer), body.walk.count(&body.walk.dimensions(true)));
     let warp = length <= WARP_ROW;
     let threads = if warp { 32 } else { BLOCK };
-    let per_thread = length.div_ceil(threads);
     let ty = index_type(body.walk.end);
-    let mut row = Row { body, ty, length, threads, per_thread, inner, cached: BTreeSet::new() };
-    row.cached = row.worth_keeping();
+    let row = Row::new(body, ty, threads, Vec::new());
     let block = if warp { 32 * WARPS } else { BLOCK };
     if warp {
         code.line("const int lane = threadIdx.x % 32;");
@@ -55,14 +56,31 @@ pub(super) fn emit(table: &Table<'_>, r: &Region) -> Vec<Call> {
         code.line(format!("__shared__ float partial[{}];", BLOCK / 32));
         code.open(format!("for ({ty} row = blockIdx.x; row < {rows}; row += gridDim.x)"));
     }
-    row.body.walk.coordinates(&mut code, ty, "row", &outer);
-    row.passes(&mut code);
+    row.run(&mut code);
     code.close();
     let grid = blocks_for(rows, if warp { WARPS } else { 1 });
     vec![code.finish("row", block, grid)]
 }
 
-impl Row<'_> {
+impl<'a> Row<'a> {
+    /// Work of `threads` threads on a row; the values `wanted` go to places outside memory, expressions of the
+    /// element's number `e`.
+    pub(super) fn new(body: Body<'a>, ty: &'static str, threads: usize, wanted: Vec<(String, String)>) -> Row<'a> {
+        let inner = body.walk.dimensions(true);
+        let length = body.walk.count(&inner);
+        let per_thread = length.div_ceil(threads);
+        let mut row = Row { body, ty, length, threads, per_thread, inner, cached: BTreeSet::new(), wanted };
+        row.cached = row.worth_keeping();
+        row
+    }
+
+    /// Works on row `row`; `lane` is the thread's number in it.
+    pub(super) fn run(&self, code: &mut Code<'_>) {
+        let outer = self.body.walk.dimensions(false);
+        self.body.walk.coordinates(code, self.ty, "row", &outer);
+        self.passes(code);
+    }
+
     fn stages(&self) -> usize {
         self.body.values.iter().map(|v| v.stage).max().unwrap_or(0)
     }
@@ -79,6 +97,7 @@ impl Row<'_> {
         }
         if stage == self.stages() {
             out.extend(self.body.stored(&self.body.stores(Level::Element)));
+            out.extend(self.wanted.iter().map(|w| w.0.clone()));
         }
         out
     }
@@ -137,7 +156,8 @@ impl Row<'_> {
 
     /// Whether anything stored needs value `i`.
     fn used(&self, i: usize) -> bool {
-        let all: Vec<String> = self.body.region.stores.iter().map(|s| s.value.clone()).collect();
+        let stored = self.body.region.stores.iter().map(|s| s.value.clone());
+        let all: Vec<String> = stored.chain(self.wanted.iter().map(|w| w.0.clone())).collect();
         self.body.closure(&all, |_| false).contains(&i)
     }
 
@@ -151,7 +171,8 @@ impl Row<'_> {
             if varies { &mut accumulated } else { &mut constant }.push((i, *c, arg_text(arg)));
         }
         let stores = if stage == self.stages() { self.body.stores(Level::Element) } else { Vec::new() };
-        if !accumulated.is_empty() || !stores.is_empty() {
+        let last = stage == self.stages() && !self.wanted.is_empty();
+        if !accumulated.is_empty() || !stores.is_empty() || last {
             for (i, c, _) in &accumulated {
                 code.line(format!("float {}_a = {};", self.body.values[*i].name, identity(*c)));
             }
@@ -224,6 +245,9 @@ impl Row<'_> {
         }
         for &s in stores {
             self.body.store(code, s);
+        }
+        if stage == self.stages() {
+            self.wanted.iter().for_each(|(value, to)| code.line(format!("{to} = {value};")));
         }
         if guarded {
             code.close();

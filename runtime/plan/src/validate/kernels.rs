@@ -1,8 +1,9 @@
 //! Kernels by family: extents, geometries and splits that a device can work with, and types that go together.
 
+use crate::attention::Attention;
 use crate::buffer::DType;
 use crate::kernel::{Conv, ConvDirection, Kernel, KernelOp, Matmul, MatmulSplit, WindowGeometry, WindowOp};
-use crate::validate::region::{check_epilogue, check_region, check_stores};
+use crate::validate::region::{check_attention_region, check_epilogue, check_region, check_stores};
 
 /// Most elements of an index space, and most multiplications of a product: far more than any device does in a kernel,
 /// few enough that no count overflows.
@@ -17,6 +18,7 @@ pub(super) fn check_kernel(k: &Kernel) -> Result<(), String> {
             elements(&r.space)?;
             check_region(&k.run, r)
         }
+        KernelOp::Attention(a) => check_attention(a),
         KernelOp::Matmul(m) => check_matmul(m),
         KernelOp::Conv(c) => check_conv(c),
         KernelOp::Window(w) => {
@@ -43,9 +45,10 @@ pub(super) fn check_kernel(k: &Kernel) -> Result<(), String> {
 /// What must hold of the types of operands, each of which its family allows.
 pub(super) fn check_types(k: &Kernel, dtype: impl Fn(&str) -> DType) -> Result<(), String> {
     match &k.run {
-        KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => check_stores(r, dtype),
+        KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => check_stores(r, &[], dtype),
+        KernelOp::Attention(a) => check_stores(&a.region, &a.given(), dtype),
         KernelOp::Matmul(Matmul { epilogue: Some(r), .. }) | KernelOp::Conv(Conv { epilogue: Some(r), .. }) => {
-            check_stores(r, dtype)
+            check_stores(r, &[], dtype)
         }
         KernelOp::Window(w) => {
             let positions = if w.op == WindowOp::MaxIndex { Some(&w.small) } else { w.index.as_ref() };
@@ -78,6 +81,30 @@ fn check_split(split: Option<&MatmulSplit>, of: usize) -> Result<(), String> {
         Some(s) if s.count < 2 || s.count > of => Err(format!("{of} terms cannot be summed in {} groups", s.count)),
         _ => Ok(()),
     }
+}
+
+fn check_attention(a: &Attention) -> Result<(), String> {
+    check_attention_region(a)?;
+    let (rows, cols) = (a.rows(), a.cols());
+    present(&a.region.space)?;
+    elements(&a.region.space)?;
+    if a.products.is_empty() {
+        return Err("attention works on a product at least".into());
+    }
+    for p in &a.products {
+        present(&[p.k])?;
+        elements(&a.with([rows, p.k]))?;
+        elements(&a.with([p.k, cols]))?;
+        elements(&[&a.region.space[..], &[p.k]].concat())?;
+    }
+    for r in &a.results {
+        present(&[r.width])?;
+        elements(&[&a.region.space[..], &[r.width]].concat())?;
+    }
+    if a.strip == 0 || a.strip > rows {
+        return Err(format!("{rows} rows cannot be worked on {} at a time", a.strip));
+    }
+    Ok(())
 }
 
 fn check_matmul(m: &Matmul) -> Result<(), String> {

@@ -79,24 +79,23 @@ fn check_operands(k: &Kernel, table: &Table) -> Result<(), String> {
             return Err(format!("view {v} is not dense"));
         }
     }
-    let region = match &k.run {
-        KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => Some(r),
-        _ => None,
-    };
     check_types(k, |id| table[id].dtype)?;
-    // Elementwise operands: loads, and stores from `stores` on.
-    let (loads, stores) = match (region, k.run.product()) {
-        (Some(r), _) => (0..r.loads.len(), operands.len() - r.stores.len()),
-        (None, Some(p)) => (2..2 + p.other_loads().count(), operands.len() - p.other_stores().count()),
-        (None, None) => (0..0, operands.len()),
+    // Elementwise operands: loads, and stores from `stores` on; stores of reductions from `reduced` on.
+    let all = operands.len();
+    let (loads, stores, reduced) = match (&k.run, k.run.product()) {
+        (KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r), _) => (0..r.loads.len(), all - r.stores.len(), 0),
+        (KernelOp::Attention(a), _) => (0..0, all, all - a.region.stores.len()),
+        (_, Some(p)) => (2..2 + p.other_loads().count(), all - p.other_stores().count(), all),
+        (_, None) => (0..0, all, all),
     };
     for (i, w) in operands.iter().enumerate().filter(|(_, o)| o.access == Access::Write) {
         // What a region stores may be constant along reduced dimensions, which `check_types` allows for.
-        if region.is_none() && !w.view.names_each_once(&w.space) {
+        if i < reduced && !w.view.names_each_once(&w.space) {
             return Err(format!("view {} names an element twice", w.view));
         }
         for (j, other) in operands.iter().enumerate() {
-            if i == j || other.view.buffer != w.view.buffer {
+            let apart = || w.view.is_apart(&w.space, other.view, &other.space);
+            if i == j || other.view.buffer != w.view.buffer || apart() {
                 continue;
             }
             let in_step = i >= stores && loads.contains(&j) && w.walks_with(other.view);

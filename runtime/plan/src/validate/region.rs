@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use crate::attention::Attention;
 use crate::buffer::DType;
 use crate::kernel::{KernelOp, Product};
 use crate::region::{Level, Region};
 use crate::scalar::ResultKind;
-use crate::statement::{Arg, StatementOp};
+use crate::statement::{Arg, StatementOp, is_value_name};
 
 pub(super) fn check_region(op: &KernelOp, r: &Region) -> Result<(), String> {
     for (i, &d) in r.reduce.iter().enumerate() {
@@ -15,7 +16,8 @@ pub(super) fn check_region(op: &KernelOp, r: &Region) -> Result<(), String> {
         }
     }
     let rank = r.space.len();
-    let levels = check_views(r)?;
+    check_views(r)?;
+    let levels = r.levels()?;
     match op {
         KernelOp::Map(_) => return check_map(r),
         KernelOp::Row(_) if r.reduce[..] != [rank.wrapping_sub(1)] => {
@@ -28,15 +30,44 @@ pub(super) fn check_region(op: &KernelOp, r: &Region) -> Result<(), String> {
     Ok(())
 }
 
-fn check_views(r: &Region) -> Result<BTreeMap<&str, Level>, String> {
+fn check_views(r: &Region) -> Result<(), String> {
+    if r.stores.is_empty() {
+        return Err("a region stores something".into());
+    }
+    check_ranks(r)
+}
+
+fn check_ranks(r: &Region) -> Result<(), String> {
     let rank = r.space.len();
     if r.loads.iter().map(|l| &l.view).chain(r.stores.iter().map(|s| &s.view)).any(|v| v.strides.len() != rank) {
         return Err(format!("every view needs {rank} strides"));
     }
-    if r.stores.is_empty() {
-        return Err("a region stores something".into());
+    Ok(())
+}
+
+/// A region over rows that finds products, and what is made of its values.
+pub(super) fn check_attention_region(a: &Attention) -> Result<(), String> {
+    let r = &a.region;
+    let rank = r.space.len();
+    if rank < 2 || r.reduce[..] != [rank - 1] || r.split.is_some() {
+        return Err("attention works on rows and columns, and reduces the columns in one".into());
     }
-    r.levels()
+    if a.results.is_empty() && r.stores.is_empty() {
+        return Err("attention yields something".into());
+    }
+    check_ranks(r)?;
+    if let Some(p) = a.products.iter().find(|p| !is_value_name(&p.name)) {
+        return Err(format!("`{}` cannot name a value", p.name));
+    }
+    let levels = r.levels_given(&a.given())?;
+    for c in &a.results {
+        match levels.get(c.value.as_str()) {
+            Some(Level::Element) => {}
+            Some(Level::Kept) => return Err(format!("{} does not vary along columns", c.value)),
+            None => return Err(format!("{} is multiplied but not defined", c.value)),
+        }
+    }
+    Ok(())
 }
 
 fn check_map(r: &Region) -> Result<(), String> {
@@ -53,6 +84,7 @@ fn check_map(r: &Region) -> Result<(), String> {
 pub(super) fn check_epilogue(p: &Product<'_>) -> Result<(), String> {
     let Some(r) = p.epilogue else { return Ok(()) };
     check_views(r)?;
+    r.levels()?;
     check_map(r)?;
     let rows = r.space.iter().rev().skip(1).try_fold(1usize, |n, &e| n.checked_mul(e));
     if r.space.last() != Some(&p.cols) || rows != Some(p.rows) {
@@ -94,8 +126,8 @@ fn check_reduce(r: &Region, levels: &BTreeMap<&str, Level>) -> Result<(), String
 
 /// Stores of a region whose views have been checked: of computed values, each element once, in a type that can hold
 /// them.
-pub(super) fn check_stores(r: &Region, dtype: impl Fn(&str) -> DType) -> Result<(), String> {
-    let levels = r.levels()?;
+pub(super) fn check_stores(r: &Region, given: &[&str], dtype: impl Fn(&str) -> DType) -> Result<(), String> {
+    let levels = r.levels_given(given)?;
     let mut kept = r.space.0.clone();
     r.reduce.iter().for_each(|&d| kept[d] = 1);
     for s in &r.stores {

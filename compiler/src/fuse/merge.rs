@@ -1,0 +1,256 @@
+//! Merging regions: a region joins one it reads from or shares a full-size operand with, when both walk the same
+//! elements in the same order and nothing in between depends on the one and feeds the other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::fuse::expression::{Leaf, Map};
+use crate::fuse::items::{Item, Items};
+use crate::fuse::layout::{Layouts, Owner};
+use crate::fuse::regions::{Region, Sink};
+use crate::ir::graph::{Graph, NodeId};
+use crate::ir::op::Op;
+
+/// Most operands and most results of one region.
+const MAX_LEAVES: usize = 24;
+const MAX_SINKS: usize = 16;
+
+/// Merges regions.
+pub fn merge(g: &Graph, l: &Layouts, items: &mut Items) {
+    let keys = items.keys(g, l);
+    let order = items.topological(|i| keys[i]);
+    let mut m = Merger::new(items, &order, g, l);
+    for i in order {
+        m.extend(items, i);
+    }
+    items.order(g, l);
+}
+
+/// What merges need to know of the items' order.
+pub(super) struct Merger<'a> {
+    g: &'a Graph,
+    l: &'a Layouts,
+    /// Items directly after each.
+    pub(super) after: Vec<BTreeSet<usize>>,
+    /// Items that come after each, directly or not.
+    reach: Vec<Bits>,
+    /// Where each item went when it was merged.
+    into: Vec<usize>,
+    /// Regions that read a leaf along every dimension.
+    readers: BTreeMap<Leaf, BTreeSet<usize>>,
+    makers: BTreeMap<Owner, usize>,
+}
+
+/// A set of small integers.
+#[derive(Clone)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn new(n: usize) -> Bits {
+        Bits(vec![0; n.div_ceil(64)])
+    }
+
+    fn insert(&mut self, i: usize) {
+        self.0[i / 64] |= 1 << (i % 64);
+    }
+
+    fn contains(&self, i: usize) -> bool {
+        self.0[i / 64] >> (i % 64) & 1 == 1
+    }
+
+    fn add(&mut self, other: &Bits) {
+        self.0.iter_mut().zip(&other.0).for_each(|(a, b)| *a |= b);
+    }
+}
+
+impl<'a> Merger<'a> {
+    pub(super) fn new(items: &Items, order: &[usize], g: &'a Graph, l: &'a Layouts) -> Merger<'a> {
+        let n = items.items.len();
+        let mut after = vec![BTreeSet::new(); n];
+        for (i, b) in items.before.iter().enumerate() {
+            b.iter().for_each(|&x| {
+                after[x].insert(i);
+            });
+        }
+        let mut reach = vec![Bits::new(n); n];
+        for &i in order.iter().rev() {
+            let mut bits = Bits::new(n);
+            for &x in &after[i] {
+                bits.insert(x);
+                bits.add(&reach[x]);
+            }
+            reach[i] = bits;
+        }
+        Merger { g, l, after, reach, into: (0..n).collect(), readers: BTreeMap::new(), makers: items.makers() }
+    }
+
+    /// The item that item `i` is now part of.
+    pub(super) fn find(&self, mut i: usize) -> usize {
+        while self.into[i] != i {
+            i = self.into[i];
+        }
+        i
+    }
+
+    /// Merges item `i` into what came before, as often as possible, then remembers what it reads.
+    fn extend(&mut self, items: &mut Items, i: usize) {
+        let Some(Item::Region(first)) = &items.items[i] else { return };
+        let leaves = first.leaves.clone();
+        let producers: BTreeSet<usize> = leaves
+            .iter()
+            .filter_map(|x| self.makers.get(&x.owner).map(|&p| self.find(p)))
+            .filter(|&p| p != i)
+            .collect();
+        let mut candidates: Vec<usize> = producers.iter().rev().copied().collect();
+        for leaf in leaves.iter().filter(|x| is_full(x)) {
+            candidates.extend(self.readers.get(leaf).into_iter().flatten().rev());
+        }
+        let mut at = i;
+        for c in candidates {
+            let c = self.find(c);
+            if c == at {
+                continue;
+            }
+            let (Some(Item::Region(a)), Some(Item::Region(b))) = (&items.items[c], &items.items[at]) else { continue };
+            if self.connected_otherwise(c, at) {
+                continue;
+            }
+            let Some(merged) = self.fit(a, b) else { continue };
+            items.items[c] = Some(Item::Region(merged));
+            items.items[at] = None;
+            self.absorb(c, at);
+            at = c;
+        }
+        let Some(Item::Region(r)) = &items.items[at] else { return };
+        for leaf in r.leaves.iter().filter(|x| is_full(x)) {
+            self.readers.entry(leaf.clone()).or_default().insert(at);
+        }
+    }
+
+    /// Whether a path leads from one to the other through a third item.
+    pub(super) fn connected_otherwise(&self, a: usize, b: usize) -> bool {
+        let through = |from: usize, to: usize| {
+            self.after[from].iter().map(|&x| self.find(x)).any(|x| x != to && x != from && self.reach[x].contains(to))
+        };
+        through(a, b) || through(b, a)
+    }
+
+    /// Item `gone` is now part of `into`.
+    pub(super) fn absorb(&mut self, into: usize, gone: usize) {
+        self.into[gone] = into;
+        let after = std::mem::take(&mut self.after[gone]);
+        self.after[into].extend(after);
+        self.after[into].remove(&gone);
+        self.after[into].remove(&into);
+        let mut all = self.reach[into].clone();
+        all.add(&self.reach[gone]);
+        self.reach[into] = all.clone();
+        // Everything that comes before either comes before what follows both; `gone` stands for `into` from now on.
+        for i in 0..self.reach.len() {
+            if self.reach[i].contains(into) || self.reach[i].contains(gone) {
+                self.reach[i].insert(into);
+                self.reach[i].add(&all);
+            }
+        }
+    }
+
+    /// The two regions as one, if they can be.
+    fn fit(&self, a: &Region, b: &Region) -> Option<Region> {
+        if a.sinks.len() + b.sinks.len() > MAX_SINKS {
+            return None;
+        }
+        let same_axes = a.axes == b.axes || a.axes.is_empty() || b.axes.is_empty();
+        let merged = if a.space == b.space && a.order == b.order && same_axes {
+            let related =
+                a.leaves.iter().any(|x| is_full(x) && b.leaves.contains(x)) || reads_from(b, a) || reads_from(a, b);
+            if related { self.join(a, b)? } else { return None }
+        } else if b.axes.is_empty() && !a.axes.is_empty() && reads_from(b, a) {
+            self.join(a, &on_kept(a, b)?)?
+        } else {
+            return None;
+        };
+        (merged.leaves.len() <= MAX_LEAVES).then_some(merged)
+    }
+
+    /// Two regions over one space as one, if every read of the one by the other is of the element being worked on.
+    fn join(&self, a: &Region, b: &Region) -> Option<Region> {
+        let axes = if a.axes.is_empty() { b.axes.clone() } else { a.axes.clone() };
+        let mut merged = Region { axes, ..a.clone() };
+        merged.sinks.extend(b.sinks.iter().cloned());
+        merged.sinks.sort();
+        if !self.reads_own_values_in_place(&merged, a, b) {
+            return None;
+        }
+        let fresh = b.leaves.iter().filter(|x| !a.leaves.contains(x)).cloned();
+        merged.leaves.extend(fresh);
+        if merged.repeats_a_value() {
+            return None;
+        }
+        let own = |x: &Leaf| matches!(x.owner, Owner::Node(n) if merged.contains(n));
+        merged.leaves = merged.leaves.iter().filter(|x| !own(x)).cloned().collect();
+        Some(merged)
+    }
+
+    /// Whether every read of the one by the other is of the very element being worked on, and, unless this is a row, no
+    /// element or reduction uses a reduced value.
+    fn reads_own_values_in_place(&self, merged: &Region, a: &Region, b: &Region) -> bool {
+        for (reader, maker) in [(a, b), (b, a)] {
+            for leaf in &reader.leaves {
+                let Owner::Node(n) = leaf.owner else { continue };
+                if maker.contains(n) && merged.canonical(self.l, n).as_ref() != Some(leaf) {
+                    return false;
+                }
+            }
+        }
+        merged.axes.is_empty() || merged.is_row() || !self.element_uses_reduced(merged)
+    }
+
+    fn element_uses_reduced(&self, r: &Region) -> bool {
+        // Values that exist only after the reduction: reductions, and kept-level work that uses them.
+        let mut late: BTreeSet<NodeId> = BTreeSet::new();
+        for s in &r.sinks {
+            let reduction = matches!(self.g.node(s.node).op, Op::Reduce(_));
+            let uses_late = s.reads.iter().any(|x| matches!(&x.owner, Owner::Node(n) if late.contains(n)));
+            let element = r.axes.iter().any(|a| s.map.contains(&Some(*a)));
+            if uses_late && (reduction || element) {
+                return true;
+            }
+            if reduction || uses_late {
+                late.insert(s.node);
+            }
+        }
+        false
+    }
+}
+
+/// `b`, which works on values that `a` reduces to, in the dimensions of `a`.
+fn on_kept(a: &Region, b: &Region) -> Option<Region> {
+    let kept = a.kept();
+    let order: Vec<usize> = a.order.iter().filter_map(|d| kept.iter().position(|k| k == d)).collect();
+    if !b.space.iter().copied().eq(kept.iter().map(|&d| a.space[d])) || b.order != order {
+        return None;
+    }
+    let lift = |map: &Map| map.iter().map(|d| d.map(|d| kept[d])).collect::<Map>();
+    let spread = |leaf: &Leaf| {
+        let mut strides = vec![0; a.space.len()];
+        kept.iter().zip(&leaf.strides).for_each(|(&d, &s)| strides[d] = s);
+        Leaf { strides, ..leaf.clone() }
+    };
+    let lifted = |s: &Sink| Sink { node: s.node, map: lift(&s.map), reads: s.reads.iter().map(spread).collect() };
+    Some(Region {
+        space: a.space.clone(),
+        order: a.order.clone(),
+        axes: Vec::new(),
+        sinks: b.sinks.iter().map(lifted).collect(),
+        leaves: b.leaves.iter().map(spread).collect(),
+    })
+}
+
+/// Whether `reader` reads something `maker` computes.
+fn reads_from(reader: &Region, maker: &Region) -> bool {
+    reader.leaves.iter().any(|x| matches!(x.owner, Owner::Node(n) if maker.contains(n)))
+}
+
+/// Whether a leaf has an element for every element of the region.
+fn is_full(leaf: &Leaf) -> bool {
+    !leaf.strides.is_empty() && leaf.strides.iter().all(|&s| s != 0)
+}
