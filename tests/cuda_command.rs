@@ -122,6 +122,31 @@ fn modules_take_turns() {
     assert!(!work.path("none").exists(), "nothing is written");
 }
 
+/// However many steps a run has, the host never waits for all that it has queued, but where a checkpoint is written.
+#[test]
+fn steps_do_not_stall() {
+    if real() {
+        return; // A real device counts nothing.
+    }
+    let work = workspace();
+    work.ok("partition MODELS/mnist_cnn/model.onnx --batch 4 --modules 3 --target cuda -o cnn");
+    for (plan, more) in [("plan", ""), ("cnn", "--stream-modules")] {
+        let waits = |steps: u64, checkpoints: u64| {
+            let counts = work.path("counts.json");
+            let options = Options { counts: Some(counts.clone()), ..Options::default() };
+            let run = format!("{plan}-{steps}-{checkpoints}");
+            let every = steps.div_ceil(checkpoints);
+            let line =
+                format!("train {plan} --data data.npz --steps {steps} --checkpoint-every {every} {more} -o {run}");
+            ok(&work, &options, &line);
+            Counts::read(&counts).calls("cuStreamSynchronize")
+        };
+        let (few, many) = (waits(3, 1), waits(9, 1));
+        assert_eq!(few, many, "{plan}");
+        assert!(many < waits(9, 3), "{plan}");
+    }
+}
+
 /// What `slrc bench` says is what the device did.
 #[test]
 fn bench_counts_what_runs() {
