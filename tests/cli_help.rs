@@ -19,6 +19,7 @@ const VERBS: &[&str] = &[
     "plan verify",
     "plan explain",
     "profile",
+    "bench",
     "devices",
     "ops",
 ];

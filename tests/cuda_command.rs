@@ -74,6 +74,124 @@ fn a_stopped_run_goes_on_bit_for_bit() {
     same_run(&work.path("whole"), &work.path("run"));
 }
 
+/// `--stream-modules`: the same run, on a device too small for all modules, which says so.
+#[test]
+fn modules_take_turns() {
+    let (work, device) = (workspace(), Options::default());
+    work.ok("partition MODELS/mnist_cnn/model.onnx --batch 4 --modules 3 --target cuda -o cnn");
+    let shown = work.ok("plan show cnn --json").stdout;
+    let number = |name: &str| -> u64 {
+        let rest = shown.split_once(&format!("\"{name}\": ")).expect(name).1;
+        rest.split(',').next().and_then(|n| n.parse().ok()).expect("a number")
+    };
+    let (all, in_turn) = (number("device_bytes"), number("streamed_device_bytes"));
+    assert!(in_turn < all, "{shown}");
+    assert!(work.ok("plan show cnn").stdout.contains("--stream-modules"));
+    let train = "train cnn --data data.npz --steps 4 --log-every 1 --checkpoint-every 2";
+    let banner = ok(&work, &device, &format!("{train} -o whole")).stdout;
+    assert!(banner.starts_with("cuda:0, all modules: "), "{banner}");
+
+    // The stand-in's device holds this and no more.
+    let small = Options { memory: in_turn, streams: Streams::Lazy, ..device.clone() };
+    let banner = ok(&work, &small, &format!("{train} --stream-modules -o run")).stdout;
+    assert!(banner.starts_with("cuda:0, modules in turn: "), "{banner}");
+    same_run(&work.path("whole"), &work.path("run"));
+    ok(&work, &small, &format!("{} --stream-modules -o parts", train.replace("--steps 4", "--steps 2")));
+    ok(&work, &small, &format!("{train} --stream-modules -o parts --resume"));
+    same_run(&work.path("whole"), &work.path("parts"));
+    let scores = ok(&work, &device, "eval whole --data data.npz --json").stdout;
+    assert_eq!(ok(&work, &small, "eval run --data data.npz --stream-modules --json").stdout, scores);
+    ok(&work, &small, "profile cnn --steps 1 --stream-modules");
+
+    if real() {
+        return; // A real device has no options.
+    }
+    let advice = format!("use --stream-modules, which needs {in_turn} bytes, or more modules or a smaller batch");
+    fails(&work, &small, &format!("{train} -o none"), &[&format!("the plan needs {all} bytes"), &advice]);
+    // Where it would not do, it is not advised.
+    let smaller = Options { memory: in_turn - 1, ..device.clone() };
+    for more in ["", "--stream-modules"] {
+        let ran = fails(&work, &smaller, &format!("{train} -o none {more}"), &["use more modules or a smaller batch"]);
+        assert!(!ran.stderr.contains("--stream-modules"), "{}", ran.stderr);
+    }
+    work.ok("partition MODELS/mnist_cnn/model.onnx --batch 4 --modules 3 -o cpu");
+    for line in ["train cpu --data data.npz -o none", "profile cpu"] {
+        let words = ["--stream-modules", "leave it out", "--target cuda"];
+        fails(&work, &device, &format!("{line} --stream-modules"), &words);
+    }
+    assert!(!work.path("none").exists(), "nothing is written");
+}
+
+/// However many steps a run has, the host never waits for all that it has queued, but where a checkpoint is written.
+#[test]
+fn steps_do_not_stall() {
+    if real() {
+        return; // A real device counts nothing.
+    }
+    let work = workspace();
+    work.ok("partition MODELS/mnist_cnn/model.onnx --batch 4 --modules 3 --target cuda -o cnn");
+    for (plan, more) in [("plan", ""), ("cnn", "--stream-modules")] {
+        let waits = |steps: u64, checkpoints: u64| {
+            let counts = work.path("counts.json");
+            let options = Options { counts: Some(counts.clone()), ..Options::default() };
+            let run = format!("{plan}-{steps}-{checkpoints}");
+            let every = steps.div_ceil(checkpoints);
+            let line =
+                format!("train {plan} --data data.npz --steps {steps} --checkpoint-every {every} {more} -o {run}");
+            ok(&work, &options, &line);
+            Counts::read(&counts).calls("cuStreamSynchronize")
+        };
+        let (few, many) = (waits(3, 1), waits(9, 1));
+        assert_eq!(few, many, "{plan}");
+        assert!(many < waits(9, 3), "{plan}");
+    }
+}
+
+/// What `slrc bench` says is what the device did.
+#[test]
+fn bench_counts_what_runs() {
+    let (work, device) = (workspace(), Options::default());
+    work.ok("partition MODELS/mnist_cnn/model.onnx --batch 4 --modules 3 --target cuda -o cnn");
+    for (plan, more) in [("plan", ""), ("cnn", ""), ("cnn", "--stream-modules")] {
+        let counts = work.path("counts.json");
+        let options = Options { counts: Some(counts.clone()), ..device.clone() };
+        let json = ok(&work, &options, &format!("bench {plan} --steps 4 --json {more}")).stdout;
+        let rows: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        let row = &rows[0];
+        assert_eq!((row["device"].as_str(), rows.as_array().map(Vec::len)), (Some("cuda:0"), Some(1)), "{json}");
+        assert_eq!(row["stream_modules"], !more.is_empty());
+        if real() {
+            continue; // A real device counts nothing.
+        }
+        let counts = Counts::read(&counts);
+        let launches = row["launches_per_step"].as_u64().expect("a number");
+        // Three steps do not count.
+        assert_eq!(launches * (4 + 3), counts.launches.values().sum::<u64>());
+        assert_eq!(row["allocated_bytes"], counts.peak_bytes);
+    }
+    let text = ok(&work, &device, "bench plan cnn --steps 1").stdout;
+    assert_eq!(text.lines().count(), 3, "{text}");
+}
+
+/// The report of a step is read when the next one is queued: the error is the step's that diverged all the same, and
+/// what was logged ends before it.
+#[test]
+fn divergence_is_told_of_its_step() {
+    let work = workspace();
+    work.ok("partition MODELS/mnist_mlp/model.onnx --batch 8 --modules 2 --lr 1e4 --target cuda -o wild");
+    for streams in [Streams::Eager, Streams::Lazy, Streams::Random(1)] {
+        let options = Options { streams, ..Options::default() };
+        let name = format!("{streams:?}").to_lowercase().replace(['(', ')'], "");
+        let line = format!("train wild --data data.npz --steps 40 --log-every 1 --checkpoint-every 40 -o {name}");
+        let ran = fails(&work, &options, &line, &[" at step ", "the last checkpoint is intact"]);
+        let (_, rest) = ran.stderr.split_once(" at step ").expect("a step");
+        let step: usize = rest.split(';').next().and_then(|n| n.parse().ok()).expect("a number");
+        assert!(step > 0, "{}", ran.stderr);
+        let log = std::fs::read_to_string(work.path(&name).join("metrics.jsonl")).expect("a log");
+        assert_eq!(log.lines().count(), step, "{}\n{log}", ran.stderr);
+    }
+}
+
 #[test]
 fn a_plan_runs_on_what_it_was_compiled_for() {
     let (work, device) = (workspace(), Options::default());
@@ -230,15 +348,23 @@ fn every_failing_call_is_named() {
         return; // A real device has no options.
     }
     let work = workspace();
+    // Which module is on the device when makes no difference to which functions are called, but for the copies back.
+    every_failing_call(&work, TRAIN);
+    work.ok("partition MODELS/mnist_cnn/model.onnx --batch 4 --modules 3 --target cuda -o in-turn");
+    every_failing_call(&work, "train in-turn --stream-modules --data data.npz --steps 2");
+}
+
+fn every_failing_call(work: &Workspace, train: &str) {
     let counts = work.path("counts.json");
     let measured = Options { counts: Some(counts.clone()), ..Options::default() };
-    ok(&work, &measured, &format!("{TRAIN} -o run"));
+    let name = if train == TRAIN { "all" } else { "in-turn" };
+    ok(work, &measured, &format!("{train} -o {name}-run"));
     let called: Vec<String> = Counts::read(Path::new(&counts)).calls.into_keys().collect();
     assert!(called.len() > 30, "{called:?}");
     for function in called {
         let out_of_memory = 2;
         let options = Options { fail: format!("{function}:1:{out_of_memory}"), ..Options::default() };
-        let ran = slrc(&work, &options, &format!("{TRAIN} -o {function}"));
+        let ran = slrc(work, &options, &format!("{train} -o {name}-{function}"));
         let back = ["Destroy", "Free", "Release", "Unload"].iter().any(|word| function.contains(word));
         let text = ["cuGetErrorName", "cuGetErrorString"].contains(&function.as_str());
         if back || text {

@@ -3,6 +3,10 @@
 //! The kernels run on the stand-in device (tests/cuda-host) from the very source a GPU would get, through the very
 //! runtime; with `SLRC_CUDA=real` on a machine with a GPU, on that.
 
+#[path = "cuda_training/ahead.rs"]
+mod ahead;
+#[path = "cuda_training/in_turn.rs"]
+mod in_turn;
 #[path = "cuda_training/sanitized.rs"]
 mod sanitized;
 mod support;
@@ -20,7 +24,7 @@ use slrc_plan::plan::InputDecl;
 use slrc_plan::random::{Sequence, stream_of};
 use slrc_plan::{DType, Plan, Space};
 use slrc_runtime::cpu::CpuDevice;
-use slrc_runtime::cuda::{CudaDevice, Launching};
+use slrc_runtime::cuda::{CudaDevice, Launching, Residency};
 use slrc_runtime::device::Device;
 use slrc_runtime::session::{NamedTensor, Session};
 use support::cuda_host::{Counts, Options, Order, Streams, in_child, real};
@@ -51,6 +55,14 @@ struct Case {
     spec: String,
     steps: u64,
     graphs: bool,
+    /// Whether modules take turns on the device.
+    in_turn: bool,
+}
+
+impl Case {
+    fn residency(&self) -> Residency {
+        if self.in_turn { Residency::InTurn } else { Residency::All }
+    }
 }
 
 /// Bits of tensors by name.
@@ -111,25 +123,29 @@ fn compiled(case: &Case, target: &str) -> (Compiled, Vec<NamedTensor>) {
 }
 
 /// Seeded values of an input, legal ones where they are indices.
-fn values(input: &InputDecl, dtype: DType, count: usize) -> Vec<u8> {
-    let mut random = Sequence::new(7, stream_of(&input.name), 0);
+fn values(input: &InputDecl, dtype: DType, count: usize, seed: u64) -> Vec<u8> {
+    let mut random = Sequence::new(seed, stream_of(&input.name), 0);
     let mut whole = || (random.unit() * input.index_below.unwrap_or(2) as f32) as i32;
     match dtype {
         DType::I32 => (0..count).flat_map(|_| whole().to_le_bytes()).collect(),
         DType::U8 => (0..count).map(|_| whole() as u8).collect(),
         DType::F32 => {
-            let mut random = Sequence::new(7, stream_of(&input.name), 0);
+            let mut random = Sequence::new(seed, stream_of(&input.name), 0);
             (0..count).flat_map(|_| random.normal().to_le_bytes()).collect()
         }
     }
 }
 
 fn feed(session: &mut Session) {
+    feed_seeded(session, 7);
+}
+
+fn feed_seeded(session: &mut Session, seed: u64) {
     for input in session.plan().inputs.clone() {
         let b = session.input_buffer(&input.name).expect("input").clone();
-        session.set_input(&input.name, &values(&input, b.dtype, b.count())).expect("input");
+        session.set_input(&input.name, &values(&input, b.dtype, b.count(), seed)).expect("input");
     }
-    let mut random = Sequence::new(7, stream_of("labels"), 0);
+    let mut random = Sequence::new(seed, stream_of("labels"), 0);
     let classes = session.plan().labels.classes as f32;
     let labels: Vec<i32> = (0..session.labels_buffer().count()).map(|_| (random.unit() * classes) as i32).collect();
     session.set_labels(&labels).expect("labels");
@@ -167,9 +183,19 @@ fn train(case: &Case, plan: Plan, device: Box<dyn Device>, allocated: usize, ten
 fn on_cuda(case: Case) -> Trained {
     let (c, tensors) = compiled(&case, "cuda");
     let launching = if case.graphs { Launching::Graphs } else { Launching::Eager };
-    let device = CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), launching).expect("device");
+    let device =
+        CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), launching, case.residency()).expect("device");
     let allocated = device.allocated();
     train(&case, c.plan, Box::new(device), allocated, &tensors)
+}
+
+/// A case's plan on the device, with its weights.
+fn session_on_cuda(case: &Case) -> Session {
+    let (c, tensors) = compiled(case, "cuda");
+    let launching = if case.graphs { Launching::Graphs } else { Launching::Eager };
+    let device =
+        CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), launching, case.residency()).expect("device");
+    Session::new(c.plan, Box::new(device), &tensors).expect("session")
 }
 
 fn on_cpu(case: &Case) -> Trained {
@@ -261,7 +287,7 @@ fn check_counts(case: &Case, counts: &Counts, allocated: usize) {
 
 /// A case of a model as it is, in graphs.
 fn case(model: &str, spec: &str, steps: u64) -> Case {
-    Case { model: model.into(), dropout: None, spec: spec.into(), steps, graphs: true }
+    Case { model: model.into(), dropout: None, spec: spec.into(), steps, graphs: true, in_turn: false }
 }
 
 /// One training, run in every way the device may run it, against the CPU.
@@ -334,14 +360,11 @@ fn with_random_numbers() {
 }
 
 fn out_of_range(case: Case) -> Vec<String> {
-    let (c, tensors) = compiled(&case, "cuda");
-    let launching = if case.graphs { Launching::Graphs } else { Launching::Eager };
-    let device = CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), launching).expect("device");
-    let mut session = Session::new(c.plan, Box::new(device), &tensors).expect("session");
+    let mut session = session_on_cuda(&case);
     feed(&mut session);
     let input = session.plan().inputs.iter().find(|i| i.index_below.is_some()).expect("token ids").clone();
     let b = session.input_buffer(&input.name).expect("input").clone();
-    let legal = values(&input, b.dtype, b.count());
+    let legal = values(&input, b.dtype, b.count(), 7);
     let mut wrong = legal.clone();
     wrong[..4].copy_from_slice(&(input.index_below.expect("a bound") as i32).to_le_bytes());
     session.set_input(&input.name, &wrong).expect("input");
@@ -373,7 +396,8 @@ fn index_out_of_range() {
 fn many_writes(case: Case) -> (Vec<u8>, Vec<u8>) {
     let (c, _) = compiled(&case, "cuda");
     let mut device =
-        CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), Launching::Graphs).expect("device");
+        CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), Launching::Graphs, Residency::All)
+            .expect("device");
     let buffer = |id: &str| c.plan.buffers.iter().find(|b| b.id == id).expect("a buffer").clone();
     let (input, labels) = (buffer(&c.plan.inputs[0].buffer), buffer(&c.plan.labels.buffer));
     device.write(&input, &first_write(input.bytes)).expect("input");

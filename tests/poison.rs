@@ -66,6 +66,22 @@ impl Device for Poisoned {
         self.device.run(module, program, context)
     }
 
+    fn queue_report(&mut self) -> Result<(), DeviceError> {
+        self.device.queue_report()
+    }
+
+    fn report(&mut self) -> Result<Vec<u8>, DeviceError> {
+        self.device.report()
+    }
+
+    fn steps_ahead(&self) -> usize {
+        self.device.steps_ahead()
+    }
+
+    fn allocated(&self) -> usize {
+        self.device.allocated()
+    }
+
     fn profile(
         &mut self,
         module: usize,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use slrc_compiler::spec::{Distance, HeadKind, InitMode, OptimizerKind, Recompute, ReconcileMode};
+use slrc_runtime::cuda::Residency;
 use slrc_runtime::cuda::architecture::Architecture;
 use slrc_runtime::devices::DeviceName;
 
@@ -45,6 +46,9 @@ pub(crate) enum Verb {
     Plan(PlanVerb),
     /// Where a plan's training step spends its time, on random data.
     Profile(ProfileArgs),
+    /// How long plans' training steps take, on random data: time, throughput, launches, bandwidth, memory.
+    #[command(after_help = BENCH_HELP)]
+    Bench(BenchArgs),
     /// Devices of this machine that plans can run on.
     Devices,
     /// ONNX operators that can be imported.
@@ -65,6 +69,16 @@ pub(crate) enum PlanVerb {
     #[command(after_help = EXPLAIN_HELP)]
     Explain(ExplainArgs),
 }
+
+const BENCH_HELP: &str = "\
+Steps follow each other as in training: a batch is copied to the device for each, and each
+reports its losses. The time is the median of N steps, after three that do not count. Planned
+bytes are those of every kernel's operands, each once a kernel; the bandwidth is theirs by the
+time of a step. Allocated is the device's memory, evaluation included; peak is what a training
+step needs with all modules there.
+
+  slrc bench plan-bp plan-sgr                     two plans, a line each
+  slrc bench plan --json                          for a script";
 
 const EXPLAIN_HELP: &str = "\
 Modules run one after the other in one arena, so the module with the largest arena makes the peak. Kernels are counted
@@ -190,6 +204,21 @@ pub(crate) struct CompileArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct StreamingArgs {
+    /// Keep weights and optimizer state in host memory, and on the GPU only those of the module that runs and of the
+    /// next (docs/cuda.md). Results do not depend on it.
+    #[arg(long)]
+    pub(crate) stream_modules: bool,
+}
+
+impl StreamingArgs {
+    /// Where weights and optimizer state are to be.
+    pub(crate) fn residency(&self) -> Residency {
+        if self.stream_modules { Residency::InTurn } else { Residency::All }
+    }
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct TrainArgs {
     /// A plan folder, or a spec to compile first.
     #[arg(value_name = "PLAN_DIR|SPEC.yaml")]
@@ -212,6 +241,8 @@ pub(crate) struct TrainArgs {
     /// Where to run [default: what the plan was compiled for].
     #[arg(long, value_name = "cpu|cuda[:N]")]
     pub(crate) device: Option<DeviceName>,
+    #[command(flatten)]
+    pub(crate) streaming: StreamingArgs,
     /// Threads of the CPU device [default: all cores]. Results do not depend on it.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -242,6 +273,8 @@ pub(crate) struct EvalArgs {
     /// Where to run [default: what the plan was compiled for].
     #[arg(long, value_name = "cpu|cuda[:N]")]
     pub(crate) device: Option<DeviceName>,
+    #[command(flatten)]
+    pub(crate) streaming: StreamingArgs,
     /// Threads of the CPU device [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -332,7 +365,30 @@ pub(crate) struct ProfileArgs {
     /// Where to run [default: what the plan was compiled for].
     #[arg(long, value_name = "cpu|cuda[:N]")]
     pub(crate) device: Option<DeviceName>,
+    #[command(flatten)]
+    pub(crate) streaming: StreamingArgs,
     /// Threads of the CPU device [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Plan folders.
+    #[arg(value_name = "PLAN", required = true)]
+    pub(crate) plans: Vec<PathBuf>,
+    /// Steps that count.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) steps: u64,
+    /// Where to run [default: what each plan was compiled for].
+    #[arg(long, value_name = "cpu|cuda[:N]")]
+    pub(crate) device: Option<DeviceName>,
+    #[command(flatten)]
+    pub(crate) streaming: StreamingArgs,
+    /// Threads of the CPU device [default: all cores].
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }

@@ -23,7 +23,7 @@ pub(crate) fn run(a: &EvalArgs) -> Result<(), Failure> {
     tensors.extend(read_constants(&a.run)?);
     let data = Dataset::read(&a.data, Part::Test)?;
     data.check(&plan)?;
-    let device = device::open(&plan, a.device, a.threads, &a.run)?;
+    let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), &a.run)?;
     let mut session = Session::new(plan, device, &tensors)?;
     // The device has them.
     drop((tensors, checkpoint.optimizer));

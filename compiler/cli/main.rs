@@ -2,6 +2,8 @@
 #![allow(clippy::print_stderr, reason = "this is the command line")]
 
 mod args;
+mod batch;
+mod bench;
 mod check;
 mod compile;
 mod cubin;
@@ -41,6 +43,7 @@ fn main() -> std::process::ExitCode {
         Verb::Plan(PlanVerb::Explain(a)) => explain::run(&a),
         Verb::Plan(PlanVerb::Verify(a)) => verify::run(&a),
         Verb::Profile(a) => profile::run(&a),
+        Verb::Bench(a) => bench::run(&a),
         Verb::Devices => devices::run(),
         Verb::Ops => ops::run(),
     };

@@ -7,6 +7,7 @@ use slrc_plan::plan::{Plan, files};
 use slrc_runtime::folder::read_plan;
 
 use crate::args::ShowArgs;
+use crate::device::{Footprint, footprint};
 use crate::failure::Failure;
 use crate::output;
 use crate::roofline::{self, Estimate, Gpu};
@@ -111,6 +112,8 @@ struct Totals {
     input_bytes: usize,
     constant_bytes: usize,
     peak_bytes: usize,
+    #[serde(flatten)]
+    footprint: Option<Footprint>,
     flops: u64,
 }
 
@@ -148,6 +151,7 @@ impl Summary<'_> {
                 input_bytes: plan.memory.input,
                 constant_bytes: plan.memory.constant,
                 peak_bytes: plan.memory.peak(),
+                footprint: footprint(plan),
                 flops: plan.modules.iter().fold(0, |sum, m| m.step.flops.saturating_add(sum)),
             },
         }
@@ -185,7 +189,7 @@ pub(crate) fn text(plan: &Plan) -> String {
     let header = ["module", "first node", "last node", "parameters", "head", "arena", "kernels", "work a step"];
     out.push_str(&table(&header, &[0, 3, 5, 6, 7], rows));
     let t = &s.totals;
-    let rows = vec![
+    let mut rows = vec![
         vec!["parameters".into(), bytes(t.parameter_bytes), format!("{} trained", count(t.parameters))],
         vec!["optimizer".into(), bytes(t.optimizer_bytes), String::new()],
         vec!["arena".into(), bytes(t.arena_bytes), "largest module's transients".into()],
@@ -193,6 +197,12 @@ pub(crate) fn text(plan: &Plan) -> String {
         vec!["input".into(), bytes(t.input_bytes), "one batch".into()],
         vec!["peak".into(), bytes(t.peak_bytes), "all of the above".into()],
     ];
+    if let Some(f) = t.footprint {
+        let what = "allocated on the GPU: the peak and what evaluation needs, aligned";
+        rows.push(vec!["device".into(), bytes(f.device_bytes), what.into()]);
+        let what = "with --stream-modules: parameters and optimizer of two modules there, the rest on the host";
+        rows.push(vec!["streamed".into(), bytes(f.streamed_device_bytes), what.into()]);
+    }
     out.push('\n');
     out.push_str(&table(&["memory", "", ""], &[1], rows));
     out

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use slrc_plan::kernel::{ConvDirection, KernelOp};
-use slrc_plan::random::{Sequence, stream_of};
-use slrc_plan::{DType, Kernel, Plan};
-use slrc_runtime::device::DeviceError;
+use slrc_plan::{Kernel, Plan};
 use slrc_runtime::folder::{read_plan, read_weights};
 use slrc_runtime::session::Session;
 
 use crate::args::ProfileArgs;
+use crate::batch::Batch;
+use crate::bench::median;
 use crate::device;
 use crate::failure::Failure;
 use crate::output;
@@ -25,9 +25,9 @@ struct Timed {
 
 pub(crate) fn run(a: &ProfileArgs) -> Result<(), Failure> {
     let plan = read_plan(&a.plan)?;
-    let device = device::open(&plan, a.device, a.threads, &a.plan)?;
+    let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), &a.plan)?;
     let mut session = Session::new(plan, device, &read_weights(&a.plan)?)?;
-    fill(&mut session)?;
+    Batch::random(&session).feed(&mut session)?;
     let mut all: Vec<Timed> = Vec::new();
     let mut totals: Vec<f64> = Vec::new();
     // The first step touches memory for the first time.
@@ -48,35 +48,6 @@ pub(crate) fn run(a: &ProfileArgs) -> Result<(), Failure> {
     }
     output::print(&report(session.plan(), &all, median(&totals), a.top));
     Ok(())
-}
-
-/// Fills inputs and labels with seeded random values.
-fn fill(session: &mut Session) -> Result<(), DeviceError> {
-    let inputs = session.plan().inputs.clone();
-    for i in &inputs {
-        let mut random = Sequence::new(0, stream_of(&i.name), 0);
-        let Some(b) = session.input_buffer(&i.name) else { continue };
-        let (dtype, count) = (b.dtype, b.count());
-        let mut whole = || (random.unit() * i.index_below.unwrap_or(2) as f32) as i32;
-        let data: Vec<u8> = match dtype {
-            DType::F32 => (0..count).flat_map(|_| random.normal().to_le_bytes()).collect(),
-            DType::I32 => (0..count).flat_map(|_| whole().to_le_bytes()).collect(),
-            DType::U8 => (0..count).map(|_| whole() as u8).collect(),
-        };
-        session.set_input(&i.name, &data)?;
-    }
-    let classes = session.plan().labels.classes;
-    let mut random = Sequence::new(0, stream_of("labels"), 0);
-    let labels: Vec<i32> =
-        (0..session.labels_buffer().count()).map(|_| (random.unit() * classes as f32) as i32).collect();
-    session.set_labels(&labels)
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut v = values.to_vec();
-    v.sort_by(f64::total_cmp);
-    let middle = &v[v.len().saturating_sub(1) / 2..v.len() / 2 + usize::from(!v.is_empty())];
-    middle.iter().sum::<f64>() / middle.len().max(1) as f64
 }
 
 fn report(plan: &Plan, all: &[Timed], step: f64, top: usize) -> String {
@@ -146,14 +117,6 @@ fn kind(k: &Kernel) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn medians() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert_eq!(median(&[7.0]), 7.0);
-        assert_eq!(median(&[]), 0.0);
-    }
 
     #[test]
     fn shares_add_up_though_medians_do_not() {

@@ -8,6 +8,7 @@ use slrc_compiler::pipeline::spec_sha256;
 use slrc_plan::Plan;
 use slrc_plan::plan::files;
 use slrc_runtime::data::dataset::{Dataset, Part};
+use slrc_runtime::devices::DeviceName;
 use slrc_runtime::files::read;
 use slrc_runtime::folder::{read_plan, read_weights};
 use slrc_runtime::session::{ModuleReport, Session};
@@ -22,7 +23,7 @@ use crate::device;
 use crate::failure::{Failure, in_file};
 use crate::output;
 use crate::report;
-use crate::table::table;
+use crate::table::{bytes, table};
 
 pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
     let length = a.steps.map(Length::Steps).or(a.epochs.map(Length::Epochs));
@@ -31,7 +32,7 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
         let plan = read_plan(&a.out)?;
         check_same_plan(a, &plan)?;
         checkpoint.check(&a.out, &plan)?;
-        let device = device::open(&plan, a.device, a.threads, &a.out)?;
+        let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), &a.out)?;
         let mut tensors = checkpoint.parameters;
         tensors.extend(read_constants(&a.out)?);
         let mut session = Session::new(plan, device, &tensors)?;
@@ -66,7 +67,7 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
     let data = Dataset::read(&a.data, Part::Train)?;
     data.check(&plan)?;
     steps_per_epoch(&data, plan.settings.batch)?;
-    let device = device::open(&plan, a.device, a.threads, folder)?;
+    let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), folder)?;
     let seed = a.seed.unwrap_or(plan.settings.seed);
     let weights = read_weights(folder)?;
     let mut session = Session::new(plan, device, &weights).map_err(in_file(&folder.join(files::WEIGHTS)))?;
@@ -140,6 +141,12 @@ fn go_with(
     options: &RunOptions,
     resumed: Option<&slrc_runtime::trainer::checkpoint::RunState>,
 ) -> Result<(), Failure> {
+    if let Some(f) = device::footprint(session.plan()) {
+        let name = a.device.unwrap_or_else(|| DeviceName::of(session.plan()));
+        let used = if a.streaming.stream_modules { "modules in turn" } else { "all modules" };
+        let (all, in_turn) = (bytes(f.device_bytes), bytes(f.streamed_device_bytes));
+        output::line(format!("{name}, {used}: {all} with all modules there, {in_turn} with --stream-modules"));
+    }
     let batch = session.plan().settings.batch;
     let mut display = Display::new(batch, resumed.map_or(0, |s| s.step));
     let result = train(session, data, &a.out, options, resumed, &mut |p| display.show(&p));

@@ -12,7 +12,10 @@ pub enum DeviceError {
         needed: usize,
     },
     /// A GPU has too little memory free.
-    #[error("the plan needs {needed} bytes of {device}, where {free} are free; use more modules or a smaller batch")]
+    #[error(
+        "the plan needs {needed} bytes of {device}, where {free} are free; use {}more modules or a smaller batch",
+        streamed(*.in_turn)
+    )]
     OutOfDeviceMemory {
         /// Bytes asked for.
         needed: usize,
@@ -20,6 +23,8 @@ pub enum DeviceError {
         free: usize,
         /// Which device.
         device: String,
+        /// Bytes that would do, and are free, if modules took turns on the device.
+        in_turn: Option<usize>,
     },
     /// A kernel met data it cannot work with.
     #[error("module {module}, kernel {kernel} ({nodes}): {reason}")]
@@ -87,6 +92,11 @@ pub enum DeviceError {
     },
 }
 
+/// The advice to let modules take turns.
+fn streamed(in_turn: Option<usize>) -> String {
+    in_turn.map_or(String::new(), |n| format!("--stream-modules, which needs {n} bytes, or "))
+}
+
 /// Which of a module's programs to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProgramKind {
@@ -108,7 +118,7 @@ pub struct StepContext {
 /// A plan loaded on a device.
 ///
 /// Calls take effect in order, but work may be under way when a call returns; what goes wrong in it is told by the call
-/// that finds out, at the latest by the next [`Device::read`].
+/// that finds out, at the latest by the next [`Device::read`] or by [`Device::report`] of the step.
 pub trait Device {
     /// Overwrites a buffer with bytes in its own memory order.
     fn write(&mut self, buffer: &Buffer, bytes: &[u8]) -> Result<(), DeviceError>;
@@ -116,6 +126,18 @@ pub trait Device {
     fn read(&self, buffer: &Buffer) -> Result<Vec<u8>, DeviceError>;
     /// Runs one program of module `module` (from 1).
     fn run(&mut self, module: usize, program: ProgramKind, context: StepContext) -> Result<(), DeviceError>;
+    /// Queues fetching what programs have reported so far: [`slrc_plan::Space::Metric`], byte by byte. Together with
+    /// those that [`Device::report`] has not returned yet, at most [`Device::steps_ahead`] + 1.
+    fn queue_report(&mut self) -> Result<(), DeviceError>;
+    /// The oldest report that was queued and not returned yet; bytes beyond the space's mean nothing. Waits for the
+    /// work queued before it, not for later work. What went wrong in that work is told here; after an error, no report
+    /// is outstanding.
+    fn report(&mut self) -> Result<Vec<u8>, DeviceError>;
+    /// How many steps are worth queueing behind one whose report is not read yet: none where a step is done when
+    /// [`Device::run`] returns.
+    fn steps_ahead(&self) -> usize;
+    /// Bytes of the device's own memory that are allocated.
+    fn allocated(&self) -> usize;
     /// Runs one program kernel by kernel and calls `after` with each and the seconds it took.
     fn profile(
         &mut self,

@@ -7,7 +7,7 @@ use slrc_plan::Plan;
 
 use crate::cpu::CpuDevice;
 use crate::cuda::code::Kernels;
-use crate::cuda::{CudaDevice, Launching};
+use crate::cuda::{CudaDevice, Launching, Residency};
 use crate::device::{Device, DeviceError};
 
 /// Names a device of this machine.
@@ -67,21 +67,27 @@ pub fn check_target(plan: &Plan, name: DeviceName) -> Result<(), DeviceError> {
 }
 
 /// Loads a validated plan on a device. `kernels` are those beside a plan for CUDA; `threads` counts for the CPU only
-/// (all cores where absent).
+/// (all cores where absent). Modules take turns on a GPU only: a CPU has no other memory for them to be in.
 pub fn open(
     plan: &Plan,
     name: DeviceName,
     threads: Option<usize>,
     kernels: Option<&Kernels>,
+    residency: Residency,
 ) -> Result<Box<dyn Device>, DeviceError> {
     check_target(plan, name)?;
     match name {
+        DeviceName::Cpu if residency == Residency::InTurn => Err(DeviceError::Unsupported(
+            "--stream-modules keeps weights in host memory, which is where --device cpu has them: leave it out, or compile \
+             the plan with --target cuda to train on a GPU"
+                .into(),
+        )),
         DeviceName::Cpu => Ok(Box::new(CpuDevice::load(plan, threads)?)),
         DeviceName::Cuda(ordinal) => {
             let kernels = kernels.ok_or_else(|| {
                 DeviceError::Unsupported(format!("the plan is for {} but has no kernels.cu", plan.settings.target))
             })?;
-            Ok(Box::new(CudaDevice::load(plan, ordinal, kernels, Launching::from_environment()?)?))
+            Ok(Box::new(CudaDevice::load(plan, ordinal, kernels, Launching::from_environment()?, residency)?))
         }
     }
 }

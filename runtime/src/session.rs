@@ -190,14 +190,51 @@ impl Session {
         self.device.write(&b, bytemuck::cast_slice(labels))
     }
 
-    /// Trains one step: every module in turn. `run_steps` is the length of the run, which schedules may depend on.
-    pub fn step(&mut self, step: u64, run_steps: u64) -> Result<Vec<ModuleReport>, DeviceError> {
+    /// Queues one training step of the batch that was set: every module in turn. `run_steps` is the length of the run,
+    /// which schedules may depend on. At most [`Session::steps_ahead`] + 1 steps may be unfinished.
+    pub fn queue_step(&mut self, step: u64, run_steps: u64) -> Result<(), DeviceError> {
         self.set_scalars(step, run_steps)?;
         let context = StepContext { seed: self.plan.settings.seed, step };
         for m in &self.plan.modules {
             self.device.run(m.index, ProgramKind::Step, context)?;
         }
-        self.plan.modules.iter().map(|m| self.report(&m.metrics)).collect()
+        self.device.queue_report()
+    }
+
+    /// What the oldest unfinished step reports, when it is done. After an error, no step is unfinished.
+    pub fn finish_step(&mut self) -> Result<Vec<ModuleReport>, DeviceError> {
+        let bytes = self.device.report()?;
+        let number = |id: &str| {
+            let at = self.buffers[id].offset;
+            f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        let boundary = |b: &slrc_plan::plan::BoundaryMetrics| BoundaryReport {
+            discord: number(&b.discord),
+            cosine: number(&b.cosine),
+            ratio: number(&b.ratio),
+        };
+        let report = |m: &slrc_plan::plan::Metrics| ModuleReport {
+            loss: number(&m.loss),
+            accuracy: number(&m.accuracy),
+            boundary: m.boundary.as_ref().map(boundary),
+        };
+        Ok(self.plan.modules.iter().map(|m| report(&m.metrics)).collect())
+    }
+
+    /// How many steps are worth queueing behind an unfinished one.
+    pub fn steps_ahead(&self) -> usize {
+        self.device.steps_ahead()
+    }
+
+    /// Bytes of the device's own memory that are allocated.
+    pub fn allocated(&self) -> usize {
+        self.device.allocated()
+    }
+
+    /// Trains one step and waits for it. No step may be unfinished.
+    pub fn step(&mut self, step: u64, run_steps: u64) -> Result<Vec<ModuleReport>, DeviceError> {
+        self.queue_step(step, run_steps)?;
+        self.finish_step()
     }
 
     /// Trains one step kernel by kernel; `after` is told the module, the kernel and the seconds it took.
@@ -220,26 +257,6 @@ impl Session {
             self.device.write(&self.buffers[&s.buffer], &value.to_le_bytes())?;
         }
         Ok(())
-    }
-
-    fn number(&self, id: &str) -> Result<f32, DeviceError> {
-        let bytes = self.device.read(&self.buffers[id])?;
-        Ok(f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
-    }
-
-    fn report(&self, m: &slrc_plan::plan::Metrics) -> Result<ModuleReport, DeviceError> {
-        let boundary = |b: &slrc_plan::plan::BoundaryMetrics| {
-            Ok(BoundaryReport {
-                discord: self.number(&b.discord)?,
-                cosine: self.number(&b.cosine)?,
-                ratio: self.number(&b.ratio)?,
-            })
-        };
-        Ok(ModuleReport {
-            loss: self.number(&m.loss)?,
-            accuracy: self.number(&m.accuracy)?,
-            boundary: m.boundary.as_ref().map(boundary).transpose()?,
-        })
     }
 
     fn floats(&self, id: &str) -> Result<Vec<f32>, DeviceError> {

@@ -31,14 +31,18 @@ template <class T> void number(const char *name, T &out) {
     bad(name, value, "a whole number");
 }
 
-// `seed` of "random:SEED".
-bool random_seed(const std::string &value, uint64_t &seed) {
-  if (value.rfind("random:", 0) != 0)
+// `number` of "WORD:NUMBER".
+bool numbered(const std::string &word, const std::string &value, uint64_t &number) {
+  if (value.rfind(word + ":", 0) != 0)
     return false;
+  const char *begin = value.c_str() + word.size() + 1;
   char *end = nullptr;
-  seed = strtoull(value.c_str() + 7, &end, 10);
-  return end != value.c_str() + 7 && !*end;
+  number = strtoull(begin, &end, 10);
+  return end != begin && !*end;
 }
+
+// `seed` of "random:SEED".
+bool random_seed(const std::string &value, uint64_t &seed) { return numbered("random", value, seed); }
 
 std::vector<std::string> split(const std::string &s, char separator) {
   std::vector<std::string> parts;
@@ -64,6 +68,17 @@ std::vector<Failure> failures(const std::string &value) {
   return out;
 }
 
+std::vector<Skip> skips(const std::string &value) {
+  std::vector<Skip> out;
+  for (const std::string &entry : split(value, ',')) {
+    auto part = split(entry, ':');
+    if (part.empty() || part.size() > 2)
+      bad("CUDA_HOST_SKIP", value, "FUNCTION[:CALL], several separated by commas");
+    out.push_back({part[0], part.size() == 2 ? strtoull(part[1].c_str(), nullptr, 10) : 0});
+  }
+  return out;
+}
+
 Options read() {
   Options o;
   std::string order = text("CUDA_HOST_ORDER");
@@ -76,10 +91,14 @@ Options read() {
   std::string streams = text("CUDA_HOST_STREAMS");
   if (streams == "lazy")
     o.streams = Streams::lazy;
+  else if (numbered("late", streams, o.one_stream))
+    o.streams = Streams::late;
+  else if (numbered("early", streams, o.one_stream))
+    o.streams = Streams::early;
   else if (random_seed(streams, o.stream_seed))
     o.streams = Streams::random;
   else if (!streams.empty() && streams != "eager")
-    bad("CUDA_HOST_STREAMS", streams, "eager, lazy or random:SEED");
+    bad("CUDA_HOST_STREAMS", streams, "eager, lazy, late:STREAM, early:STREAM or random:SEED");
   std::string sanitizer = text("CUDA_HOST_SANITIZE");
   if (sanitizer == "address")
     o.sanitizer = Sanitizer::address;
@@ -94,6 +113,7 @@ Options read() {
   number("CUDA_HOST_MULTIPROCESSORS", o.multiprocessors);
   number("CUDA_HOST_POOLS", o.pools);
   o.failures = failures(text("CUDA_HOST_FAIL"));
+  o.skips = skips(text("CUDA_HOST_SKIP"));
   o.counts = text("CUDA_HOST_COUNTS");
   o.log = text("CUDA_HOST_LOG");
   o.real_nvrtc = text("CUDA_HOST_REAL_NVRTC");
@@ -127,6 +147,13 @@ int injected(const char *function) {
       return f.late ? 0 : f.code;
     }
   return 0;
+}
+
+bool skipped(const char *function, uint64_t call) {
+  for (const Skip &s : options().skips)
+    if (s.function == function && (s.call == 0 || s.call == call))
+      return true;
+  return false;
 }
 
 int injected_sticky() { return sticky; }

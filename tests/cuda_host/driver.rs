@@ -64,6 +64,27 @@ fn lazy_streams_show_a_missing_event() {
     assert!((0..8).all(|seed| run(seed, true) == 3.0));
 }
 
+/// A stream is overtaken wherever it may be, and nowhere else; a wait that is left out is none.
+#[test]
+fn one_stream_is_late_or_early() {
+    let test = "driver::one_stream_is_late_or_early";
+    let run = |streams, skip: &str, wait| {
+        let options = Options { streams, skip: skip.into(), ..stand_in() };
+        in_child(test, &options, wait, two_streams).value
+    };
+    // The first stream writes, the second copies.
+    for (streams, without) in
+        [(Streams::Late(1), 0.0), (Streams::Early(2), 0.0), (Streams::Late(2), 3.0), (Streams::Early(1), 3.0)]
+    {
+        assert_eq!(run(streams, "", false), without, "{streams:?}");
+        assert_eq!(run(streams, "", true), 3.0, "{streams:?}");
+    }
+    for skip in ["cuStreamWaitEvent", "cuStreamWaitEvent:1", "cuEventSynchronize:1,cuStreamWaitEvent:1"] {
+        assert_eq!(run(Streams::Late(1), skip, true), 0.0, "{skip}");
+    }
+    assert_eq!(run(Streams::Late(1), "cuStreamWaitEvent:2", true), 3.0);
+}
+
 /// Allocates 1 MiB at a time until it fails.
 fn fill_memory((): ()) -> (usize, String, usize, usize) {
     let context = CudaContext::new(0).expect("a context");

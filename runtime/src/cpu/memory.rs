@@ -37,6 +37,8 @@ impl Block {
 /// A plan's memory. Pages are touched only when they are used.
 pub(super) struct Memory {
     spaces: BTreeMap<Space, Block>,
+    /// Bytes asked for, which a block may exceed.
+    bytes_of: BTreeMap<Space, usize>,
     buffers: BTreeMap<String, Buffer>,
     /// Start of every space; the allocations above are never resized.
     bases: BTreeMap<Space, Pointer>,
@@ -95,6 +97,7 @@ impl Operand {
 
 impl Memory {
     pub(super) fn allocate(plan: &Plan) -> Result<Memory, DeviceError> {
+        let bytes_of = Space::ALL.iter().map(|&s| (s, plan.memory.of(s))).collect();
         let mut spaces = BTreeMap::new();
         let mut bases = BTreeMap::new();
         for &space in Space::ALL {
@@ -104,7 +107,7 @@ impl Memory {
             spaces.insert(space, block);
         }
         let buffers = plan.all_buffers().map(|b| (b.id.clone(), b.clone())).collect();
-        Ok(Memory { spaces, buffers, bases })
+        Ok(Memory { spaces, bytes_of, buffers, bases })
     }
 
     pub(super) fn bytes(&self, b: &Buffer) -> &[u8] {
@@ -114,6 +117,11 @@ impl Memory {
     pub(super) fn bytes_mut(&mut self, b: &Buffer) -> &mut [u8] {
         let block = self.spaces.get_mut(&b.space).expect("invariant: every space is allocated");
         &mut block.bytes_mut()[b.offset..b.offset + b.bytes]
+    }
+
+    /// All bytes of a space.
+    pub(super) fn space(&self, space: Space) -> &[u8] {
+        &self.spaces[&space].bytes()[..self.bytes_of[&space]]
     }
 
     /// Resolves a view.

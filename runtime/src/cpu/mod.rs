@@ -32,8 +32,10 @@ mod window;
 
 pub use math::{Vector, evaluate};
 
+use std::collections::VecDeque;
+
 use slrc_plan::kernel::Kernel;
-use slrc_plan::{Buffer, Plan};
+use slrc_plan::{Buffer, Plan, Space};
 
 use crate::cpu::kernel::{Prepared, prepare};
 use crate::cpu::memory::Memory;
@@ -44,6 +46,8 @@ pub struct CpuDevice {
     memory: Memory,
     pool: rayon::ThreadPool,
     programs: Vec<[Vec<(Kernel, Prepared)>; 2]>,
+    /// Reports not asked for yet, oldest first.
+    reports: VecDeque<Vec<u8>>,
 }
 
 impl CpuDevice {
@@ -63,7 +67,7 @@ impl CpuDevice {
             .iter()
             .map(|m| Ok([all(&m.step.kernels)?, all(&m.eval.kernels)?]))
             .collect::<Result<_, DeviceError>>()?;
-        Ok(CpuDevice { memory, pool, programs })
+        Ok(CpuDevice { memory, pool, programs, reports: VecDeque::new() })
     }
 }
 
@@ -89,6 +93,23 @@ impl Device for CpuDevice {
     fn run(&mut self, module: usize, program: ProgramKind, context: StepContext) -> Result<(), DeviceError> {
         let kernels = &self.programs[module - 1][program as usize];
         self.pool.install(|| kernels.iter().try_for_each(|(k, p)| run(module, k, p, context)))
+    }
+
+    fn queue_report(&mut self) -> Result<(), DeviceError> {
+        self.reports.push_back(self.memory.space(Space::Metric).to_vec());
+        Ok(())
+    }
+
+    fn report(&mut self) -> Result<Vec<u8>, DeviceError> {
+        Ok(self.reports.pop_front().expect("invariant: callers read no more reports than they queued"))
+    }
+
+    fn steps_ahead(&self) -> usize {
+        0
+    }
+
+    fn allocated(&self) -> usize {
+        Space::ALL.iter().map(|&s| self.memory.space(s).len()).sum()
     }
 
     fn profile(

@@ -1,4 +1,5 @@
-//! Where everything lies in the one allocation of a device: the plan's spaces, and what the runtime adds.
+//! Where everything lies in the one allocation of a device: the plan's spaces, and what the runtime adds. Where modules
+//! take turns on the device, two slots stand in for the spaces of weights and optimizer state.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -6,6 +7,8 @@ use std::ops::Range;
 use slrc_plan::launch::LaunchArg;
 use slrc_plan::{Buffer, Plan, Space};
 
+use crate::cuda::Residency;
+use crate::cuda::images::{Images, SLOTS, slot_of};
 use crate::device::ProgramKind;
 
 /// Alignment of every space: that of a device's own allocations.
@@ -33,12 +36,19 @@ pub(super) struct Layout {
     faults: Range<usize>,
     status: usize,
     turns: Range<usize>,
+    /// Where modules take turns: their images, and the slots for them.
+    images: Option<Images>,
+    slots: [Range<usize>; SLOTS],
     total: usize,
 }
 
 impl Layout {
     /// Lays a plan out. Sizes that no memory could hold saturate.
-    pub(super) fn of(plan: &Plan) -> Layout {
+    pub(super) fn of(plan: &Plan, residency: Residency) -> Layout {
+        let images = match residency {
+            Residency::All => None,
+            Residency::InTurn => Some(Images::of(plan)),
+        };
         let mut end = 0usize;
         let mut place = |bytes: usize| {
             let start = end;
@@ -47,12 +57,22 @@ impl Layout {
         };
         let mut spaces = BTreeMap::new();
         let (mut run, mut faults) = (0, 0..0);
+        let mut slots = [0..0, 0..0];
+        if let Some(images) = &images {
+            slots = std::array::from_fn(|slot| {
+                let (bytes, start) = (images.slot(slot), place(images.slot(slot)));
+                start..start.saturating_add(bytes)
+            });
+        }
         for &space in Space::ALL {
             // Between what a step is given and what it reports; numbers and faults are fetched in one copy.
             if space == Space::Metric {
                 run = place(RUN);
             }
-            spaces.insert(space, place(plan.memory.of(space)));
+            let in_slots = images.is_some() && matches!(space, Space::Parameter | Space::Optimizer);
+            if !in_slots {
+                spaces.insert(space, place(plan.memory.of(space)));
+            }
             if space == Space::Metric {
                 let bytes = 2 * plan.modules.len() * FAULT;
                 let start = place(bytes);
@@ -62,7 +82,7 @@ impl Layout {
         let bytes = most_turns(plan).saturating_mul(TURN);
         let start = place(bytes);
         let turns = start..start.saturating_add(bytes);
-        Layout { run, status: spaces[&Space::Metric], faults, turns, spaces, total: end }
+        Layout { run, status: spaces[&Space::Metric], faults, turns, images, slots, spaces, total: end }
     }
 
     /// Bytes of the allocation.
@@ -70,14 +90,30 @@ impl Layout {
         self.total
     }
 
-    /// First byte of a space.
+    /// The modules' images, where they take turns.
+    pub(super) fn images(&self) -> Option<&Images> {
+        self.images.as_ref()
+    }
+
+    /// Bytes of a slot for modules that take turns.
+    pub(super) fn slot(&self, slot: usize) -> Range<usize> {
+        self.slots[slot].clone()
+    }
+
+    /// First byte of a space that is not in slots.
     pub(super) fn space(&self, space: Space) -> usize {
         self.spaces[&space]
     }
 
     /// Bytes of a buffer.
     pub(super) fn buffer(&self, b: &Buffer) -> Range<usize> {
-        let start = self.space(b.space) + b.offset;
+        let start = match (&self.images, b.space) {
+            (Some(images), Space::Parameter | Space::Optimizer) => {
+                let (module, place) = images.place(b);
+                self.slots[slot_of(module)].start + place.start
+            }
+            _ => self.space(b.space) + b.offset,
+        };
         start..start + b.bytes
     }
 
@@ -156,7 +192,7 @@ mod tests {
             eval_arena: 700,
         };
         let p = plan(memory);
-        let l = Layout::of(&p);
+        let l = Layout::of(&p, Residency::All);
         let mut ranges: Vec<Range<usize>> =
             Space::ALL.iter().map(|&s| l.space(s)..l.space(s) + p.memory.of(s)).collect();
         ranges.push(l.run()..l.run() + RUN);
@@ -176,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_step_reports_in_one_range() {
-        let l = Layout::of(&plan(Memory { metric: 64, boundary: 64, ..Memory::default() }));
+        let l = Layout::of(&plan(Memory { metric: 64, boundary: 64, ..Memory::default() }), Residency::All);
         assert_eq!(l.status().start, l.space(Space::Metric));
         assert_eq!(l.status().end, l.faults().end);
         assert!(l.status().end <= l.space(Space::Boundary));
@@ -186,7 +222,8 @@ mod tests {
 
     #[test]
     fn absurd_sizes_saturate() {
-        let l = Layout::of(&plan(Memory { parameter: usize::MAX, arena: usize::MAX, ..Memory::default() }));
+        let l =
+            Layout::of(&plan(Memory { parameter: usize::MAX, arena: usize::MAX, ..Memory::default() }), Residency::All);
         assert!(l.total() > usize::MAX / 2);
     }
 }

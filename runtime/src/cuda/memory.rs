@@ -7,13 +7,14 @@ use cudarc::driver::sys::{CUdeviceptr, CUresult};
 use cudarc::driver::{CudaContext, CudaStream, result};
 use slrc_plan::{Plan, Space};
 
+use crate::cuda::Residency;
 use crate::cuda::error::Called;
 use crate::cuda::layout::Layout;
 use crate::cuda::staging::{Pinned, Staging};
 use crate::device::DeviceError;
 
 /// What memory holds before anything is written: a NaN as f32, so that a read of what was never written shows.
-const POISON: u8 = 0xff;
+pub(super) const POISON: u8 = 0xff;
 
 /// Memory of a plan on a device.
 pub(super) struct Memory {
@@ -28,21 +29,37 @@ pub(super) struct Memory {
 
 impl Memory {
     /// Allocates a plan's memory; `device` names the device in messages.
-    pub(super) fn allocate(plan: &Plan, stream: &Arc<CudaStream>, device: &str) -> Result<Memory, DeviceError> {
-        let layout = Layout::of(plan);
+    pub(super) fn allocate(
+        plan: &Plan,
+        stream: &Arc<CudaStream>,
+        residency: Residency,
+        device: &str,
+    ) -> Result<Memory, DeviceError> {
+        let layout = Layout::of(plan, residency);
         let context = stream.context().clone();
-        // A step's inputs, its numbers and its seed and step together.
-        let staging = Staging::allocate(&context, plan.memory.input + plan.memory.scalar + Staging::ALIGNMENT)?;
+        // A step's numbers, and its seed and step; the batch goes another way (`uploads.rs`).
+        let staging = Staging::allocate(&context, plan.memory.scalar + Staging::ALIGNMENT)?;
         let report = Pinned::allocate(layout.status().len())?;
-        let start = allocate(layout.total(), device)?;
+        let in_turn = match residency {
+            Residency::All => Some(Layout::of(plan, Residency::InTurn).total()),
+            Residency::InTurn => None,
+        };
+        let start = allocate(layout.total(), in_turn, device)?;
         let memory = Memory { context, stream: stream.clone(), layout, start, staging, report };
         memory.fill(0..memory.layout.total(), POISON)?;
-        for space in [Space::Optimizer, Space::Scalar] {
+        // Where modules take turns, their state is in host memory.
+        let zeroed: &[Space] = match residency {
+            Residency::All => &[Space::Optimizer, Space::Scalar],
+            Residency::InTurn => &[Space::Scalar],
+        };
+        for &space in zeroed {
             let start = memory.layout.space(space);
             memory.fill(start..start + plan.memory.of(space), 0)?;
         }
         memory.fill(memory.layout.status(), 0)?;
         memory.fill(memory.layout.turns(), 0)?;
+        // Other streams may write from here on.
+        memory.wait()?;
         Ok(memory)
     }
 
@@ -126,10 +143,11 @@ impl Drop for Memory {
     }
 }
 
-/// One block of device memory.
-fn allocate(needed: usize, device: &str) -> Result<CUdeviceptr, DeviceError> {
+/// One block of device memory. `in_turn` is what would be needed if modules took turns.
+fn allocate(needed: usize, in_turn: Option<usize>, device: &str) -> Result<CUdeviceptr, DeviceError> {
     let (free, _) = result::mem_get_info().called("cuMemGetInfo")?;
-    let too_little = || DeviceError::OutOfDeviceMemory { needed, free, device: device.to_string() };
+    let in_turn = in_turn.filter(|&n| n <= free && n < needed);
+    let too_little = || DeviceError::OutOfDeviceMemory { needed, free, device: device.to_string(), in_turn };
     if needed > free {
         return Err(too_little());
     }

@@ -3,8 +3,10 @@
 //! Both are libraries that are looked for when a device is asked for: the program builds and starts on any machine.
 //! [`probe`] finds what is there; [`compile`] makes machine code of a plan's `kernels.cu`, which lies beside the plan
 //! ([`cubin`]) or in a cache on disk; [`code`] finds it;
-//! [`CudaDevice`] holds one allocation of the size the plan says and one stream on which everything happens in order. A
-//! program is recorded as a graph when it first runs and replayed from then on.
+//! [`CudaDevice`] holds one allocation of the size the plan says and one stream on which programs run in order. A
+//! program is recorded as a graph when it first runs and replayed from then on. Batches arrive on a stream of their own
+//! (`uploads.rs`), and what a step reports is read when the next one is queued (`reports.rs`). Modules may take turns
+//! on the device (`streaming.rs`).
 //!
 //! Unsafe code is allowed in this folder because every call of the driver is unsafe. Its contract: a plan passes
 //! [`slrc_plan::validate`] before it is loaded, launches pass as many arguments as their functions take (`source.rs`),
@@ -18,12 +20,16 @@ pub mod code;
 pub mod compile;
 pub mod cubin;
 mod error;
+mod images;
 mod layout;
 mod memory;
 pub mod probe;
 mod program;
+mod reports;
 mod source;
 mod staging;
+mod streaming;
+mod uploads;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -36,8 +42,12 @@ use slrc_plan::{Buffer, Kernel, Plan, Space};
 
 use crate::cuda::code::Kernels;
 use crate::cuda::error::Called;
+use crate::cuda::layout::Layout;
 use crate::cuda::memory::Memory;
 use crate::cuda::program::{Place, Program};
+use crate::cuda::reports::{Reports, SLOTS};
+use crate::cuda::streaming::{Streaming, is_image};
+use crate::cuda::uploads::Uploads;
 use crate::device::{Device, DeviceError, ProgramKind, StepContext};
 
 /// How a device runs programs.
@@ -60,10 +70,29 @@ impl Launching {
     }
 }
 
+/// Where weights and optimizer state are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residency {
+    /// All on the device.
+    All,
+    /// In pinned host memory; on the device are those of the module that runs and of the next.
+    InTurn,
+}
+
+/// Bytes of device memory that a plan takes: its spaces, aligned, and a few for the runtime.
+pub fn device_bytes(plan: &Plan, residency: Residency) -> usize {
+    Layout::of(plan, residency).total()
+}
+
 /// A plan on a GPU.
 pub struct CudaDevice {
     /// Of each module: training and evaluation. Fields are dropped in order, work before what it works on.
     programs: Vec<[Program; 2]>,
+    uploads: RefCell<Uploads>,
+    /// Where modules take turns.
+    streaming: Option<RefCell<Streaming>>,
+    /// Of steps not finished yet.
+    reports: Reports,
     memory: Memory,
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
@@ -81,16 +110,17 @@ impl CudaDevice {
         ordinal: usize,
         kernels: &Kernels,
         launching: Launching,
+        residency: Residency,
     ) -> Result<CudaDevice, DeviceError> {
         kernels.check(plan)?;
         let info = probe::device_info(ordinal)?;
         let code = kernels.machine_code(plan, &info)?;
         let context = CudaContext::new(ordinal).called("cuDevicePrimaryCtxRetain")?;
-        // SAFETY: one stream does everything, in order; a graph could not be recorded with waits for events in it.
+        // SAFETY: what streams must wait for is said here; a graph could not be recorded with waits for events in it.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().called("cuStreamCreate")?;
         let code = context.load_module(Ptx::from_binary(code)).called("cuModuleLoadData")?;
-        let memory = Memory::allocate(plan, &stream, &format!("cuda:{ordinal} ({})", info.name))?;
+        let memory = Memory::allocate(plan, &stream, residency, &format!("cuda:{ordinal} ({})", info.name))?;
         let buffers: BTreeMap<&str, &Buffer> = plan.all_buffers().map(|b| (b.id.as_str(), b)).collect();
         let prepare = |module: usize, kind: ProgramKind, p: &slrc_plan::plan::Program| {
             Program::prepare(p, &code, &Place { module, kind, memory: &memory, buffers: &buffers })
@@ -100,15 +130,15 @@ impl CudaDevice {
             .iter()
             .map(|m| Ok([prepare(m.index, ProgramKind::Step, &m.step)?, prepare(m.index, ProgramKind::Eval, &m.eval)?]))
             .collect::<Result<_, DeviceError>>()?;
-        Ok(CudaDevice { programs, memory, stream, context, launching, run: None, report: RefCell::new(None) })
+        let uploads = RefCell::new(Uploads::new(plan, &stream)?);
+        let images = memory.layout().images();
+        let streaming = images.map(|i| Streaming::new(plan, i, &stream).map(RefCell::new)).transpose()?;
+        let reports = Reports::allocate(&stream, memory.layout().status().len())?;
+        let report = RefCell::new(None);
+        Ok(CudaDevice { programs, uploads, streaming, reports, memory, stream, context, launching, run: None, report })
     }
 
-    /// Bytes allocated on the device: the plan's spaces, aligned, and a few for the runtime.
-    pub fn allocated(&self) -> usize {
-        self.memory.layout().total()
-    }
-
-    /// Device address of a buffer's first byte, for tools that watch memory.
+    /// Device address of a buffer's first byte while its module runs, for tools that watch memory.
     pub fn address(&self, buffer: &Buffer) -> u64 {
         self.memory.address(self.memory.layout().buffer(buffer).start)
     }
@@ -135,20 +165,45 @@ impl CudaDevice {
             return Ok(());
         }
         let report = self.memory.read_report()?;
+        self.check(&report)?;
+        *self.report.borrow_mut() = Some(report);
+        Ok(())
+    }
+
+    /// An error if a report has a fault. It is told once, as another device would: later work is judged on its own.
+    fn check(&self, report: &[u8]) -> Result<(), DeviceError> {
         let layout = self.memory.layout();
         for (i, programs) in self.programs.iter().enumerate() {
             for (program, kind) in programs.iter().zip([ProgramKind::Step, ProgramKind::Eval]) {
                 let at = layout.fault(i + 1, kind) - layout.status().start;
                 let number = i32::from_le_bytes([report[at], report[at + 1], report[at + 2], report[at + 3]]);
                 if number != fault::NONE {
-                    // The fault is told once, as another device would.
                     self.memory.fill(layout.faults(), 0)?;
                     return Err(fault_error(i + 1, program, number));
                 }
             }
         }
-        *self.report.borrow_mut() = Some(report);
         Ok(())
+    }
+
+    /// What a program must wait for before it is queued.
+    fn before(&mut self, module: usize, context: StepContext) -> Result<(), DeviceError> {
+        self.bind()?;
+        self.set_run(context)?;
+        *self.report.get_mut() = None;
+        if let Some(streaming) = &mut self.streaming {
+            streaming.get_mut().before(&self.memory, &self.stream, module)?;
+        }
+        self.uploads.get_mut().join(&self.stream)
+    }
+
+    /// What waits for a program that was queued.
+    fn after(&mut self, module: usize, kind: ProgramKind) -> Result<(), DeviceError> {
+        self.uploads.get_mut().ran(&self.stream, module, kind)?;
+        match &mut self.streaming {
+            Some(streaming) => streaming.get_mut().after(&self.memory, &self.stream, module, kind),
+            None => Ok(()),
+        }
     }
 }
 
@@ -156,6 +211,8 @@ impl Drop for CudaDevice {
     fn drop(&mut self) {
         // Code, graphs and memory are given back when nothing uses them; what failed was told by the calls before.
         let _ = self.bind();
+        let _ = self.uploads.get_mut().finish();
+        let _ = self.streaming.as_mut().map(|s| s.get_mut().finish());
         let _ = self.stream.synchronize();
     }
 }
@@ -177,12 +234,25 @@ impl Device for CudaDevice {
             self.settle()?;
             *self.report.borrow_mut() = None;
         }
-        self.memory.write(self.memory.layout().buffer(buffer).start, bytes)
+        if let (Some(streaming), true) = (&mut self.streaming, is_image(buffer)) {
+            return streaming.get_mut().write(&self.memory, buffer, bytes);
+        }
+        let at = self.memory.layout().buffer(buffer).start;
+        if buffer.space == Space::Input {
+            return self.uploads.get_mut().write(buffer, self.memory.address(at), bytes);
+        }
+        self.memory.write(at, bytes)
     }
 
     fn read(&self, buffer: &Buffer) -> Result<Vec<u8>, DeviceError> {
         self.bind()?;
         self.settle()?;
+        if let (Some(streaming), true) = (&self.streaming, is_image(buffer)) {
+            return streaming.borrow_mut().read(&self.memory, buffer);
+        }
+        if buffer.space == Space::Input {
+            self.uploads.borrow_mut().join(&self.stream)?;
+        }
         let range = self.memory.layout().buffer(buffer);
         if buffer.space != Space::Metric {
             return self.memory.read(range);
@@ -194,14 +264,36 @@ impl Device for CudaDevice {
     }
 
     fn run(&mut self, module: usize, program: ProgramKind, context: StepContext) -> Result<(), DeviceError> {
-        self.bind()?;
-        self.set_run(context)?;
-        *self.report.get_mut() = None;
-        let program = &mut self.programs[module - 1][program as usize];
+        self.before(module, context)?;
+        let prepared = &mut self.programs[module - 1][program as usize];
         match self.launching {
-            Launching::Graphs => program.run_graph(&self.stream),
-            Launching::Eager => program.run(&self.stream),
+            Launching::Graphs => prepared.run_graph(&self.stream)?,
+            Launching::Eager => prepared.run(&self.stream)?,
         }
+        self.after(module, program)
+    }
+
+    fn queue_report(&mut self) -> Result<(), DeviceError> {
+        self.bind()?;
+        let from = self.memory.address(self.memory.layout().status().start);
+        self.reports.queue(&self.stream, from)
+    }
+
+    fn report(&mut self) -> Result<Vec<u8>, DeviceError> {
+        self.bind()?;
+        let taken = self.reports.take().and_then(|report| self.check(&report).map(|()| report));
+        if taken.is_err() {
+            self.reports.forget();
+        }
+        taken
+    }
+
+    fn steps_ahead(&self) -> usize {
+        SLOTS - 1
+    }
+
+    fn allocated(&self) -> usize {
+        self.memory.layout().total()
     }
 
     fn profile(
@@ -211,10 +303,9 @@ impl Device for CudaDevice {
         context: StepContext,
         after: &mut (dyn FnMut(&Kernel, f64) + Send),
     ) -> Result<(), DeviceError> {
-        self.bind()?;
-        self.set_run(context)?;
-        *self.report.get_mut() = None;
+        self.before(module, context)?;
         self.programs[module - 1][program as usize].profile(&self.stream, after)?;
+        self.after(module, program)?;
         self.settle()
     }
 }

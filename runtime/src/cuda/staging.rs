@@ -28,7 +28,8 @@ impl Pinned {
     /// Some of its bytes.
     ///
     /// # Safety
-    /// No copy from or to these bytes is queued, and no other reference to them is alive.
+    /// No other reference to them is alive. No copy from or to these bytes is queued, but where they are only handed to
+    /// a further copy on the same stream.
     #[allow(clippy::mut_from_ref, reason = "memory the device writes, too; the caller's promise replaces the borrow")]
     pub(super) unsafe fn bytes_mut(&self, range: Range<usize>) -> &mut [u8] {
         assert!(range.start <= range.end && range.end <= self.bytes, "invariant: the range lies in the block");

@@ -36,6 +36,14 @@ pub enum TrainError {
     /// The device's or a kernel's fault.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A kernel met data it cannot work with.
+    #[error("at step {step}, {source}; the last checkpoint is intact")]
+    Kernel {
+        /// From 0.
+        step: u64,
+        /// Which kernel, and why.
+        source: DeviceError,
+    },
     /// The run folder cannot be used so.
     #[error("{path}: {reason}")]
     Run {
@@ -209,21 +217,24 @@ pub fn train(
     }
     let every = options.checkpoint_every.unwrap_or(per_epoch).max(1);
     let mut epoch_order: Option<(u64, Vec<u32>)> = None;
+    // Steps queued: those done, and on a device that works on its own some ahead of them.
+    let mut queued = state.step;
     while state.step < total {
-        let (epoch, within) = (state.step / per_epoch, (state.step % per_epoch) as usize);
-        if epoch_order.as_ref().map(|o| o.0) != Some(epoch) {
-            epoch_order = Some((epoch, order.epoch(epoch)));
+        // A checkpoint is what its step left: none is queued behind that step before it is written.
+        let stop = (state.step / every + 1).saturating_mul(every).min(total);
+        while queued < stop && queued - state.step <= session.steps_ahead() as u64 {
+            let (epoch, within) = (queued / per_epoch, (queued % per_epoch) as usize);
+            if epoch_order.as_ref().map(|o| o.0) != Some(epoch) {
+                epoch_order = Some((epoch, order.epoch(epoch)));
+            }
+            let samples = &epoch_order.as_ref().expect("set above").1[within * batch..(within + 1) * batch];
+            feed(session, data, samples)?;
+            session.queue_step(queued, total).map_err(at_step(queued))?;
+            queued += 1;
         }
-        let samples = &epoch_order.as_ref().expect("set above").1[within * batch..(within + 1) * batch];
-        feed(session, data, samples)?;
-        let modules = session.step(state.step, total)?;
-        if let Some((i, m)) = modules.iter().enumerate().find(|(_, m)| !m.loss.is_finite()) {
-            return Err(TrainError::Diverged { module: i + 1, loss: m.loss, step: state.step });
-        }
-        let overflow = |b: &BoundaryReport| ![b.discord, b.cosine, b.ratio].iter().all(|x| x.is_finite());
-        if let Some(i) = modules.iter().position(|m| m.boundary.as_ref().is_some_and(overflow)) {
-            return Err(TrainError::Gradients { module: i + 1, step: state.step });
-        }
+        let modules = session.finish_step().map_err(at_step(state.step))?;
+        check_finite(state.step, &modules)?;
+        let epoch = state.step / per_epoch;
         state.step += 1;
         if state.step.is_multiple_of(options.log_every.max(1)) || state.step == total || state.step == 1 {
             log.write(state.step, epoch, &modules)?;
@@ -236,6 +247,26 @@ pub fn train(
             Checkpoint::save(run, session, &state)?;
         }
         progress(Progress { done: state.step, total, steps_per_epoch: per_epoch, modules: &modules });
+    }
+    Ok(())
+}
+
+/// What went wrong in a step; what concerns the device as a whole is no step's.
+fn at_step(step: u64) -> impl FnOnce(DeviceError) -> TrainError {
+    move |e| match e {
+        source @ DeviceError::Kernel { .. } => TrainError::Kernel { step, source },
+        e => TrainError::Device(e),
+    }
+}
+
+/// Fails where a step's numbers tell that training diverged.
+fn check_finite(step: u64, modules: &[ModuleReport]) -> Result<(), TrainError> {
+    if let Some((i, m)) = modules.iter().enumerate().find(|(_, m)| !m.loss.is_finite()) {
+        return Err(TrainError::Diverged { module: i + 1, loss: m.loss, step });
+    }
+    let overflow = |b: &BoundaryReport| ![b.discord, b.cosine, b.ratio].iter().all(|x| x.is_finite());
+    if let Some(i) = modules.iter().position(|m| m.boundary.as_ref().is_some_and(overflow)) {
+        return Err(TrainError::Gradients { module: i + 1, step });
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 // Streams as queues. Eager: an operation runs when it is put in. Lazy: only when something waits for it, so that what
-// the host reads too early is still old. Random: a generator lets streams advance at any call.
+// the host reads too early is still old. Late: one stream is lazy, the others overtake it wherever they may; early: the
+// other way round. Random: a generator lets streams advance at any call.
 #include "stream.hpp"
 
 #include <algorithm>
@@ -66,7 +67,9 @@ void advance_by_chance() {
 
 // What follows an operation's arrival in the queue.
 void progress(Stream *stream) {
-  if (options().streams == Streams::eager)
+  if (options().streams == Streams::eager ||
+      (options().streams == Streams::late && stream->number != options().one_stream) ||
+      (options().streams == Streams::early && stream->number == options().one_stream))
     drain(stream);
   else if (options().streams == Streams::random)
     advance_by_chance();

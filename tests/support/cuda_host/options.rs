@@ -25,6 +25,11 @@ pub(crate) enum Streams {
     Eager,
     /// Only when something waits for them.
     Lazy,
+    /// Those of the stream of this number, by the order of creation from 1, only when something waits for them; those
+    /// of the others at once: they overtake it wherever they may.
+    Late(u64),
+    /// The other way round: that stream's at once, those of the others only when something waits for them.
+    Early(u64),
     /// Streams advance at any call, drawn by a generator with this seed.
     Random(u64),
 }
@@ -60,6 +65,8 @@ pub(crate) struct Options {
     pub(crate) pools: bool,
     /// `FUNCTION:CALL:CODE[:sticky|:late]`, several separated by commas.
     pub(crate) fail: String,
+    /// `FUNCTION[:CALL]`, several separated by commas: calls that succeed without doing anything.
+    pub(crate) skip: String,
     /// Where to write counts. Set by `in_child` itself.
     pub(crate) counts: Option<PathBuf>,
     /// Where to write a chronological log. `in_child` takes any path as a wish and returns the lines.
@@ -82,6 +89,7 @@ impl Default for Options {
             multiprocessors: 108,
             pools: true,
             fail: String::new(),
+            skip: String::new(),
             counts: None,
             log: None,
             real_nvrtc: std::env::var_os("CUDA_HOST_REAL_NVRTC").map(PathBuf::from),
@@ -116,6 +124,8 @@ impl Options {
                 match self.streams {
                     Streams::Eager => "eager".into(),
                     Streams::Lazy => "lazy".into(),
+                    Streams::Late(number) => seeded("late", number),
+                    Streams::Early(number) => seeded("early", number),
                     Streams::Random(seed) => seeded("random", seed),
                 },
             ),
@@ -126,6 +136,7 @@ impl Options {
             ("CUDA_HOST_MULTIPROCESSORS", self.multiprocessors.to_string().into()),
             ("CUDA_HOST_POOLS", u8::from(self.pools).to_string().into()),
             ("CUDA_HOST_FAIL", self.fail.clone().into()),
+            ("CUDA_HOST_SKIP", self.skip.clone().into()),
             // What this compiler makes must not get into the user's cache; a folder that cannot be made is no cache.
             ("SLRC_CACHE", "/dev/null/none".into()),
         ];

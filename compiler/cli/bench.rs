@@ -1,0 +1,175 @@
+//! `slrc bench`: how long plans' training steps take, on random data.
+
+use std::path::Path;
+use std::time::Instant;
+
+use serde::Serialize;
+use slrc_plan::Plan;
+use slrc_runtime::devices::DeviceName;
+use slrc_runtime::folder::{read_plan, read_weights};
+use slrc_runtime::session::Session;
+
+use crate::args::BenchArgs;
+use crate::batch::Batch;
+use crate::device;
+use crate::failure::Failure;
+use crate::output;
+use crate::roofline::bytes_moved;
+use crate::table::{bytes, table};
+
+/// Steps before those that count: they touch memory, record graphs and fill caches. At least one, as a step begins
+/// where the one before it ends.
+const WARM_UP: u64 = 3;
+
+/// What `--json` prints of a plan; field names are part of the interface.
+#[derive(Serialize)]
+struct Row {
+    plan: String,
+    model: String,
+    modules: usize,
+    batch: usize,
+    device: String,
+    /// Whether modules took turns on the device.
+    stream_modules: bool,
+    /// Steps that count.
+    steps: u64,
+    /// Median.
+    step_seconds: f64,
+    samples_per_second: f64,
+    /// Kernels started; none where kernels are not started one by one.
+    launches_per_step: Option<usize>,
+    /// Of every kernel, each operand once.
+    planned_bytes_per_step: usize,
+    /// Planned bytes by the time of a step.
+    bytes_per_second: f64,
+    /// Of the device's own memory.
+    allocated_bytes: usize,
+    /// What a training step needs of it with all modules there.
+    peak_bytes: usize,
+}
+
+pub(crate) fn run(a: &BenchArgs) -> Result<(), Failure> {
+    let rows = a.plans.iter().map(|folder| bench(a, folder)).collect::<Result<Vec<Row>, Failure>>()?;
+    if a.json {
+        let json = serde_json::to_string_pretty(&rows).map_err(|e| Failure::Run(e.to_string()))?;
+        output::line(json);
+    } else {
+        output::print(&text(&rows));
+    }
+    Ok(())
+}
+
+fn bench(a: &BenchArgs, folder: &Path) -> Result<Row, Failure> {
+    let folder = &crate::plan::folder(folder);
+    let plan = read_plan(folder)?;
+    let name = a.device.unwrap_or_else(|| DeviceName::of(&plan));
+    let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), folder)?;
+    let mut session = Session::new(plan, device, &read_weights(folder)?)?;
+    let seconds = median(&measure(&mut session, a.steps)?);
+    let plan = session.plan();
+    let moved = planned_bytes(plan);
+    Ok(Row {
+        plan: folder.display().to_string(),
+        model: plan.model.name.clone(),
+        modules: plan.modules.len(),
+        batch: plan.settings.batch,
+        device: name.to_string(),
+        stream_modules: a.streaming.stream_modules,
+        steps: a.steps,
+        step_seconds: seconds,
+        samples_per_second: plan.settings.batch as f64 / seconds,
+        launches_per_step: match name {
+            DeviceName::Cpu => None,
+            DeviceName::Cuda(_) => Some(plan.modules.iter().map(|m| m.step.launches.len()).sum()),
+        },
+        planned_bytes_per_step: moved,
+        bytes_per_second: moved as f64 / seconds,
+        allocated_bytes: session.allocated(),
+        peak_bytes: plan.memory.peak(),
+    })
+}
+
+/// Seconds of each step that counts. Steps follow each other as they do in training: a batch is fed and its step queued
+/// while the one before may still run, and a step ends when its report is there.
+fn measure(session: &mut Session, steps: u64) -> Result<Vec<f64>, Failure> {
+    let batch = Batch::random(session);
+    let total = WARM_UP.saturating_add(steps);
+    let (mut queued, mut seconds) = (0, Vec::new());
+    let mut start = Instant::now();
+    for done in 0..total {
+        while queued < total && queued - done <= session.steps_ahead() as u64 {
+            batch.feed(session)?;
+            session.queue_step(queued, total)?;
+            queued += 1;
+        }
+        session.finish_step()?;
+        let end = Instant::now();
+        if done >= WARM_UP {
+            seconds.push((end - start).as_secs_f64());
+        }
+        start = end;
+    }
+    Ok(seconds)
+}
+
+/// Bytes that the kernels of a step read and write, each operand once a kernel.
+fn planned_bytes(plan: &Plan) -> usize {
+    plan.modules.iter().flat_map(|m| &m.step.kernels).map(|k| bytes_moved(plan, k)).sum()
+}
+
+/// The middle value, or the mean of the two in the middle; 0 of none.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut v = values.to_vec();
+    v.sort_by(f64::total_cmp);
+    let middle = &v[v.len().saturating_sub(1) / 2..v.len() / 2 + usize::from(!v.is_empty())];
+    middle.iter().sum::<f64>() / middle.len().max(1) as f64
+}
+
+/// A line a plan.
+fn text(rows: &[Row]) -> String {
+    let lines = rows
+        .iter()
+        .map(|r| {
+            vec![
+                r.plan.clone(),
+                if r.stream_modules { format!("{}, in turn", r.device) } else { r.device.clone() },
+                r.modules.to_string(),
+                r.batch.to_string(),
+                format!("{:.3} ms", r.step_seconds * 1e3),
+                format!("{:.1}", r.samples_per_second),
+                r.launches_per_step.map_or(String::new(), |n| n.to_string()),
+                bytes(r.planned_bytes_per_step),
+                format!("{}/s", bytes(r.bytes_per_second as usize)),
+                bytes(r.allocated_bytes),
+                bytes(r.peak_bytes),
+            ]
+        })
+        .collect();
+    let header = [
+        "plan",
+        "device",
+        "modules",
+        "batch",
+        "step",
+        "samples/s",
+        "launches",
+        "planned",
+        "bandwidth",
+        "allocated",
+        "peak",
+    ];
+    table(&header, &[2, 3, 4, 5, 6, 7, 8, 9, 10], lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert_eq!(median(&[7.0]), 7.0);
+        assert_eq!(median(&[]), 0.0);
+    }
+}
