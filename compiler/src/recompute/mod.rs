@@ -2,7 +2,7 @@
 //!
 //! Most of a step's memory are values of the forward pass that the backward pass uses. Many of them are cheap functions
 //! of others: a normalised activation of the convolution's result, GELU of what went in. At the moment when most bytes
-//! are held ([`pressure`]), a minimum cut ([`cut`]) chooses what to keep: everything used later must follow, by
+//! are held (`pressure.rs`), a minimum cut (`cut.rs`) chooses what to keep: everything used later must follow, by
 //! elementwise work alone, from something kept. What is not kept is computed again where it is used. Then the next
 //! fullest moment is looked at, since a step has several passes.
 //!
