@@ -178,7 +178,9 @@ impl Pass {
             code.line("__syncthreads();");
         }
         self.results.iter().enumerate().for_each(|(i, r)| tile.contraction(&mut code, i, r));
-        code.finish("attention", BLOCK, [batch.iter().product::<usize>() * strips, 1, 1])
+        let call = code.finish("attention", BLOCK, [batch.iter().product::<usize>() * strips, 1, 1]);
+        // Shared memory leaves room for few blocks in any case; left to itself, ptxas aims at more, and spills.
+        Call { all_registers: true, ..call }
     }
 }
 
