@@ -165,10 +165,11 @@ def vit(fused):
     return net
 
 
-def plan_of(slrc, export, batch, folder):
+def plan_of(slrc, export, options, batch, folder):
+    """A plan of an export of the repository, with random weights and SGD with momentum."""
     model, out = folder / "model.onnx", folder / "plan"
     model.write_bytes(gzip.decompress((ROOT / f"models/exports/{export}.onnx.gz").read_bytes()))
-    options = f"--modules 1 --init random --optimizer sgd --momentum 0.9 --batch {batch} --target cuda"
+    options = f"{options} --init random --optimizer sgd --momentum 0.9 --batch {batch}"
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     done = subprocess.run([slrc, "partition", model, *options.split(), "-o", out], **quiet)
     if done.returncode:
@@ -243,7 +244,7 @@ def main():
     for name, variant, export, make in CASES:
         if export not in plans:
             with tempfile.TemporaryDirectory() as folder:
-                plans[export] = ours(plan_of(a.slrc, export, a.batch, pathlib.Path(folder)))
+                plans[export] = ours(plan_of(a.slrc, export, "--modules 1 --target cuda", a.batch, pathlib.Path(folder)))
         (count, moved), theirs = plans[export], pytorch(make, a.batch)
         launched, planned = sum(theirs.launches.values()), sum(count.values())
         once, bytes_ours = sum(theirs.bytes.values()), sum(moved.values())

@@ -13,16 +13,13 @@ docs/memory.md.
 """
 
 import argparse
-import gzip
 import pathlib
-import subprocess
-import sys
 import tempfile
 import weakref
 
 import torch
 import torch.utils.checkpoint
-import yaml
+from compare_launches import plan_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -136,14 +133,7 @@ def theirs(make, batch, checkpointed):
 
 def ours(slrc, export, options, batch, folder):
     """Arena and boundaries of a plan."""
-    model, out = folder / "model.onnx", folder / "plan"
-    model.write_bytes(gzip.decompress((ROOT / f"models/exports/{export}.onnx.gz").read_bytes()))
-    command = f"{options} --init random --batch {batch} --optimizer sgd --momentum 0.9"
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    done = subprocess.run([slrc, "partition", model, *command.split(), "-o", out], **quiet)
-    if done.returncode:
-        sys.exit(done.stderr)
-    memory = yaml.load((out / "plan.yaml").read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["memory"]
+    memory = plan_of(slrc, export, options, batch, folder)["memory"]
     return memory["arena"] + memory["boundary"]
 
 

@@ -52,7 +52,6 @@ impl Attention {
                 Ending { exit, value: (g.node(exit.node).operands[exit.slot], map) }
             })
             .collect();
-        region.refresh(g, l);
         let values: Vec<(NodeId, Map)> = region
             .sinks
             .iter()

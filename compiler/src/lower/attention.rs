@@ -25,9 +25,7 @@ impl Lowering<'_> {
         let (region, found) = self.region_with(item, &a.region, &a.products, &values, &by_rows);
         let mut plan = Plan { products: Vec::new(), region, results: Vec::new(), strip: 0 };
         for (i, (node, map)) in a.products.iter().enumerate() {
-            let (score, flops_k) = self.score(format!("p{i}"), *node, map, a.region.space.len());
-            debug_assert!(flops_k > 0);
-            plan.products.push(score);
+            plan.products.push(self.score(format!("p{i}"), *node, map, a.region.space.len()));
         }
         for ((e, over), value) in a.exits.iter().zip(over).zip(found) {
             let Arg::Value(value) = value else { unreachable!("invariant: scores vary from element to element") };
@@ -58,7 +56,7 @@ impl Lowering<'_> {
         View { strides, ..self.view(layout) }
     }
 
-    fn score(&mut self, name: String, node: NodeId, map: &Map, dims: usize) -> (Score, usize) {
+    fn score(&mut self, name: String, node: NodeId, map: &Map, dims: usize) -> Score {
         let n = self.g.node(node);
         let (shape, operands) = (n.ty.shape.clone(), n.operands.clone());
         let rank = shape.len();
@@ -70,7 +68,7 @@ impl Lowering<'_> {
         } else {
             (self.matrix(&second, &shape, true), self.matrix(&first, &shape, true))
         };
-        (Score { name, k, a, b }, k)
+        Score { name, k, a, b }
     }
 
     fn contraction(&mut self, e: &Ending, over: Over, value: String) -> Contraction {

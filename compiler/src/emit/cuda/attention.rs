@@ -30,10 +30,10 @@ pub(super) fn emit(table: &Table<'_>, a: &Attention) -> Vec<Call> {
     let (by_cols, by_rows) = (results(Over::Cols), results(Over::Rows));
     let mut calls = Vec::new();
     if !by_cols.is_empty() || !a.region.stores.is_empty() {
-        calls.push(straight(a, by_cols).emit(table));
+        calls.push(launch(table, &straight(a, by_cols)));
     }
     if !by_rows.is_empty() {
-        calls.push(transposed(a, by_rows).emit(table));
+        calls.push(launch(table, &transposed(a, by_rows)));
     }
     calls
 }
@@ -54,16 +54,16 @@ fn needed<'a>(a: &'a Attention, values: Vec<&'a str>, known: impl Fn(&str) -> bo
 }
 
 /// What is stored of rows or summed over columns.
-fn straight(a: &Attention, results: Vec<Contraction>) -> Pass {
+fn straight(a: &Attention, results: Vec<Contraction>) -> Attention {
     let stored = a.region.stores.iter().map(|s| s.value.as_str());
     let values = stored.chain(a.results.iter().filter(|r| r.over == Over::Cols).map(|r| r.value.as_str()));
     let needed = needed(a, values.collect(), |_| false);
     let products = a.products.iter().filter(|p| needed.contains(p.name.as_str())).cloned().collect();
-    Pass { products, region: a.region.clone(), results }
+    Attention { products, results, ..a.clone() }
 }
 
 /// The problem with rows and columns exchanged, for what is summed over rows.
-fn transposed(a: &Attention, results: Vec<Contraction>) -> Pass {
+fn transposed(a: &Attention, results: Vec<Contraction>) -> Attention {
     let rank = a.region.space.len();
     let turn = |v: &View| {
         let mut v = v.clone();
@@ -96,92 +96,74 @@ fn transposed(a: &Attention, results: Vec<Contraction>) -> Pass {
         split: None,
     };
     let products = a.products.iter().filter(|p| needed.contains(p.name.as_str()));
-    Pass { products: products.map(|p| Score { a: turn(&p.b), b: turn(&p.a), ..p.clone() }).collect(), region, results }
+    let products = products.map(|p| Score { a: turn(&p.b), b: turn(&p.a), ..p.clone() }).collect();
+    let results = results.into_iter().map(|r| Contraction { over: Over::Cols, ..r }).collect();
+    Attention { products, region, results, strip: a.strip }
 }
 
-/// Products, work on rows, and products summed over columns.
-struct Pass {
-    products: Vec<Score>,
-    region: Region,
-    results: Vec<Contraction>,
+/// Rows of a strip: as many as fit, but no more than there are.
+fn strip_of(a: &Attention) -> usize {
+    let fits = |r: &&usize| 4 * (a.held() * **r * a.cols() + DEPTH * (**r + TILE)) <= SHARED;
+    let enough = STRIPS.iter().rev().find(|r| **r >= a.rows()).copied().unwrap_or(STRIPS[0]);
+    let most = STRIPS.iter().find(fits).copied().expect("invariant: fusion leaves out what does not fit");
+    most.min(enough)
 }
 
-impl Pass {
-    fn batch(&self) -> &[usize] {
-        &self.region.space[..self.region.space.len() - 2]
+/// The launch of a problem whose results are all sums over columns.
+fn launch(table: &Table<'_>, a: &Attention) -> Call {
+    let (batch, rows, cols) = (a.batch(), a.rows(), a.cols());
+    let strip = strip_of(a);
+    let strips = rows.div_ceil(strip);
+    // Element e of the row at hand in a matrix.
+    let at = |i: usize| if i == 0 { "t[e]".into() } else { format!("t[{} + e]", i * strip * cols) };
+    let given: Vec<(&str, String)> = a.products.iter().enumerate().map(|(i, p)| (p.name.as_str(), at(i))).collect();
+    let body = Body::between(&a.region, &given);
+    let ends = a.products.iter().flat_map(|p| [p.a.end(&a.with([rows, p.k])), p.b.end(&a.with([p.k, cols]))]);
+    let ends = ends
+        .chain(a.results.iter().flat_map(|r| [r.by.end(&a.with([cols, r.width])), r.to.end(&a.with([rows, r.width]))]));
+    let ty = index_type(ends.flatten().chain([body.walk.end]).max().unwrap_or(0));
+    let mut code = Code::new(table);
+    for p in &a.products {
+        code.formula(format!("{}[{rows}, {cols}] = sum of {} terms a[r, k] b[k, c]", p.name, p.k));
     }
-
-    fn held(&self) -> usize {
-        self.products.len().max(self.results.len())
+    body.describe(&mut code);
+    for r in &a.results {
+        code.formula(format!("to[{rows}, {}] = sum over c of {}[r, c] by[c, e]", r.width, r.value));
     }
-
-    /// Rows of a strip: as many as fit, but no more than there are.
-    fn strip(&self, rows: usize, cols: usize) -> usize {
-        let fits = |r: &&usize| 4 * (self.held() * **r * cols + DEPTH * (**r + TILE)) <= SHARED;
-        let enough = STRIPS.iter().rev().find(|r| **r >= rows).copied().unwrap_or(STRIPS[0]);
-        let most = STRIPS.iter().find(fits).copied().expect("invariant: fusion leaves out what does not fit");
-        most.min(enough)
+    let wanted = a.results.iter().enumerate().map(|(i, r)| (r.value.clone(), at(i))).collect();
+    let row = Row::new(body, ty, 32, wanted);
+    code.line(format!("__shared__ float s[{}];", a.held() * strip * cols));
+    if !a.products.is_empty() {
+        code.line(format!("__shared__ float as[{DEPTH}][{strip}];"));
     }
-
-    fn emit(&self, table: &Table<'_>) -> Call {
-        let (batch, rank) = (self.batch().to_vec(), self.region.space.len());
-        let (rows, cols) = (self.region.space[rank - 2], self.region.space[rank - 1]);
-        let strip = self.strip(rows, cols);
-        let strips = rows.div_ceil(strip);
-        // Element e of the row at hand in a matrix.
-        let at = |i: usize| if i == 0 { "t[e]".into() } else { format!("t[{} + e]", i * strip * cols) };
-        let given: Vec<(&str, String)> =
-            self.products.iter().enumerate().map(|(i, p)| (p.name.as_str(), at(i))).collect();
-        let body = Body::between(&self.region, &given);
-        let with = |tail: [usize; 2]| [&batch[..], &tail].concat();
-        let ends = self.products.iter().flat_map(|p| [p.a.end(&with([rows, p.k])), p.b.end(&with([p.k, cols]))]);
-        let ends = ends.chain(
-            self.results.iter().flat_map(|r| [r.by.end(&with([cols, r.width])), r.to.end(&with([rows, r.width]))]),
-        );
-        let ty = index_type(ends.flatten().chain([body.walk.end]).max().unwrap_or(0));
-        let mut code = Code::new(table);
-        for p in &self.products {
-            code.formula(format!("{}[{rows}, {cols}] = sum of {} terms a[r, k] b[k, c]", p.name, p.k));
-        }
-        body.describe(&mut code);
-        for r in &self.results {
-            code.formula(format!("to[{rows}, {}] = sum over c of {}[r, c] by[c, e]", r.width, r.value));
-        }
-        let wanted = self.results.iter().enumerate().map(|(i, r)| (r.value.clone(), at(i))).collect();
-        let row = Row::new(body, ty, 32, wanted);
-        code.line(format!("__shared__ float s[{}];", self.held() * strip * cols));
-        if !self.products.is_empty() {
-            code.line(format!("__shared__ float as[{DEPTH}][{strip}];"));
-        }
-        code.line(format!("__shared__ float bs[{DEPTH}][{TILE}];"));
-        code.line(format!("const int tx = threadIdx.x % {TILE};"));
-        code.line(format!("const int ty = threadIdx.x / {TILE};"));
-        code.line(format!("const {ty} z = blockIdx.x / {strips};"));
-        code.line(format!("const {ty} r0 = blockIdx.x % {strips} * {strip};"));
-        let mut inner = 1;
-        for (i, &extent) in batch.iter().enumerate().rev() {
-            code.line(format!("const {ty} z{i} = z / {inner} % {extent};"));
-            inner *= extent;
-        }
-        let tile = Tile { ty, rows, cols, strip, held: strip * cols };
-        self.products.iter().enumerate().for_each(|(i, p)| tile.product(&mut code, i, p));
+    code.line(format!("__shared__ float bs[{DEPTH}][{TILE}];"));
+    code.line(format!("const int tx = threadIdx.x % {TILE};"));
+    code.line(format!("const int ty = threadIdx.x / {TILE};"));
+    code.line(format!("const {ty} z = blockIdx.x / {strips};"));
+    code.line(format!("const {ty} r0 = blockIdx.x % {strips} * {strip};"));
+    let mut inner = 1;
+    for (i, &extent) in batch.iter().enumerate().rev() {
+        code.line(format!("const {ty} z{i} = z / {inner} % {extent};"));
+        inner *= extent;
+    }
+    let tile = Tile { ty, rows, cols, strip, held: strip * cols };
+    a.products.iter().enumerate().for_each(|(i, p)| tile.product(&mut code, i, p));
+    code.line("__syncthreads();");
+    code.line("const int lane = threadIdx.x % 32;");
+    code.open(format!("for (int q = threadIdx.x / 32; q < {strip}; q += {})", BLOCK / 32));
+    code.open(format!("if (r0 + q < {rows})"));
+    code.line(format!("const {ty} row = z * {rows} + r0 + q;"));
+    code.line(format!("float* const t = s + q * {cols};"));
+    row.run(&mut code);
+    code.close();
+    code.close();
+    if !a.results.is_empty() {
         code.line("__syncthreads();");
-        code.line("const int lane = threadIdx.x % 32;");
-        code.open(format!("for (int q = threadIdx.x / 32; q < {strip}; q += {})", BLOCK / 32));
-        code.open(format!("if (r0 + q < {rows})"));
-        code.line(format!("const {ty} row = z * {rows} + r0 + q;"));
-        code.line(format!("float* const t = s + q * {cols};"));
-        row.run(&mut code);
-        code.close();
-        code.close();
-        if !self.results.is_empty() {
-            code.line("__syncthreads();");
-        }
-        self.results.iter().enumerate().for_each(|(i, r)| tile.contraction(&mut code, i, r));
-        let call = code.finish("attention", BLOCK, [batch.iter().product::<usize>() * strips, 1, 1]);
-        // Shared memory leaves room for few blocks in any case; left to itself, ptxas aims at more, and spills.
-        Call { all_registers: true, ..call }
     }
+    a.results.iter().enumerate().for_each(|(i, r)| tile.contraction(&mut code, i, r));
+    let call = code.finish("attention", BLOCK, [batch.iter().product::<usize>() * strips, 1, 1]);
+    // Shared memory leaves room for few blocks in any case; left to itself, ptxas aims at more, and spills.
+    Call { all_registers: true, ..call }
 }
 
 /// Extents of a block's tiles.
