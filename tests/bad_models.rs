@@ -246,7 +246,7 @@ fn options_that_do_not_fit_the_model() {
         "bp-free with deep modules",
         &format!("{cnn} --modules 2 --reconcile bp-free"),
         3,
-        &["bp-free", "module 1", "--per-layer"],
+        &["bp-free", "of a single layer", "--per-layer"],
     );
     t.fails("a learning rate below zero", &format!("{cnn} --lr=-1"), 2, &["optimizer.lr", "-1"]);
     t.fails("a lambda that is no number", &format!("{cnn} --lambda nan"), 2, &["reconcile.lambda", "NaN"]);

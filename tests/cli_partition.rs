@@ -115,7 +115,6 @@ fn json_says_what_the_plan_says() {
         assert_eq!(totals["flops"].as_u64(), Some(sum("flops")));
         assert_eq!(totals["arena_bytes"].as_u64(), most("arena_bytes"), "one arena, as large as the largest module's");
         assert_eq!(totals["optimizer_bytes"], p.memory.optimizer);
-        assert_eq!(totals["boundary_bytes"], p.memory.boundary);
         assert_eq!(totals["peak_bytes"], p.memory.peak());
     }
 }

@@ -107,7 +107,7 @@ fn run(name: &str, count: u64, run: bool, change: impl Fn(&str, &mut Dice) -> Ve
 
 #[test]
 fn bytes() {
-    run("bytes", 90, true, |text, dice| dice.mangle(text.as_bytes().to_vec()));
+    run("bytes", 200, true, |text, dice| dice.mangle(text.as_bytes().to_vec()));
 }
 
 /// One to three numbers, names or lines in place of others of the same plan.

@@ -1,9 +1,9 @@
 //! Memory that is not live is never read: with every byte of the arena that holds nothing turned into NaN, a run gives
 //! the same bits.
 //!
-//! Two ways at once. Before each program the whole arena is overwritten. And the plan itself is rewritten: after the
-//! last kernel that uses a buffer, a kernel fills it with NaN, unless that kernel has already written another buffer
-//! there.
+//! Two ways at once. Before each program the arena is overwritten, but for what the module before hands over. And the
+//! plan itself is rewritten: after the last kernel that uses a buffer, a kernel fills it with NaN, unless that kernel
+//! has already written another buffer there.
 
 mod support;
 
@@ -11,7 +11,7 @@ use slrc_compiler::onnx::file::OnnxFile;
 use slrc_compiler::pipeline::Compiled;
 use slrc_plan::buffer::Live;
 use slrc_plan::kernel::{Access, Fill, Kernel, KernelOp, Phase};
-use slrc_plan::plan::Program;
+use slrc_plan::plan::{BoundaryDecl, Program};
 use slrc_plan::{Buffer, DType, Dims, Plan, Space, View};
 use slrc_runtime::cpu::CpuDevice;
 use slrc_runtime::device::{Device, DeviceError, ProgramKind, StepContext};
@@ -28,10 +28,12 @@ fn poison(dtype: DType) -> f32 {
     }
 }
 
-/// A CPU device whose arena is full of NaN whenever a program begins.
+/// A CPU device whose arena is full of NaN whenever a program begins, but for the boundary it is given.
 struct Poisoned {
     device: CpuDevice,
     arena: Buffer,
+    /// By module, from 1: what it is given.
+    received: Vec<Vec<Buffer>>,
 }
 
 impl Poisoned {
@@ -47,7 +49,10 @@ impl Poisoned {
             bytes,
             live: None,
         };
-        Poisoned { device: CpuDevice::load(plan, None).expect("device"), arena }
+        let boundary = |id: &String| plan.buffers.iter().find(|b| b.id == *id).expect("a buffer").clone();
+        let of = |d: &BoundaryDecl| std::iter::once(&d.x).chain(&d.e).map(boundary).collect();
+        let received = std::iter::once(Vec::new()).chain(plan.boundaries.iter().map(of)).collect();
+        Poisoned { device: CpuDevice::load(plan, None).expect("device"), arena, received }
     }
 }
 
@@ -61,8 +66,11 @@ impl Device for Poisoned {
     }
 
     fn run(&mut self, module: usize, program: ProgramKind, context: StepContext) -> Result<(), DeviceError> {
-        let nan = f32::NAN.to_le_bytes().repeat(self.arena.bytes / 4);
-        self.device.write(&self.arena, &nan)?;
+        let mut bytes = f32::NAN.to_le_bytes().repeat(self.arena.bytes / 4);
+        for b in &self.received[module - 1] {
+            bytes[b.offset..b.offset + b.bytes].copy_from_slice(&self.device.read(b)?);
+        }
+        self.device.write(&self.arena, &bytes)?;
         self.device.run(module, program, context)
     }
 
@@ -93,8 +101,8 @@ impl Device for Poisoned {
     }
 }
 
-/// Fills every buffer after its last use; returns how many.
-fn poison_dead_buffers(p: &mut Program, kept: &[&String]) -> usize {
+/// Fills every buffer of a program after its last use; returns how many. `handed` are the boundaries it touches.
+fn poison_dead_buffers(p: &mut Program, handed: &[(Buffer, Live)], kept: &[&String]) -> usize {
     let live = |b: &Buffer| b.live.expect("an arena buffer");
     let mut kernels = Vec::new();
     // Where each old kernel stands, and where each buffer's life ends.
@@ -105,7 +113,9 @@ fn poison_dead_buffers(p: &mut Program, kept: &[&String]) -> usize {
         kernels.push(k.clone());
         for (n, b) in p.buffers.iter().enumerate().filter(|(_, b)| live(b).last == i && !kept.contains(&&b.id)) {
             let meets = |o: &Buffer| o.offset < b.offset + b.bytes && b.offset < o.offset + o.bytes;
-            if p.buffers.iter().any(|o| o.id != b.id && live(o).first == i && meets(o)) {
+            let own = p.buffers.iter().map(|o| (o, live(o)));
+            let mut all = own.chain(handed.iter().map(|(o, live)| (o, *live)));
+            if all.any(|(o, live)| o.id != b.id && live.first == i && meets(o)) {
                 continue;
             }
             let (space, to) = (Dims(vec![b.count()]), View::new(b.id.clone(), vec![1]));
@@ -123,12 +133,19 @@ fn poison_dead_buffers(p: &mut Program, kept: &[&String]) -> usize {
     ends.iter().flatten().count()
 }
 
+/// The boundaries that a program touches.
+fn handed(plan: &Plan, module: usize, p: &Program) -> Vec<(Buffer, Live)> {
+    plan.handed(module, p).into_iter().map(|(b, live)| (b.clone(), live)).collect()
+}
+
 fn poisoned_plan(plan: &Plan) -> Plan {
+    let old = plan;
     let mut plan = plan.clone();
     for m in &mut plan.modules {
         let o = &m.eval_outputs;
-        let filled =
-            poison_dead_buffers(&mut m.step, &[]) + poison_dead_buffers(&mut m.eval, &[&o.logits, &o.loss, &o.correct]);
+        let (step, eval) = (handed(old, m.index, &m.step), handed(old, m.index, &m.eval));
+        let filled = poison_dead_buffers(&mut m.step, &step, &[])
+            + poison_dead_buffers(&mut m.eval, &eval, &[&o.logits, &o.loss, &o.correct]);
         assert!(filled > 10, "module {}: {filled} buffers filled", m.index);
     }
     slrc_plan::validate::validate(&plan).expect("sound");
@@ -188,6 +205,7 @@ fn a_life_that_ends_too_early_is_noticed() {
     let mut tried = 0;
     for n in 0..c.plan.modules[1].step.buffers.len() {
         let mut plan = c.plan.clone();
+        let boundaries = handed(&plan, 2, &plan.modules[1].step);
         let p = &mut plan.modules[1].step;
         let (id, live) = (p.buffers[n].id.clone(), p.buffers[n].live.expect("an arena buffer"));
         let reads = |k: &Kernel| k.run.operands().iter().any(|o| o.access == Access::Read && o.view.buffer == id);
@@ -195,7 +213,7 @@ fn a_life_that_ends_too_early_is_noticed() {
             continue;
         }
         p.buffers[n].live = Some(Live { first: live.first, last: live.last - 1 });
-        poison_dead_buffers(p, &[]);
+        poison_dead_buffers(p, &boundaries, &[]);
         let doctored = Compiled { plan, ..c.clone() };
         let device = Box::new(CpuDevice::load(&doctored.plan, None).expect("device"));
         assert!(run(&doctored, &file, device) != plain, "{id} is not needed by its last reader");

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use slrc_plan::buffer::{Buffer, DType, Space, align};
 use slrc_plan::kernel::{Kernel, Phase};
-use slrc_plan::plan::{ModulePlan, Plan, Program};
+use slrc_plan::plan::{ModulePlan, Plan};
 use slrc_runtime::folder::read_plan;
 
 use crate::args::ExplainArgs;
@@ -25,7 +25,7 @@ pub(crate) fn run(a: &ExplainArgs) -> Result<(), Failure> {
         return Err(Failure::Usage(format!("--module {k}: the plan has modules 1 to {}", plan.modules.len())));
     };
     if a.csv {
-        output::print(&csv(&m.step));
+        output::print(&csv(&places(&plan, m)));
     } else {
         output::print(&text(&plan, m, a.top));
     }
@@ -40,10 +40,11 @@ struct Place<'a> {
     bytes: usize,
 }
 
-/// What an arena has to hold, in order of time.
-fn places(p: &Program) -> Vec<Place<'_>> {
-    let mut sorted: Vec<(usize, usize, &Buffer)> =
-        p.buffers.iter().filter(|b| b.bytes > 0).filter_map(|b| b.live.map(|l| (l.first, l.last, b))).collect();
+/// What the arena has to hold during a module's training step, in order of time.
+fn places<'a>(plan: &'a Plan, m: &'a ModulePlan) -> Vec<Place<'a>> {
+    let own = m.step.buffers.iter().filter_map(|b| b.live.map(|l| (l.first, l.last, b)));
+    let handed = plan.handed(m.index, &m.step).into_iter().map(|(b, l)| (l.first, l.last, b));
+    let mut sorted: Vec<(usize, usize, &Buffer)> = own.chain(handed).filter(|(_, _, b)| b.bytes > 0).collect();
     sorted.sort_by_key(|&(first, last, b)| (first, last, b.offset));
     let mut out: Vec<Place<'_>> = Vec::new();
     for (first, last, b) in sorted {
@@ -61,8 +62,8 @@ fn places(p: &Program) -> Vec<Place<'_>> {
 }
 
 /// Rows as the benchmarks of allocation solvers have them.
-fn csv(p: &Program) -> String {
-    let rows = places(p).into_iter();
+fn csv(places: &[Place<'_>]) -> String {
+    let rows = places.iter();
     let rows = rows.map(|p| format!("{},{},{},{}\n", p.buffers[0].id, p.live.start, p.live.end, p.bytes));
     format!("id,lower,upper,size\n{}", rows.collect::<String>())
 }
@@ -74,8 +75,13 @@ fn fullest(places: &[Place<'_>], kernels: usize) -> (usize, usize) {
 }
 
 /// What a buffer is, by the part of the step that writes it and the part that needs it last.
-fn purpose(b: &Buffer, p: &Program) -> &'static str {
-    let Some(live) = b.live else { return "" };
+fn purpose(b: &Buffer, plan: &Plan, m: &ModulePlan) -> &'static str {
+    let p = &m.step;
+    let Some(live) = b.live else {
+        let handed_on =
+            plan.boundaries.iter().any(|d| d.index == m.index && (d.x == b.id || d.e.as_ref() == Some(&b.id)));
+        return if handed_on { "boundary, for the next module" } else { "boundary, from the module before" };
+    };
     let phase = |i: usize| p.kernels.get(i).map(|k| k.phase);
     let early = |f: Option<Phase>| matches!(f, Some(Phase::Forward | Phase::Head | Phase::Loss));
     if b.id.ends_with(".partials") {
@@ -103,7 +109,7 @@ fn node<'a>(b: &'a Buffer, writer: Option<&'a Kernel>) -> &'a str {
 
 fn text(plan: &Plan, m: &ModulePlan, top: usize) -> String {
     let step = &m.step;
-    let places = places(step);
+    let places = places(plan, m);
     let (at, live) = fullest(&places, step.kernels.len());
     let peak = plan.memory.peak();
     let share = |n: usize| format!("{:.1} %", 100.0 * n as f64 / peak.max(1) as f64);
@@ -126,15 +132,12 @@ fn text(plan: &Plan, m: &ModulePlan, top: usize) -> String {
         // Of buffers in one place, the one that is there when the kernel has run.
         let here = |b: &&&Buffer| b.live.is_some_and(|l| l.first <= at && at <= l.last);
         let b = p.buffers.iter().rev().find(here).unwrap_or(&p.buffers[0]);
-        let span = b.live.map_or(String::new(), |l| format!("{} to {}", l.first, l.last));
-        let name = node(b, b.live.and_then(|l| step.kernels.get(l.first)));
-        rows.push((p.bytes, vec![name.into(), purpose(b, step).into(), span]));
-    }
-    let own = plan.boundaries.iter().filter(|d| d.index == m.index || d.index + 1 == m.index);
-    for id in own.flat_map(|d| std::iter::once(&d.x).chain(&d.e)) {
-        if let Some(b) = plan.buffers.iter().find(|b| b.id == *id) {
-            rows.push((align(b.bytes), vec![id.clone(), "boundary, outside the arena".into(), "all".into()]));
-        }
+        let (name, live) = match b.live {
+            Some(l) => (node(b, step.kernels.get(l.first)), l.first..l.last + 1),
+            None => (b.id.as_str(), p.live.clone()),
+        };
+        let span = format!("{} to {}", live.start, live.end.saturating_sub(1));
+        rows.push((p.bytes, vec![name.into(), purpose(b, plan, m).into(), span]));
     }
     // Stable: equal sizes stay in order of time.
     rows.sort_by_key(|r| std::cmp::Reverse(r.0));
@@ -158,11 +161,10 @@ fn advice(plan: &Plan, m: &ModulePlan, places: &[Place<'_>], at: usize, live: us
     let peak = memory.peak();
     let share = |n: usize| format!("{} ({:.1} %)", bytes(n), 100.0 * n as f64 / peak.max(1) as f64);
     let mut out = vec![format!(
-        "of the peak, the arena is {}, parameters {}, optimizer state {}, boundaries {}",
+        "of the peak, the arena is {}, parameters {}, optimizer state {}",
         share(memory.arena),
         share(memory.parameter),
-        share(memory.optimizer),
-        share(memory.boundary)
+        share(memory.optimizer)
     )];
     let others = plan.modules.iter().filter(|o| o.index != m.index);
     if let Some(next) = others.max_by_key(|o| o.step.arena_bytes) {

@@ -108,7 +108,6 @@ struct Totals {
     parameter_bytes: usize,
     optimizer_bytes: usize,
     arena_bytes: usize,
-    boundary_bytes: usize,
     input_bytes: usize,
     constant_bytes: usize,
     peak_bytes: usize,
@@ -147,7 +146,6 @@ impl Summary<'_> {
                 parameter_bytes: plan.memory.parameter,
                 optimizer_bytes: plan.memory.optimizer,
                 arena_bytes: plan.memory.arena,
-                boundary_bytes: plan.memory.boundary,
                 input_bytes: plan.memory.input,
                 constant_bytes: plan.memory.constant,
                 peak_bytes: plan.memory.peak(),
@@ -192,8 +190,7 @@ pub(crate) fn text(plan: &Plan) -> String {
     let mut rows = vec![
         vec!["parameters".into(), bytes(t.parameter_bytes), format!("{} trained", count(t.parameters))],
         vec!["optimizer".into(), bytes(t.optimizer_bytes), String::new()],
-        vec!["arena".into(), bytes(t.arena_bytes), "largest module's transients".into()],
-        vec!["boundaries".into(), bytes(t.boundary_bytes), "two slots".into()],
+        vec!["arena".into(), bytes(t.arena_bytes), "largest module's transients, boundaries included".into()],
         vec!["input".into(), bytes(t.input_bytes), "one batch".into()],
         vec!["peak".into(), bytes(t.peak_bytes), "all of the above".into()],
     ];

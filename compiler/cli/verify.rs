@@ -97,8 +97,7 @@ fn read_unchecked(folder: &Path) -> Result<Plan, Failure> {
 
 /// The peak, if it is a number.
 fn checked_peak(m: &Memory) -> Option<usize> {
-    let of = |&s: &Space| if s == Space::Arena { m.arena } else { m.of(s) };
-    Space::ALL.iter().try_fold(0usize, |sum, s| sum.checked_add(of(s)))
+    Space::ALL.iter().try_fold(0usize, |sum, &s| sum.checked_add(m.of(s)))
 }
 
 /// What is said of a peak above its limit.

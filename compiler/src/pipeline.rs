@@ -13,10 +13,11 @@ use crate::fuse::layout::layout;
 use crate::fuse::merge::merge;
 use crate::fuse::store::store;
 use crate::heads::tokens_missing;
-use crate::ir::graph::{Graph, Root, RootKind};
+use crate::ir::graph::Graph;
+use crate::ir::op::Op;
 use crate::ir::verify::{Spec as VerifySpec, VerifyError, verify};
 use crate::lower::{Draft, Names, Program, lower};
-use crate::memory::{Arena, place};
+use crate::memory::{Arena, Ends, place};
 use crate::onnx::OnnxError;
 use crate::onnx::file::{OnnxFile, sha256_hex};
 use crate::onnx::import::{Imported, import};
@@ -171,10 +172,11 @@ fn partition(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Candidate>, CompileError> {
     let last = found.cuts.len() + 1;
+    let work = work_of_pieces(network, found);
     let mut done = 0;
     // Segments of equal structure cost the same: compile one of each.
     let mut known: BTreeMap<String, Cost> = BTreeMap::new();
-    choose(found, &spec.partition, |i, j| {
+    choose(found, &spec.partition, &work, |i, j| {
         done += 1;
         progress(done, last * (last + 1) / 2);
         let cuts: Vec<Candidate> =
@@ -189,16 +191,29 @@ fn partition(
         module.name = String::new();
         let place = Place { index: k, last: j == last, logits: parts.graph.ty(parts.logits).clone() };
         let graphs = step::build(module, &place, spec)?;
-        let (draft, arena) = program(&graphs.train, k, Program::Step, &mut Names::default());
-        let cost = Cost {
-            arena: arena.bytes,
-            boundary: boundary_bytes(&graphs.train),
-            head: head_bytes(&graphs),
-            flops: draft.kernels.iter().map(|k| k.flops).sum(),
-        };
+        let (_, arena) = program(&graphs.train, k, Program::Step, &mut Names::default());
+        let cost = Cost { arena: arena.bytes, head: head_bytes(&graphs) };
         known.insert(signature, cost);
         Ok(cost)
     })
+}
+
+/// Floating-point operations of the products and convolutions between one possible cut and the next.
+fn work_of_pieces(network: &Imported, found: &Candidates) -> Vec<u64> {
+    let parts = apply(network, &found.cuts);
+    let mut work = vec![0; found.cuts.len() + 1];
+    for (id, module) in parts.graph.ids().zip(&parts.module) {
+        let n = parts.graph.node(id);
+        let terms = match (&n.op, &n.operands[..]) {
+            (Op::MatMul(_), [a, _]) => parts.graph.shape(*a).last().copied().unwrap_or(1),
+            (Op::Conv(_), [_, w]) => parts.graph.shape(*w).iter().skip(1).product(),
+            _ => 0,
+        };
+        if let Some(k) = module {
+            work[k - 1] += 2 * (n.ty.count() * terms) as u64;
+        }
+    }
+    work
 }
 
 /// What of a graph its cost depends on: everything but names.
@@ -207,20 +222,14 @@ fn structure(g: &Graph) -> String {
     for id in g.ids() {
         let n = g.node(id);
         let what = match &n.op {
-            crate::ir::Op::Variable(v) => format!("variable {:?}", g.variables[v.index()].kind),
-            crate::ir::Op::Input(i) => format!("input {:?}", g.inputs[i.index()].kind),
+            Op::Variable(v) => format!("variable {:?}", g.variables[v.index()].kind),
+            Op::Input(i) => format!("input {:?}", g.inputs[i.index()].kind),
             op => op.to_string(),
         };
         out.push_str(&format!("{what}{:?}:{};", n.operands, n.ty));
     }
     out.push_str(&format!("{:?}", g.roots.iter().map(|r| r.value).collect::<Vec<_>>()));
     sha256_hex(out.as_bytes())
-}
-
-/// Bytes of the boundary a module hands on.
-fn boundary_bytes(train: &Graph) -> usize {
-    let written = |r: &&Root| matches!(r.kind, RootKind::Output(_) | RootKind::OutputGradient);
-    train.roots.iter().filter(written).map(|r| align(train.ty(r.value).bytes())).sum()
 }
 
 /// Bytes of a head's parameters and their optimizer state.
@@ -242,7 +251,7 @@ pub fn program(g: &Graph, k: usize, kind: Program, names: &mut Names) -> (Draft,
     attach(g, &layouts, &mut items);
     let order = schedule(g, &layouts, &items);
     let draft = lower(g, &layouts, &items, &order, k, kind, names);
-    let arena = place(&draft);
+    let arena = place(&draft, &Ends::of(g, k));
     (draft, arena)
 }
 

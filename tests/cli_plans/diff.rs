@@ -30,7 +30,6 @@ fn what_changed() {
         ("parameters", a.memory.parameter, b.memory.parameter),
         ("optimizer", a.memory.optimizer, b.memory.optimizer),
         ("arena", a.memory.arena, b.memory.arena),
-        ("boundaries", a.memory.boundary, b.memory.boundary),
         ("peak", a.memory.peak(), b.memory.peak()),
     ] {
         let m = memory(name).expect("named");

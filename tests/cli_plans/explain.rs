@@ -35,8 +35,10 @@ fn buffers_for_solvers_need_what_the_plan_says() {
             let most = (0..m.step.kernels.len()).map(live).max();
             assert_eq!(most, Some(m.step.live_bytes), "{model} {options} module {}", m.index);
             assert!(rows.iter().all(|r| r.1 < r.2 && r.2 <= m.step.kernels.len() && r.3.is_multiple_of(64) && r.3 > 0));
-            let buffer = |id: &str| m.step.buffers.iter().find(|b| b.id == id).expect("an arena buffer");
-            assert!(rows.iter().all(|r| buffer(&r.0).live.map(|l| l.first) == Some(r.1)));
+            let own = m.step.buffers.iter().map(|b| (b, b.live.expect("a live range")));
+            let buffers = own.chain(plan.handed(m.index, &m.step));
+            let first = |id: &str| buffers.clone().find(|(b, _)| b.id == id).expect("an arena buffer").1.first;
+            assert!(rows.iter().all(|r| first(&r.0) == r.1));
         }
         // Without a module, the largest.
         let largest = plan.modules.iter().max_by_key(|m| m.step.arena_bytes).expect("a module").index;

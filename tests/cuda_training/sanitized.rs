@@ -59,12 +59,12 @@ fn spread(plan: &mut Plan) -> Vec<Buffer> {
             Space::Input => &mut m.input,
             Space::Scalar => &mut m.scalar,
             Space::Metric => &mut m.metric,
-            Space::Boundary => &mut m.boundary,
             Space::Arena => unreachable!("filtered out"),
         } = end;
     }
     // Programs share no bytes either: gaps stay where they are from one to the next.
     let mut end = GAP;
+    gaps.extend(place(plan.buffers.iter_mut().filter(|b| b.space == Space::Arena), &mut end));
     for m in &mut plan.modules {
         for p in [&mut m.step, &mut m.eval] {
             gaps.extend(place(p.buffers.iter_mut(), &mut end));
@@ -200,7 +200,6 @@ fn planted_overruns_are_found() {
         (Space::Arena, "x[0] = x[COUNT];"),
         (Space::Parameter, "x[COUNT] = 1.0f;"),
         (Space::Optimizer, "x[0] = x[-1];"),
-        (Space::Boundary, "x[COUNT] = 1.0f;"),
         (Space::Scalar, "x[COUNT] = 1.0f;"),
         (Space::Metric, "x[-1] = 1.0f;"),
     ] {

@@ -133,7 +133,6 @@ fn memory(old: &Plan, new: &Plan) -> Vec<Change<usize>> {
             ("parameters", m.parameter),
             ("optimizer", m.optimizer),
             ("arena", m.arena),
-            ("boundaries", m.boundary),
             ("input", m.input),
             ("other", other),
             ("peak", m.peak()),

@@ -1,6 +1,6 @@
 //! Lays out everything outside the arenas and writes the plan down.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use slrc_plan::buffer::align;
 use slrc_plan::plan::{
@@ -11,7 +11,7 @@ use slrc_plan::schedule::StepScalar;
 use slrc_plan::{Buffer, DType, Dims, Space};
 
 use crate::fuse::layout::{boundary_order, variable_order};
-use crate::ir::graph::{Graph, InputKind, VarId, VarKind};
+use crate::ir::graph::{Graph, InputKind, RootKind, VarId, VarKind};
 use crate::ir::op::Op;
 use crate::ir::types::Type;
 use crate::lower::{Draft, Names};
@@ -77,15 +77,18 @@ pub fn assemble(model: ModelInfo, settings: Settings, modules: &[CompiledModule]
     let constants = constants(names, &mut buffers, &mut memory);
     let (inputs, labels) = inputs(modules, &mut buffers, &mut memory);
     let scalars = scalars(names, &mut buffers, &mut memory);
-    let boundaries = boundaries(modules, &mut buffers, &mut memory);
+    for m in modules {
+        memory.arena = memory.arena.max(m.step.1.bytes);
+        memory.eval_arena = memory.eval_arena.max(m.inference.1.bytes);
+    }
+    let arena = memory.of(Space::Arena);
+    let boundaries = boundaries(modules, &mut buffers, arena);
     let mut metric_space = SpaceLayout::new(Space::Metric);
     let mut plans = Vec::new();
     for (i, m) in modules.iter().enumerate() {
         let index = i + 1;
         let metrics = metrics(m, index, &mut buffers, &mut metric_space);
         let (all, head) = parameter_counts(&m.train, &m.head_variables);
-        memory.arena = memory.arena.max(m.step.1.bytes);
-        memory.eval_arena = memory.eval_arena.max(m.inference.1.bytes);
         let eval_report = |name: &str| m.inference.0.reports[name].clone();
         plans.push(ModulePlan {
             index,
@@ -95,8 +98,8 @@ pub fn assemble(model: ModelInfo, settings: Settings, modules: &[CompiledModule]
             head: m.head.to_string(),
             head_parameters: head,
             metrics,
-            step: program(&m.step),
-            eval: program(&m.inference),
+            step: program(&m.step, index, arena),
+            eval: program(&m.inference, index, arena),
             eval_outputs: EvalOutputs {
                 logits: eval_report(report::LOGITS),
                 loss: eval_report(report::SAMPLE_LOSS),
@@ -123,12 +126,27 @@ pub fn assemble(model: ModelInfo, settings: Settings, modules: &[CompiledModule]
     }
 }
 
-fn program((draft, arena): &(Draft, Arena)) -> Program {
+/// Whether a module takes the arena upside down: what it receives lies where the module before has put it.
+fn turned(module: usize) -> bool {
+    module.is_multiple_of(2)
+}
+
+/// A program of a module, in an arena that ends at `end`.
+fn program((draft, arena): &(Draft, Arena), module: usize, end: usize) -> Program {
+    let mut buffers = arena.buffers.clone();
+    for (b, &at_top) in buffers.iter_mut().zip(&arena.at_top) {
+        if at_top {
+            b.offset += end - arena.bytes;
+        }
+        if turned(module) {
+            b.offset = end - b.offset - align(b.bytes);
+        }
+    }
     Program {
         arena_bytes: arena.bytes,
         live_bytes: arena.live_bytes,
         flops: draft.kernels.iter().map(|k| k.flops).sum(),
-        buffers: arena.buffers.clone(),
+        buffers,
         kernels: draft.kernels.clone(),
         launches: Vec::new(),
     }
@@ -202,9 +220,7 @@ fn inputs(modules: &[CompiledModule], buffers: &mut Vec<Buffer>, memory: &mut Me
     let labels = modules.iter().find_map(|m| m.train.input_of(InputKind::Labels).map(|i| &m.train.inputs[i.index()]));
     let ty = labels.map_or(Type::new(DType::I32, []), |l| l.ty.clone());
     let classes = modules.last().and_then(|m| {
-        m.eval
-            .root(|k| *k == crate::ir::RootKind::Report(report::LOGITS.into()))
-            .and_then(|l| m.eval.shape(l).last().copied())
+        m.eval.root(|k| *k == RootKind::Report(report::LOGITS.into())).and_then(|l| m.eval.shape(l).last().copied())
     });
     buffers.push(space.add(Names::labels(), &ty, (0..ty.rank()).collect()));
     memory.input = space.end;
@@ -241,36 +257,25 @@ fn scalars(names: &Names, buffers: &mut Vec<Buffer>, memory: &mut Memory) -> Vec
     out
 }
 
-/// Boundaries use two slots in turn: when module `k` runs, boundary `k - 1` is read and boundary `k` written.
-fn boundaries(modules: &[CompiledModule], buffers: &mut Vec<Buffer>, memory: &mut Memory) -> Vec<BoundaryDecl> {
-    let mut sizes = [0usize; 2];
-    /// Id and type of `x`, and of `e` where there is one.
-    type Parts = BTreeMap<&'static str, (String, Type)>;
-    let mut found: Vec<(usize, Parts, String)> = Vec::new();
+/// What modules hand on lies at the upper end of their arena, which is the lower one where it is turned: `x` outermost.
+fn boundaries(modules: &[CompiledModule], buffers: &mut Vec<Buffer>, arena: usize) -> Vec<BoundaryDecl> {
+    let mut out = Vec::new();
     for (i, m) in modules.iter().enumerate() {
         let Some(value) = &m.output else { continue };
-        let root = |want: &dyn Fn(&crate::ir::RootKind) -> bool| m.train.root(want).map(|r| m.train.ty(r).clone());
-        let mut parts = Parts::new();
-        if let Some(ty) = root(&|k| matches!(k, crate::ir::RootKind::Output(_))) {
-            parts.insert("x", (Names::boundary(i + 1), ty));
-        }
-        if let Some(ty) = root(&|k| *k == crate::ir::RootKind::OutputGradient) {
-            parts.insert("e", (Names::boundary_gradient(i + 1), ty));
-        }
-        let bytes: usize = parts.values().map(|(_, ty)| align(ty.bytes())).sum();
-        sizes[i % 2] = sizes[i % 2].max(bytes);
-        found.push((i, parts, value.clone()));
-    }
-    memory.boundary = sizes[0] + sizes[1];
-    let mut out = Vec::new();
-    for (i, parts, value) in found {
-        let mut slot = SpaceLayout { space: Space::Boundary, end: if i % 2 == 0 { 0 } else { sizes[0] } };
-        // x before e.
-        for (id, ty) in ["x", "e"].iter().filter_map(|p| parts.get(p)) {
-            buffers.push(slot.add(id.clone(), ty, boundary_order(ty.rank())));
-        }
-        let id = |part: &str| parts.get(part).map(|(id, _)| id.clone());
-        out.push(BoundaryDecl { index: i + 1, value, x: id("x").unwrap_or_default(), e: id("e") });
+        let index = i + 1;
+        let root = |want: &dyn Fn(&RootKind) -> bool| m.train.root(want).map(|r| m.train.ty(r).clone());
+        let mut end = SpaceLayout::new(Space::Arena);
+        let mut add = |id: String, ty: &Type| {
+            let mut b = end.add(id.clone(), ty, boundary_order(ty.rank()));
+            if !turned(index) {
+                b.offset = arena - b.offset - align(b.bytes);
+            }
+            buffers.push(b);
+            id
+        };
+        let x = root(&|k| matches!(k, RootKind::Output(_))).map(|ty| add(Names::boundary(index), &ty));
+        let e = root(&|k| *k == RootKind::OutputGradient).map(|ty| add(Names::boundary_gradient(index), &ty));
+        out.push(BoundaryDecl { index, value: value.clone(), x: x.unwrap_or_default(), e });
     }
     out
 }

@@ -2,6 +2,9 @@
 //!
 //! A buffer is live from the kernel that first writes it to the last that touches it. An elementwise kernel may write
 //! its result over an operand that dies there. What shares a place is a block; `pack.rs` finds where blocks lie.
+//!
+//! What the module before hands over lies at the lower end, what is handed on at the upper end. The next module takes
+//! its arena upside down: where this one ends, it begins.
 
 mod pack;
 
@@ -12,44 +15,123 @@ use slrc_plan::kernel::{Access, Kernel};
 use slrc_plan::validate::in_place;
 use slrc_plan::{Buffer, Dims, Space};
 
+use crate::ir::graph::{Graph, InputKind, RootKind};
+use crate::ir::types::Type;
 use crate::lower::Draft;
-use crate::memory::pack::{Block, pack};
+use crate::lower::Names;
+use crate::memory::pack::{Block, Place, pack};
 
 /// A program's arena.
 #[derive(Clone, Debug, Default)]
 pub struct Arena {
-    /// Buffers with offsets and live ranges.
+    /// The program's own buffers, with offsets and live ranges.
     pub buffers: Vec<Buffer>,
-    /// Bytes of the arena.
+    /// By buffer, whether it lies where something handed on lies later: in a larger arena, at the upper end of that.
+    pub at_top: Vec<bool>,
+    /// Bytes of the arena, with the boundaries at its ends.
     pub bytes: usize,
-    /// Most bytes live at once; no arena can be smaller.
+    /// Most bytes live at once, boundaries included; no arena can be smaller.
     pub live_bytes: usize,
 }
 
 /// Buffers that share one place, one after the other.
 type Members = Vec<usize>;
 
-/// Places every buffer of a draft.
-pub fn place(draft: &Draft) -> Arena {
-    let mut buffers = with_live_ranges(draft);
-    let (members, blocks): (Vec<Members>, Vec<Block>) = share_in_place(&draft.kernels, &buffers).into_iter().unzip();
-    let live_bytes = most_live(&blocks, draft.kernels.len());
-    let packed = pack(&blocks, live_bytes);
-    for (members, offset) in members.into_iter().zip(packed.offsets) {
-        for m in members {
-            buffers[m].offset = offset;
-        }
-    }
-    Arena { buffers, bytes: packed.end, live_bytes }
+/// The boundaries of a module: id and type of `x` and, where it crosses, of `e`.
+#[derive(Clone, Debug, Default)]
+pub struct Ends {
+    /// What the module before hands over.
+    pub received: Vec<(String, Type)>,
+    /// What is handed on.
+    pub passed_on: Vec<(String, Type)>,
 }
 
-fn with_live_ranges(draft: &Draft) -> Vec<Buffer> {
+impl Ends {
+    /// Those of a program of module `k`.
+    pub fn of(g: &Graph, k: usize) -> Ends {
+        let input = |kind| {
+            let i = g.input_of(kind).map(|i| &g.inputs[i.index()])?;
+            Some((Names::input(i, k), i.ty.clone()))
+        };
+        let root = |id: String, want: &dyn Fn(&RootKind) -> bool| Some((id, g.ty(g.root(want)?).clone()));
+        let received = [input(InputKind::Boundary), input(InputKind::BoundaryGradient)];
+        let passed_on = [
+            root(Names::boundary(k), &|r| matches!(r, RootKind::Output(_))),
+            root(Names::boundary_gradient(k), &|r| *r == RootKind::OutputGradient),
+        ];
+        Ends {
+            received: received.into_iter().flatten().collect(),
+            passed_on: passed_on.into_iter().flatten().collect(),
+        }
+    }
+}
+
+/// Places every buffer of a draft.
+pub fn place(draft: &Draft, ends: &Ends) -> Arena {
+    let live = live_ranges(draft);
+    let mut buffers = own_buffers(draft, &live);
+    let own = buffers.len();
+    let mut places = vec![Place::Anywhere; own];
+    for (b, place) in at_the_ends(ends, &live, draft.kernels.len()) {
+        buffers.push(b);
+        places.push(place);
+    }
+    let (members, blocks): (Vec<Members>, Vec<Block>) =
+        share_in_place(&draft.kernels, &buffers, &places).into_iter().unzip();
+    let live_bytes = most_live(&blocks, draft.kernels.len());
+    let packed = pack(&blocks, live_bytes);
+    let mut at_top = vec![false; own];
+    for ((members, block), offset) in members.into_iter().zip(&blocks).zip(packed.offsets) {
+        for m in members {
+            buffers[m].offset = offset;
+            if m < own {
+                at_top[m] = matches!(block.place, Place::Top(_));
+            }
+        }
+    }
+    buffers.truncate(own);
+    Arena { buffers, at_top, bytes: packed.end, live_bytes }
+}
+
+/// By buffer, the first and the last kernel that touch it.
+fn live_ranges(draft: &Draft) -> BTreeMap<&str, (usize, usize)> {
     let mut live: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for (i, k) in draft.kernels.iter().enumerate() {
         for o in k.run.operands() {
             live.entry(o.view.buffer.as_str()).or_insert((i, i)).1 = i;
         }
     }
+    live
+}
+
+/// Boundaries with their lives and places: `x` outermost, since it holds longer than `e`, on both sides.
+fn at_the_ends(ends: &Ends, live: &BTreeMap<&str, (usize, usize)>, kernels: usize) -> Vec<(Buffer, Place)> {
+    let mut out = Vec::new();
+    let mut add = |(id, ty): &(String, Type), live: Live, place: Place| {
+        let shape = Dims(ty.shape.clone());
+        let (space, bytes) = (Space::Arena, ty.bytes());
+        let b =
+            Buffer { id: id.clone(), space, dtype: ty.dtype, shape, order: None, offset: 0, bytes, live: Some(live) };
+        out.push((b, place));
+    };
+    let mut depth = 0;
+    for end in &ends.received {
+        if let Some(&(_, last)) = live.get(end.0.as_str()) {
+            add(end, Live { first: 0, last }, Place::Bottom(depth));
+        }
+        depth += align(end.1.bytes());
+    }
+    depth = 0;
+    for end in &ends.passed_on {
+        if let Some(&(first, _)) = live.get(end.0.as_str()) {
+            add(end, Live { first, last: kernels - 1 }, Place::Top(depth));
+        }
+        depth += align(end.1.bytes());
+    }
+    out
+}
+
+fn own_buffers(draft: &Draft, live: &BTreeMap<&str, (usize, usize)>) -> Vec<Buffer> {
     let end = draft.kernels.len().saturating_sub(1);
     draft
         .buffers
@@ -72,12 +154,14 @@ fn with_live_ranges(draft: &Draft) -> Vec<Buffer> {
 }
 
 /// Joins buffers that can follow each other in the same place.
-fn share_in_place(kernels: &[Kernel], buffers: &[Buffer]) -> Vec<(Members, Block)> {
+fn share_in_place(kernels: &[Kernel], buffers: &[Buffer], places: &[Place]) -> Vec<(Members, Block)> {
     let index: BTreeMap<&str, usize> = buffers.iter().enumerate().map(|(i, b)| (b.id.as_str(), i)).collect();
     let live = |i: usize| buffers[i].live.expect("invariant: arena buffers have live ranges");
     // The block of each buffer, named by its first member.
     let mut follows: Vec<Option<usize>> = vec![None; buffers.len()];
     let mut followed = vec![false; buffers.len()];
+    // Where the block that a buffer is the last of so far has to lie.
+    let mut place_of = places.to_vec();
     for (i, k) in kernels.iter().enumerate() {
         let operands = k.run.operands();
         for new in operands.iter().filter(|o| o.access == Access::Write) {
@@ -88,9 +172,13 @@ fn share_in_place(kernels: &[Kernel], buffers: &[Buffer]) -> Vec<(Members, Block
             let old = operands.iter().filter(|o| o.access == Access::Read).find_map(|o| {
                 let &a = index.get(o.view.buffer.as_str())?;
                 let dies = live(a).last == i && live(a).first < i && !followed[a];
-                (dies && in_place(k, &buffers[a], &buffers[n])).then_some(a)
+                let one_place = [place_of[a], places[n]].contains(&Place::Anywhere);
+                (dies && one_place && in_place(k, &buffers[a], &buffers[n])).then_some(a)
             });
             if let Some(a) = old {
+                if places[n] == Place::Anywhere {
+                    place_of[n] = place_of[a];
+                }
                 follows[n] = Some(a);
                 followed[a] = true;
             }
@@ -105,7 +193,8 @@ fn share_in_place(kernels: &[Kernel], buffers: &[Buffer]) -> Vec<(Members, Block
                 members.push(n);
             }
             let last = *members.last().expect("not empty");
-            let block = Block { first: live(start).first, last: live(last).last, bytes: align(buffers[start].bytes) };
+            let bytes = align(buffers[start].bytes);
+            let block = Block { first: live(start).first, last: live(last).last, bytes, place: place_of[last] };
             (members, block)
         })
         .collect()

@@ -7,10 +7,12 @@
 
 mod candidates;
 mod choose;
+mod search;
 mod split;
 
 pub use candidates::{Candidate, Candidates, Rejected, candidates};
-pub use choose::{Cost, choose};
+pub use choose::choose;
+pub use search::Cost;
 pub use split::{IsolationError, Partitioned, apply, module_graph, verify_isolation};
 
 /// A partition that cannot be made; the user's to change.

@@ -13,7 +13,7 @@ use petgraph::visit::EdgeRef;
 
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::op::{Class, Op};
-use crate::recompute::pressure::Pressure;
+use crate::recompute::pressure::{Pressure, is_boundary};
 
 /// Large tensors that a value computed again may depend on: a sum over all layers so far is not computed again from all
 /// of them.
@@ -78,7 +78,13 @@ fn capacity(g: &Graph, p: &Pressure, kept_anyway: &BTreeSet<NodeId>, id: NodeId)
     }
     let n = g.node(id);
     match n.op.rule().class() {
-        Class::Leaf => 0,
+        Class::Leaf => {
+            if is_boundary(g, id) {
+                n.ty.bytes() as u64
+            } else {
+                0
+            }
+        }
         // It shares its operand's memory.
         Class::View => capacity(g, p, kept_anyway, n.operands[0]),
         // Of two equal tensors, a kernel's result is kept rather than what follows from it and some small ones.

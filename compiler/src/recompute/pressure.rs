@@ -2,8 +2,8 @@
 
 use crate::fuse::layout::must_be_stored;
 use crate::fuse::scores::{Scores, find};
-use crate::ir::graph::{Graph, NodeId};
-use crate::ir::op::Class;
+use crate::ir::graph::{Graph, InputKind, NodeId, RootKind};
+use crate::ir::op::{Class, Op};
 
 /// The fullest moment of a step.
 pub(super) struct Pressure {
@@ -19,14 +19,31 @@ pub(super) struct Pressure {
     pub(super) scores: Scores,
 }
 
+/// Whether a value is what the module before hands over: it is held until its last use.
+pub(super) fn is_boundary(g: &Graph, id: NodeId) -> bool {
+    match g.node(id).op {
+        Op::Input(i) => match g.inputs[i.index()].kind {
+            InputKind::Boundary | InputKind::BoundaryGradient => true,
+            InputKind::Data | InputKind::Labels => false,
+        },
+        _ => false,
+    }
+}
+
 impl Pressure {
     pub(super) fn of(g: &Graph) -> Pressure {
         let needed = g.needed(g.roots.iter().map(|r| r.value));
         let users = g.all_users(&needed);
         let scores = find(g, &needed);
         let hard = must_be_stored(g, &needed, &scores);
-        let mut elsewhere = vec![false; g.len()];
-        g.roots.iter().for_each(|r| elsewhere[r.value.index()] = true);
+        // Numbers reported and new values of variables have places of their own; a boundary is held to the end.
+        let (mut elsewhere, mut handed_on) = (vec![false; g.len()], vec![false; g.len()]);
+        for r in &g.roots {
+            match r.kind {
+                RootKind::Output(_) | RootKind::OutputGradient => handed_on[r.value.index()] = true,
+                RootKind::Update(_) | RootKind::Report(_) => elsewhere[r.value.index()] = true,
+            }
+        }
         let stored = |id: NodeId| match g.node(id).op.rule().class() {
             Class::Leaf | Class::View | Class::Composite => false,
             Class::Pointwise => hard[id.index()],
@@ -39,8 +56,13 @@ impl Pressure {
             let by = users[id.index()].iter();
             last[id.index()] =
                 by.map(|&u| if stored(u) { u.index() } else { last[u.index()] }).max().unwrap_or(id.index());
-            if stored(id) && !elsewhere[id.index()] {
-                let bytes = g.ty(id).bytes() as i64;
+            let bytes = g.ty(id).bytes() as i64;
+            if handed_on[id.index()] {
+                change[id.index()] += bytes;
+            } else if is_boundary(g, id) {
+                change[0] += bytes;
+                change[last[id.index()] + 1] -= bytes;
+            } else if stored(id) && !elsewhere[id.index()] {
                 change[id.index()] += bytes;
                 change[last[id.index()] + 1] -= bytes;
             }

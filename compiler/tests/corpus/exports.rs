@@ -43,7 +43,7 @@ fn table(e: &Entry) -> String {
     let m = &plan.memory;
     let _ = writeln!(
         out,
-        "memory: parameter {}, optimizer {}, constant {}, input {}, scalar {}, metric {}, boundary {}, arena {}, \
+        "memory: parameter {}, optimizer {}, constant {}, input {}, scalar {}, metric {}, arena {}, \
          eval arena {}; peak {}",
         m.parameter,
         m.optimizer,
@@ -51,7 +51,6 @@ fn table(e: &Entry) -> String {
         m.input,
         m.scalar,
         m.metric,
-        m.boundary,
         m.arena,
         m.eval_arena,
         m.peak()

@@ -16,7 +16,7 @@ use crate::{common, corpus, small};
 /// Bytes of a space, from and to.
 type Range = (Space, usize, usize);
 
-/// What one module's kernels do to memory outside its arena.
+/// What one module's kernels do to buffers that are not their program's own.
 #[derive(Default)]
 struct Traffic {
     reads: Vec<(Range, String)>,
@@ -48,21 +48,23 @@ fn traffic(plan: &Plan, index: usize) -> Traffic {
 /// Bytes that one module writes and another reads or writes, other than a boundary handed to the next module.
 fn fault(plan: &Plan) -> Option<String> {
     let all: Vec<Traffic> = (1..=plan.modules.len()).map(|k| traffic(plan, k)).collect();
-    let meet = |a: &Range, b: &Range| a.0 == b.0 && a.1 < b.2 && b.1 < a.2;
+    // In the arena, places are given to others in the course of a step: there it is buffers that must not be shared.
+    let meet = |(a, id): &(Range, String), (b, other): &(Range, String)| match (a.0, b.0) {
+        (Space::Arena, Space::Arena) => id == other,
+        _ => a.0 == b.0 && a.1 < b.2 && b.1 < a.2,
+    };
     for (j, writer) in all.iter().enumerate() {
-        for (range, id) in &writer.writes {
-            if matches!(range.0, Space::Input | Space::Constant | Space::Scalar | Space::Arena) {
+        for write in &writer.writes {
+            let (range, id) = write;
+            if matches!(range.0, Space::Input | Space::Constant | Space::Scalar) {
                 return Some(format!("module {} writes {id}", j + 1));
             }
             for (k, other) in all.iter().enumerate().filter(|(k, _)| *k != j) {
-                if let Some((_, theirs)) = other.writes.iter().find(|w| meet(&w.0, range)) {
-                    // The two boundary slots are used in turn, by modules that are not neighbours.
-                    if range.0 != Space::Boundary || k.abs_diff(j) == 1 {
-                        return Some(format!("modules {} and {} write {id} and {theirs}", j + 1, k + 1));
-                    }
+                if let Some((_, theirs)) = other.writes.iter().find(|w| meet(w, write)) {
+                    return Some(format!("modules {} and {} write {id} and {theirs}", j + 1, k + 1));
                 }
-                for (_, theirs) in other.reads.iter().filter(|r| meet(&r.0, range)) {
-                    let handed_over = range.0 == Space::Boundary && (k == j + 1 || theirs != id);
+                for (_, theirs) in other.reads.iter().filter(|r| meet(r, write)) {
+                    let handed_over = range.0 == Space::Arena && k == j + 1;
                     if !handed_over {
                         return Some(format!("module {} reads {theirs}, which module {} writes as {id}", k + 1, j + 1));
                     }

@@ -63,16 +63,20 @@ fn fault(plan: &Plan, index: usize, p: &Program) -> Option<String> {
         let &(first, last) = live.get(b.id.as_str())?;
         Some((first, if kept.contains(&&b.id) { p.kernels.len() - 1 } else { last }))
     };
-    for (i, a) in p.buffers.iter().enumerate() {
+    let mut held: Vec<(&Buffer, (usize, usize))> = Vec::new();
+    for a in &p.buffers {
         let Some((first, last)) = range(a) else { return Some(format!("{} is not used", a.id)) };
         if a.live.is_none_or(|l| (l.first, l.last) != (first, last)) {
             return Some(format!("{} is live {first}..{last}, the plan says {:?}", a.id, a.live));
         }
-        if a.offset + a.bytes > p.arena_bytes {
+        held.push((a, (first, last)));
+    }
+    held.extend(boundaries(plan, index, p));
+    for (i, &(a, la)) in held.iter().enumerate() {
+        if a.offset + a.bytes > plan.memory.arena.max(plan.memory.eval_arena) {
             return Some(format!("{} leaves the arena", a.id));
         }
-        for b in p.buffers[..i].iter().filter(|b| meet(a, b)) {
-            let (la, lb) = ((first, last), range(b).expect("checked in an earlier round"));
+        for &(b, lb) in held[..i].iter().filter(|(b, _)| meet(a, b)) {
             let (old, new, l_old, l_new) = if la.0 < lb.0 { (a, b, la, lb) } else { (b, a, lb, la) };
             let apart = l_old.1 < l_new.0;
             let handed_over = l_old.1 == l_new.0 && l_old.0 < l_new.0;
@@ -85,10 +89,27 @@ fn fault(plan: &Plan, index: usize, p: &Program) -> Option<String> {
     None
 }
 
+/// The boundaries on both sides of a module, and from when to when they hold something there.
+fn boundaries<'a>(plan: &'a Plan, index: usize, p: &Program) -> Vec<(&'a Buffer, (usize, usize))> {
+    let live = live_ranges(p);
+    let mut out = Vec::new();
+    for d in plan.boundaries.iter().filter(|d| d.index == index || d.index + 1 == index) {
+        for id in std::iter::once(&d.x).chain(&d.e) {
+            let b = plan.buffers.iter().find(|b| b.id == *id).expect("declared");
+            if let Some(&(first, last)) = live.get(id.as_str()) {
+                out.push((b, if d.index == index { (first, p.kernels.len() - 1) } else { (0, last) }));
+            }
+        }
+    }
+    out
+}
+
 /// Most arena bytes live at once: of each kernel, the bytes that some live buffer covers.
-fn most_live(p: &Program) -> usize {
+fn most_live(plan: &Plan, index: usize, p: &Program) -> usize {
+    let own = p.buffers.iter().filter_map(|b| b.live.map(|l| (b, (l.first, l.last))));
+    let held: Vec<(&Buffer, (usize, usize))> = own.chain(boundaries(plan, index, p)).collect();
     let live_at = |i: usize| {
-        let live = p.buffers.iter().filter(|b| b.live.is_some_and(|l| (l.first..=l.last).contains(&i)));
+        let live = held.iter().filter(|(_, l)| (l.0..=l.1).contains(&i)).map(|(b, _)| b);
         let mut ranges: Vec<(usize, usize)> = live.map(|b| (b.offset, b.offset + align(b.bytes))).collect();
         ranges.sort_unstable();
         let mut end = 0;
@@ -132,23 +153,26 @@ fn an_overlap_is_found() {
     assert!(slrc_plan::validate::validate(&plan).is_err_and(|e| e.to_string().contains("overlap")));
 }
 
-/// An arena cannot be smaller than what is live at once. Measured: at most 1.037 times that (a module of the digit
-/// transformer at batch 8, of which 20 KB more are tens of small blocks of odd lifetimes), and exactly that for most.
+/// An arena cannot be smaller than what is live at once. Measured: at most 1.065 times that (a module of the digit
+/// transformer at batch 8: tens of small blocks of odd lifetimes between two boundaries), and exactly that for most.
 #[test]
 fn arenas_are_tight() {
-    let mut worst = (0.0, String::new());
+    let (mut step, mut eval) = ((0.0, String::new()), (0.0, String::new()));
     for e in corpus() {
         for (index, name, p) in programs(e) {
             let at = format!("{} module {index} {name}", e.name);
-            assert_eq!(p.live_bytes, most_live(p), "{at}: most bytes live at once");
+            assert_eq!(p.live_bytes, most_live(&e.compiled.plan, index, p), "{at}: most bytes live at once");
             assert!(p.arena_bytes >= p.live_bytes, "{at}");
             let ratio = p.arena_bytes as f64 / p.live_bytes as f64;
+            let worst = if name == "step" { &mut step } else { &mut eval };
             if ratio > worst.0 {
-                worst = (ratio, at);
+                *worst = (ratio, at);
             }
         }
     }
-    assert!(worst.0 <= 1.04, "{worst:?}");
+    println!("step {step:?}, eval {eval:?}");
+    // Inference holds little beside its boundaries, whose places are given; training needs more in every plan.
+    assert!(step.0 <= 1.07 && eval.0 <= 1.25, "step {step:?}, eval {eval:?}");
 }
 
 /// What a plan says a run allocates is what its parts add up to.

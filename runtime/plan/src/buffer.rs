@@ -59,9 +59,8 @@ pub enum Space {
     Scalar,
     /// Numbers a step reports.
     Metric,
-    /// What one module hands to the next. Two slots used alternately.
-    Boundary,
-    /// Transients of one program; every program's arena starts at zero, since only one runs at a time.
+    /// Transients of the program that runs, and what modules hand on: a boundary lies at one end of the arena while it
+    /// is needed, the next boundary at the other end.
     Arena,
 }
 
@@ -74,7 +73,6 @@ impl Space {
         Space::Input,
         Space::Scalar,
         Space::Metric,
-        Space::Boundary,
         Space::Arena,
     ];
 }
@@ -106,7 +104,7 @@ pub struct Buffer {
     pub offset: usize,
     /// Length in bytes.
     pub bytes: usize,
-    /// First and last kernel of the program that touch it (arena buffers only).
+    /// First and last kernel of the program that touch it (a program's own buffers only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live: Option<Live>,
 }

@@ -1,15 +1,17 @@
 //! The plan document.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::buffer::{Buffer, DType, Space};
+use crate::buffer::{Buffer, DType, Live, Space};
 use crate::dims::Dims;
 use crate::kernel::Kernel;
 use crate::launch::Launch;
 use crate::schedule::StepScalar;
 
 /// The format this crate reads and writes. A change that old readers would misread raises the number.
-pub const FORMAT: &str = "slrc-plan/1";
+pub const FORMAT: &str = "slrc-plan/2";
 
 /// File names inside a plan folder.
 pub mod files {
@@ -123,11 +125,9 @@ pub struct Memory {
     pub scalar: usize,
     /// Reported numbers.
     pub metric: usize,
-    /// Both boundary slots.
-    pub boundary: usize,
-    /// The largest module's arena while training.
+    /// What the module that needs most works in while training, with the boundaries on both its sides.
     pub arena: usize,
-    /// The largest module's arena while evaluating.
+    /// The same while evaluating.
     pub eval_arena: usize,
 }
 
@@ -141,14 +141,13 @@ impl Memory {
             Space::Input => self.input,
             Space::Scalar => self.scalar,
             Space::Metric => self.metric,
-            Space::Boundary => self.boundary,
             Space::Arena => self.arena.max(self.eval_arena),
         }
     }
 
-    /// Bytes a training step touches: every space, with the training arena.
+    /// Bytes of all spaces: what a run allocates.
     pub fn peak(&self) -> usize {
-        Space::ALL.iter().map(|&s| if s == Space::Arena { self.arena } else { self.of(s) }).sum()
+        Space::ALL.iter().map(|&s| self.of(s)).sum()
     }
 }
 
@@ -306,13 +305,13 @@ pub struct EvalOutputs {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Program {
-    /// Bytes of the arena.
+    /// Bytes of arena it needs, with the boundaries on both sides.
     pub arena_bytes: usize,
-    /// Most bytes live at once: no arena can be smaller.
+    /// Most bytes live at once, boundaries included: no arena can be smaller.
     pub live_bytes: usize,
     /// Floating-point operations.
     pub flops: u64,
-    /// Arena buffers.
+    /// Its own arena buffers.
     pub buffers: Vec<Buffer>,
     /// The work, in order.
     pub kernels: Vec<Kernel>,
@@ -325,6 +324,27 @@ impl Plan {
     /// Every buffer: those of the plan and those of every program.
     pub fn all_buffers(&self) -> impl Iterator<Item = &Buffer> {
         self.buffers.iter().chain(self.modules.iter().flat_map(|m| m.step.buffers.iter().chain(m.eval.buffers.iter())))
+    }
+
+    /// The boundary buffers that a program of a module touches, and between which of its kernels they hold something:
+    /// what the module before hands over from the first kernel to the last that reads it, what is handed on from the
+    /// first kernel that writes it to the end.
+    pub fn handed<'a>(&'a self, module: usize, p: &Program) -> Vec<(&'a Buffer, Live)> {
+        let ids = |k: usize| {
+            let declared = self.boundaries.iter().filter(move |d| d.index == k);
+            declared.flat_map(|d| std::iter::once(d.x.as_str()).chain(d.e.as_deref()))
+        };
+        let mut touched: BTreeMap<&str, Live> = BTreeMap::new();
+        for (i, k) in p.kernels.iter().enumerate() {
+            for o in k.run.operands() {
+                touched.entry(o.view.buffer.as_str()).or_insert(Live { first: i, last: i }).last = i;
+            }
+        }
+        let received = ids(module.wrapping_sub(1)).filter_map(|id| Some((id, Live { first: 0, ..*touched.get(id)? })));
+        let end = p.kernels.len().saturating_sub(1);
+        let passed_on = ids(module).filter_map(|id| Some((id, Live { last: end, ..*touched.get(id)? })));
+        let all = received.chain(passed_on);
+        all.filter_map(|(id, live)| Some((self.buffers.iter().find(|b| b.id == id)?, live))).collect()
     }
 
     /// Trained numbers of the whole network and its heads.

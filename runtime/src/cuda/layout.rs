@@ -187,7 +187,6 @@ mod tests {
             input: 256,
             scalar: 64,
             metric: 65,
-            boundary: 511,
             arena: 300,
             eval_arena: 700,
         };
@@ -207,15 +206,15 @@ mod tests {
             end = r.end;
         }
         assert_eq!(l.total(), end.next_multiple_of(ALIGNMENT));
-        assert_eq!(l.total(), 1024 + 256 + 256 + 256 + 256 + 256 + 512 + 768);
+        assert_eq!(l.total(), 1024 + 256 + 256 + 256 + 256 + 256 + 768);
     }
 
     #[test]
     fn a_step_reports_in_one_range() {
-        let l = Layout::of(&plan(Memory { metric: 64, boundary: 64, ..Memory::default() }), Residency::All);
+        let l = Layout::of(&plan(Memory { metric: 64, arena: 64, ..Memory::default() }), Residency::All);
         assert_eq!(l.status().start, l.space(Space::Metric));
         assert_eq!(l.status().end, l.faults().end);
-        assert!(l.status().end <= l.space(Space::Boundary));
+        assert!(l.status().end <= l.space(Space::Arena));
         assert_eq!(l.fault(1, ProgramKind::Eval), l.faults().start + 4);
         assert_eq!(l.fault(2, ProgramKind::Step), l.faults().start + 8);
     }

@@ -1,6 +1,6 @@
 //! Buffers: inside their spaces, and apart from whatever lives at the same time.
 
-use crate::buffer::{ALIGNMENT, Buffer, Space};
+use crate::buffer::{ALIGNMENT, Buffer, Live, Space};
 use crate::kernel::{Kernel, KernelOp, Product};
 use crate::plan::Program;
 use crate::validate::{InvalidPlan, fail};
@@ -28,18 +28,16 @@ pub(super) fn check_buffer(b: &Buffer, space_bytes: usize) -> Result<(), Invalid
             return fail(place(), format!("order {order} is not a permutation of its dimensions"));
         }
     }
-    if (b.space == Space::Arena) != b.live.is_some() {
-        return fail(place(), "arena buffers, and only they, have a live range");
-    }
     Ok(())
 }
 
-/// Buffers outside the arenas live for the whole run; only the two boundary slots are shared, by alternate boundaries.
+/// Buffers outside the arena live for the whole run. Those of a program have a live range of their own, boundaries have
+/// one in each program that touches them.
 pub(super) fn check_disjoint(buffers: &[Buffer]) -> Result<(), InvalidPlan> {
-    if let Some(b) = buffers.iter().find(|b| b.space == Space::Arena) {
-        return fail(format!("buffer {}", b.id), "arena buffers belong to a program");
+    if let Some(b) = buffers.iter().find(|b| b.live.is_some()) {
+        return fail(format!("buffer {}", b.id), "only a program's own buffers have a live range");
     }
-    let mut sorted: Vec<&Buffer> = buffers.iter().filter(|b| b.bytes > 0 && b.space != Space::Boundary).collect();
+    let mut sorted: Vec<&Buffer> = buffers.iter().filter(|b| b.bytes > 0 && b.space != Space::Arena).collect();
     sorted.sort_by_key(|b| (b.space, b.offset));
     for pair in sorted.windows(2) {
         if pair[0].space == pair[1].space && overlap(pair[0], pair[1]) {
@@ -49,21 +47,21 @@ pub(super) fn check_disjoint(buffers: &[Buffer]) -> Result<(), InvalidPlan> {
     Ok(())
 }
 
-pub(super) fn overlap(a: &Buffer, b: &Buffer) -> bool {
+fn overlap(a: &Buffer, b: &Buffer) -> bool {
     a.bytes > 0 && b.bytes > 0 && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes
 }
 
 /// Two buffers may share bytes only if their live ranges do not meet, or meet in one elementwise kernel that reads the
 /// old one and writes the new one at the very same places.
-pub(super) fn check_arena(p: &Program, place: &str) -> Result<(), InvalidPlan> {
-    let mut sorted: Vec<&Buffer> = p.buffers.iter().filter(|b| b.bytes > 0).collect();
-    sorted.sort_by_key(|b| (b.offset, b.id.as_str()));
-    for (i, a) in sorted.iter().enumerate() {
-        for b in &sorted[i + 1..] {
+pub(super) fn check_arena(p: &Program, handed: &[(&Buffer, Live)], place: &str) -> Result<(), InvalidPlan> {
+    let own = p.buffers.iter().map(|b| (b, b.live.expect("checked")));
+    let mut sorted: Vec<(&Buffer, Live)> = own.chain(handed.iter().copied()).filter(|(b, _)| b.bytes > 0).collect();
+    sorted.sort_by_key(|(b, _)| (b.offset, b.id.as_str()));
+    for (i, &(a, la)) in sorted.iter().enumerate() {
+        for &(b, lb) in &sorted[i + 1..] {
             if b.offset >= a.offset + a.bytes {
                 break;
             }
-            let (la, lb) = (a.live.expect("checked"), b.live.expect("checked"));
             if la.last < lb.first || lb.last < la.first {
                 continue;
             }

@@ -67,5 +67,5 @@ pub fn validate(plan: &Plan) -> Result<(), InvalidPlan> {
             }
         }
     }
-    Ok(())
+    references::check_handed_over(plan)
 }

@@ -22,9 +22,6 @@ pub(super) fn check_program(
         if b.space != Space::Arena || b.live.is_none_or(|l| l.last >= p.kernels.len()) {
             return fail(place, format!("buffer {} is no arena buffer of this program", b.id));
         }
-        if b.offset + b.bytes > p.arena_bytes {
-            return fail(place, format!("buffer {} ends outside the arena", b.id));
-        }
     }
     let mut ids: Vec<&str> = p.kernels.iter().map(|k| k.id.as_str()).collect();
     ids.sort_unstable();
@@ -55,7 +52,14 @@ pub(super) fn check_program(
         return fail(place, format!("target {} with {} launches", plan.settings.target, p.launches.len()));
     }
     check_launches(p, place)?;
-    check_arena(p, place)
+    let handed = plan.handed(m.index, p);
+    for (b, live) in handed.iter().filter(|(b, _)| is(boundary(plan, m.index), b)) {
+        let k = &p.kernels[live.first];
+        if k.run.operands().iter().any(|o| o.access == Access::Read && o.view.buffer == b.id) {
+            return fail(format!("{place} kernel {}", k.id), format!("buffer {} is read before it is written", b.id));
+        }
+    }
+    check_arena(p, &handed, place)
 }
 
 /// Operands lie in their buffers and are of the types and the density that the family works on; what a kernel writes it
@@ -107,10 +111,17 @@ fn check_operands(k: &Kernel, table: &Table) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a module may touch a buffer outside its own arena, and how.
+/// What module `k` hands on.
+fn boundary(plan: &Plan, k: usize) -> Option<&BoundaryDecl> {
+    (k >= 1).then(|| plan.boundaries.get(k - 1)).flatten()
+}
+
+fn is(d: Option<&BoundaryDecl>, b: &Buffer) -> bool {
+    d.is_some_and(|d| d.x == b.id || d.e.as_ref() == Some(&b.id))
+}
+
+/// Whether a module may touch a buffer that is not its program's own, and how.
 fn permitted(plan: &Plan, m: &ModulePlan, b: &Buffer, access: Access) -> bool {
-    let boundary = |k: usize| (k >= 1).then(|| plan.boundaries.get(k - 1)).flatten();
-    let is = |d: Option<&BoundaryDecl>| d.is_some_and(|d| d.x == b.id || d.e.as_ref() == Some(&b.id));
     match b.space {
         Space::Parameter => plan.parameters.iter().any(|p| p.buffer == b.id && p.module == m.index),
         Space::Optimizer => plan.optimizer_state.iter().any(|o| o.buffer == b.id && o.module == m.index),
@@ -121,7 +132,8 @@ fn permitted(plan: &Plan, m: &ModulePlan, b: &Buffer, access: Access) -> bool {
                 || b.id == m.metrics.accuracy
                 || bm.is_some_and(|x| [&x.discord, &x.cosine, &x.ratio].contains(&&b.id))
         }
-        Space::Boundary => is(boundary(m.index)) || (access == Access::Read && is(boundary(m.index - 1))),
-        Space::Arena => false,
+        Space::Arena => {
+            is(boundary(plan, m.index), b) || (access == Access::Read && is(boundary(plan, m.index - 1), b))
+        }
     }
 }

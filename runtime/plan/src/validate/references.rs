@@ -3,7 +3,6 @@
 
 use crate::buffer::{Buffer, DType, Space};
 use crate::plan::{ModulePlan, Plan};
-use crate::validate::memory::overlap;
 use crate::validate::{InvalidPlan, Table, fail};
 
 /// Checks the sections outside the modules, and that no buffer serves two of them.
@@ -37,7 +36,7 @@ pub(super) fn check_references(plan: &Plan, table: &Table) -> Result<(), Invalid
             return fail("boundaries", format!("boundary {} stands at place {}", b.index, i + 1));
         }
         for id in std::iter::once(&b.x).chain(&b.e) {
-            purposes.take("boundaries", id, Space::Boundary, &[DType::F32])?;
+            purposes.take("boundaries", id, Space::Arena, &[DType::F32])?;
         }
     }
     for m in &plan.modules {
@@ -48,7 +47,10 @@ pub(super) fn check_references(plan: &Plan, table: &Table) -> Result<(), Invalid
             check_number(&place, b)?;
         }
     }
-    check_slots(plan, table)
+    if plan.boundaries.len() + 1 != plan.modules.len() {
+        return fail("boundaries", format!("{} for {} modules", plan.boundaries.len(), plan.modules.len()));
+    }
+    Ok(())
 }
 
 /// Buffers that are spoken for.
@@ -94,23 +96,19 @@ fn check_number(place: &str, b: &Buffer) -> Result<(), InvalidPlan> {
     if b.count() == 1 { Ok(()) } else { fail(place, format!("buffer {} is not one number", b.id)) }
 }
 
-/// While a module runs, the boundaries on both its sides are needed, whole.
-fn check_slots(plan: &Plan, table: &Table) -> Result<(), InvalidPlan> {
-    if plan.boundaries.len() + 1 != plan.modules.len() {
-        return fail("boundaries", format!("{} for {} modules", plan.boundaries.len(), plan.modules.len()));
-    }
-    for pair in plan.boundaries.windows(2) {
-        for a in std::iter::once(&pair[0].x).chain(&pair[0].e) {
-            for b in std::iter::once(&pair[1].x).chain(&pair[1].e) {
-                if overlap(table[a.as_str()], table[b.as_str()]) {
-                    return fail("boundaries", format!("{a} and {b} are needed together but overlap"));
+/// What a module reads of the boundary before it, the module before has written, in the same kind of program.
+pub(super) fn check_handed_over(plan: &Plan) -> Result<(), InvalidPlan> {
+    for pair in plan.modules.windows(2) {
+        let programs = [("step", &pair[0].step, &pair[1].step), ("eval", &pair[0].eval, &pair[1].eval)];
+        for (name, giver, taker) in programs {
+            let given = plan.handed(pair[0].index, giver);
+            for (b, _) in plan.handed(pair[1].index, taker) {
+                let declared = &plan.boundaries[pair[0].index - 1];
+                let handed_over = declared.x == b.id || declared.e.as_ref() == Some(&b.id);
+                if handed_over && !given.iter().any(|(g, _)| g.id == b.id) {
+                    return fail(format!("module {} {name}", pair[1].index), format!("nothing writes {}", b.id));
                 }
             }
-        }
-    }
-    for b in &plan.boundaries {
-        if b.e.as_ref().is_some_and(|e| overlap(table[b.x.as_str()], table[e.as_str()])) {
-            return fail("boundaries", format!("x and e of boundary {} overlap", b.index));
         }
     }
     Ok(())
