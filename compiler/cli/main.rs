@@ -22,6 +22,7 @@ mod plan;
 mod profile;
 mod report;
 mod roofline;
+mod sweep;
 mod table;
 mod train;
 mod verify;
@@ -41,6 +42,7 @@ fn main() -> std::process::ExitCode {
         Verb::Plan(PlanVerb::Show(a)) => plan::show(&a),
         Verb::Plan(PlanVerb::Diff(a)) => diff::run(&a),
         Verb::Plan(PlanVerb::Explain(a)) => explain::run(&a),
+        Verb::Plan(PlanVerb::Sweep(a)) => sweep::run(&a),
         Verb::Plan(PlanVerb::Verify(a)) => verify::run(&a),
         Verb::Profile(a) => profile::run(&a),
         Verb::Bench(a) => bench::run(&a),
