@@ -10,7 +10,7 @@ use slrc_runtime::cuda::Residency;
 use slrc_runtime::cuda::architecture::Architecture;
 use slrc_runtime::devices::DeviceName;
 
-pub(crate) use plan::{DiffArgs, DiffFormat, ExplainArgs, PlanVerb, ShowArgs, SweepArgs, VerifyArgs};
+pub(crate) use plan::{DiffArgs, DiffFormat, ExplainArgs, PlanVerb, ReportArgs, ShowArgs, SweepArgs, VerifyArgs};
 
 /// Train an ONNX network locally: cut into gradient-isolated modules that reconcile their gradients.
 #[derive(Debug, Parser)]

@@ -16,6 +16,7 @@ use slrc_runtime::session::NamedTensor;
 
 use crate::args::{CutArgs, SpecArgs};
 use crate::failure::Failure;
+use crate::plan_report::PAGE;
 
 /// A spec with its options applied, and the paths it names.
 pub(crate) struct Request {
@@ -92,7 +93,7 @@ fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
 pub(crate) const PARTITION: &str = "partition.txt";
 
 /// Files of a plan folder; a folder that holds anything else is not overwritten.
-const NAMES: &[&str] = &[files::PLAN, files::WEIGHTS, files::MODEL, files::KERNELS, files::CUBINS, PARTITION];
+const NAMES: &[&str] = &[files::PLAN, files::WEIGHTS, files::MODEL, files::KERNELS, files::CUBINS, PARTITION, PAGE];
 
 /// A plan with the files that go with it.
 pub(crate) struct Built {

@@ -21,6 +21,9 @@ pub(crate) enum PlanVerb {
     /// What is live where a plan needs most memory, by ONNX node, and what would lower it.
     #[command(after_help = EXPLAIN_HELP)]
     Explain(ExplainArgs),
+    /// A plan as a page: modules, memory during a step beside one module's, boundaries, what is live at the peak.
+    #[command(after_help = REPORT_HELP)]
+    Report(ReportArgs),
     /// Plans of a model for several numbers of modules, side by side: memory, work, what local heads train.
     #[command(after_help = SWEEP_HELP)]
     Sweep(Box<SweepArgs>),
@@ -52,6 +55,12 @@ Exits with 0 whether or not the plans differ: it reports. To judge, in a script 
   slrc plan diff old new                                          on the terminal
   slrc plan diff old new --format markdown > comment.md           for a pull request
   slrc plan diff old new --format json | jq .equal                for a script";
+
+const REPORT_HELP: &str = "\
+The page is one file that loads nothing. For the comparison the network is compiled again as one
+module, from the folder's model.onnx; without it the page says so.
+
+  slrc plan report plan                           writes plan/plan.html";
 
 const SWEEP_HELP: &str = "\
 One module is always there, with nothing computed again and with elementwise work computed
@@ -143,4 +152,14 @@ pub(crate) struct SweepArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// A plan folder, or a run folder.
+    #[arg(value_name = "DIR")]
+    pub(crate) plan: PathBuf,
+    /// Page to write [default: plan.html in the folder].
+    #[arg(short = 'o', long = "out", value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
 }
