@@ -142,6 +142,21 @@ fn names_of_others_cannot_leave_their_places() {
 }
 
 #[test]
+fn a_peak_of_any_size_has_a_page() {
+    let work = Workspace::new();
+    partition(&work, "mnist_mlp", "--modules 2", "plan");
+    for bits in [40, 50, 62] {
+        edit(&work, "plan", |p| p.memory.arena = 1 << bits);
+        let text = well_formed(&page(&work, "plan"));
+        assert_eq!(text.contains("The picture cannot be drawn"), bits >= 50, "2^{bits} bytes");
+    }
+    // A sum that its parts are not of.
+    partition(&work, "mnist_mlp", "--modules 2", "plan");
+    edit(&work, "plan", |p| p.modules[0].step.kernels[0].flops = u64::MAX);
+    well_formed(&page(&work, "plan"));
+}
+
+#[test]
 fn what_cannot_be_reported() {
     let work = Workspace::new();
     partition(&work, "mnist_mlp", "--modules 2", "a");

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use slrc_runtime::cuda::architecture::Architecture;
+
 use crate::args::SpecArgs;
 use crate::sweep::Counts;
 use crate::verify::Limit;
@@ -43,7 +45,8 @@ reads the one before, are one row, under the id of the first.
 
 const VERIFY_HELP: &str = "\
 Checked: no live buffers overlap, no module touches another's memory (and whatever else a runtime relies on);
-weights.safetensors has the plan's tensors in its shapes; for CUDA, kernels.cu is the plan's, by its SHA-256; the peak.
+weights.safetensors has the plan's tensors in its shapes; for CUDA, kernels.cu is the plan's, by its
+SHA-256, and so is machine code, if there is any; the peak.
 A line a violation; exit code 0 if the plan holds, 5 if it does not, 4 if a file cannot be read.
 
   slrc plan verify plan --max-peak 2GiB                   at most this
@@ -118,6 +121,9 @@ pub(crate) struct VerifyArgs {
     /// Largest peak allowed: a size such as 2GiB or 500MB, or +PERCENT% over the plan of --against.
     #[arg(long, value_name = "SIZE|+PERCENT%")]
     pub(crate) max_peak: Option<Limit>,
+    /// Architectures, such as sm_80,sm_90, that the folder must hold machine code for.
+    #[arg(long, value_name = "ARCH", value_delimiter = ',')]
+    pub(crate) cubin: Vec<Architecture>,
     /// A plan whose peak must not be exceeded, or by no more than --max-peak says.
     #[arg(long, value_name = "OLD")]
     pub(crate) against: Option<PathBuf>,

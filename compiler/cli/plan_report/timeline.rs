@@ -9,6 +9,8 @@ use crate::explain::{boundaries, places};
 use crate::html::escape;
 use crate::table::bytes;
 
+/// Largest peak that is drawn: a damaged plan may have any.
+const LARGEST: usize = 1 << 50;
 const SIZE: (u32, u32) = (900, 380);
 const RESIDENT: RGBColor = RGBColor(140, 150, 165);
 const BOUNDARY: RGBColor = RGBColor(214, 150, 80);
@@ -39,7 +41,9 @@ struct Course {
 impl Course {
     fn of(plan: &Plan) -> Course {
         let m = &plan.memory;
-        let work: u64 = plan.modules.iter().map(|m| m.step.flops).fold(0, u64::saturating_add);
+        // Of a damaged plan's kernels, the work may not be what it says of the whole.
+        let kernels = plan.modules.iter().flat_map(|m| &m.step.kernels);
+        let work: u64 = kernels.map(|k| k.flops).fold(0, u64::saturating_add);
         let (mut done, mut moments, mut ends) = (0u64, Vec::new(), Vec::new());
         let part = |done: u64| if work == 0 { 0.0 } else { done as f64 / work as f64 };
         for module in &plan.modules {
@@ -112,6 +116,10 @@ fn draw(plan: &Plan, one: &One) -> Result<String, Box<dyn std::error::Error>> {
         One::Itself | One::Unknown(_) => Vec::new(),
     };
     let most = others.iter().map(|p| p.memory.peak()).max().unwrap_or(0).max(plan.memory.peak());
+    // Axes of such lengths overflow.
+    if most > LARGEST {
+        return Err("its sizes are those of no machine".into());
+    }
     let (name, unit) = match most {
         0..1_048_576 => ("KiB", 1024.0),
         1_048_576..1_073_741_824 => ("MiB", 1_048_576.0),
