@@ -18,6 +18,8 @@ const VERBS: &[&str] = &[
     "plan diff",
     "plan verify",
     "plan explain",
+    "plan report",
+    "plan sweep",
     "profile",
     "bench",
     "devices",

@@ -1,4 +1,4 @@
-//! `slrc plan diff`, `verify` and `explain`, and `slrc partition --check`: plans judged and compared.
+//! `slrc plan` diff, verify, explain, report and sweep, and `slrc partition --check`: plans judged and compared.
 
 #[path = "support/cli.rs"]
 mod cli;
@@ -6,6 +6,10 @@ mod cli;
 mod diff;
 #[path = "cli_plans/explain.rs"]
 mod explain;
+#[path = "cli_plans/report.rs"]
+mod report;
+#[path = "cli_plans/sweep.rs"]
+mod sweep;
 #[path = "cli_plans/verify.rs"]
 mod verify;
 

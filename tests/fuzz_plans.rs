@@ -128,6 +128,87 @@ fn large_numbers() {
     run("large numbers", 50, false, |text, dice| replace(text, dice, Size::Large).into_bytes());
 }
 
+/// Lines of commands that look at plan folder `p` beside its sound twin `q`, and the codes they may end with.
+const LOOKS: &[(&str, &[i32])] = &[
+    ("plan show p", &[0, 4]),
+    ("plan show p --json --device t4", &[0, 4]),
+    ("plan explain p", &[0, 4]),
+    ("plan explain p --csv", &[0, 4]),
+    ("plan diff p q", &[0, 4]),
+    ("plan diff q p --format markdown", &[0, 4]),
+    ("plan verify p --against q", &[0, 4, 5]),
+    ("plan report p -o page.html", &[0, 4]),
+];
+
+/// Runs every look; a plan that is refused is refused by all, and one that is not, by none.
+fn look(work: &Workspace, what: &str) {
+    let sound = read_plan(&work.path("p")).is_ok();
+    for (line, codes) in LOOKS {
+        let ran = work.slrc(line);
+        let code = ran.code.unwrap_or_else(|| panic!("{what}: slrc {line} was killed"));
+        assert!(
+            codes.contains(&code) && !ran.stderr.contains("panicked"),
+            "{what}: slrc {line}: {code}\n{}",
+            ran.stderr
+        );
+        if line.starts_with("plan verify") {
+            assert!(sound || code != 0, "{what}: verify passes what cannot be read");
+        } else {
+            assert_eq!(code == 0, sound, "{what}: slrc {line}\n{}", ran.stderr);
+        }
+    }
+}
+
+/// A plan folder and its twin.
+fn twins(work: &Workspace, model: &str, options: &str) {
+    for folder in ["p", "q"] {
+        work.ok(&format!("partition MODELS/{model}/model.onnx {options} --batch 2 -o {folder}"));
+    }
+    look(work, model);
+}
+
+#[test]
+fn looks_at_damaged_plans() {
+    let work = Workspace::new();
+    let cuda = PLANS[..2].iter().map(|p| (p.0, format!("{} --target cuda:sm_80", p.1)));
+    let all = PLANS.iter().map(|p| (p.0, p.1.to_string())).chain(cuda);
+    let mut read = 0;
+    for (model, options) in all {
+        twins(&work, model, &options);
+        // Compiling again takes longer than everything else here; other tests do it.
+        std::fs::remove_file(work.path("p/model.onnx")).expect("remove");
+        let text = std::fs::read_to_string(work.path("p/plan.yaml")).expect("a plan");
+        for seed in cases(16) {
+            let mut dice = Dice::new(1000 + seed);
+            let damaged = match seed % 4 {
+                0 => dice.mangle(text.as_bytes().to_vec()),
+                1 => replace(&text, &mut dice, Size::Large).into_bytes(),
+                _ => replace(&text, &mut dice, Size::Small).into_bytes(),
+            };
+            work.write("p/plan.yaml", damaged);
+            read += usize::from(read_plan(&work.path("p")).is_ok());
+            look(&work, &format!("{model} {options} seed {seed}"));
+        }
+    }
+    assert!(read > 0, "no damaged plan is read");
+}
+
+/// Files beside the plan: only `verify` and `report` open them.
+#[test]
+fn looks_at_damaged_files() {
+    let work = Workspace::new();
+    twins(&work, "mnist_mlp", "--modules 2 --target cuda:sm_80");
+    for name in ["weights.safetensors", "model.onnx", "kernels.cu", "kernels.sm_80.cubin"] {
+        let path = work.path("p").join(name);
+        let whole = std::fs::read(&path).unwrap_or_else(|_| b"code\n{\"format\":\"slrc-cubin/1\"}\n".to_vec());
+        for seed in cases(12) {
+            work.write(&format!("p/{name}"), Dice::new(seed).mangle(whole.clone()));
+            look(&work, &format!("{name} seed {seed}"));
+        }
+        work.write(&format!("p/{name}"), &whole);
+    }
+}
+
 #[derive(Clone, Copy, PartialEq)]
 enum Size {
     /// As in a plan.

@@ -1,5 +1,7 @@
 //! The command line: verbs, options and their help.
 
+mod plan;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -8,7 +10,7 @@ use slrc_runtime::cuda::Residency;
 use slrc_runtime::cuda::architecture::Architecture;
 use slrc_runtime::devices::DeviceName;
 
-use crate::verify::Limit;
+pub(crate) use plan::{DiffArgs, DiffFormat, ExplainArgs, PlanVerb, ReportArgs, ShowArgs, SweepArgs, VerifyArgs};
 
 /// Train an ONNX network locally: cut into gradient-isolated modules that reconcile their gradients.
 #[derive(Debug, Parser)]
@@ -55,21 +57,6 @@ pub(crate) enum Verb {
     Ops,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum PlanVerb {
-    /// Modules and memory of a plan.
-    Show(ShowArgs),
-    /// What changed from one plan to another: settings, cuts, memory, work, kernels fused or split.
-    #[command(after_help = DIFF_HELP)]
-    Diff(DiffArgs),
-    /// Check that a plan is sound, that its files belong together, and that its peak is within a limit.
-    #[command(after_help = VERIFY_HELP)]
-    Verify(VerifyArgs),
-    /// What is live where a plan needs most memory, by ONNX node, and what would lower it.
-    #[command(after_help = EXPLAIN_HELP)]
-    Explain(ExplainArgs),
-}
-
 const BENCH_HELP: &str = "\
 Steps follow each other as in training: a batch is copied to the device for each, and each
 reports its losses. The time is the median of N steps, after three that do not count. Planned
@@ -80,33 +67,6 @@ step needs with all modules there.
   slrc bench plan-bp plan-sgr                     two plans, a line each
   slrc bench plan --json                          for a script";
 
-const EXPLAIN_HELP: &str = "\
-Modules run one after the other in one arena, so the module with the largest arena makes the peak. Kernels are counted
-from 0 in its training step. A size is what is allocated, a multiple of 64 bytes.
-
---csv prints every buffer of the module's arena for solvers of the allocation problem: id,lower,upper,size. A buffer is
-needed from kernel lower to the one before upper. Buffers that follow each other in one place, written by the kernel that
-reads the one before, are one row, under the id of the first.
-
-  slrc plan explain plan                          the module that makes the peak
-  slrc plan explain plan --module 2               another module
-  slrc plan explain plan --csv > buffers.csv      its buffers, for a solver";
-
-const VERIFY_HELP: &str = "\
-Checked: no live buffers overlap, no module touches another's memory (and whatever else a runtime relies on);
-weights.safetensors has the plan's tensors in its shapes; for CUDA, kernels.cu is the plan's, by its SHA-256; the peak.
-A line a violation; exit code 0 if the plan holds, 5 if it does not, 4 if a file cannot be read.
-
-  slrc plan verify plan --max-peak 2GiB                   at most this
-  slrc plan verify plan --against old --max-peak +2%      at most 2 % more than the old plan's peak";
-
-const DIFF_HELP: &str = "\
-Exits with 0 whether or not the plans differ: it reports. To judge, in a script or in CI, use slrc plan verify.
-
-  slrc plan diff old new                                          on the terminal
-  slrc plan diff old new --format markdown > comment.md           for a pull request
-  slrc plan diff old new --format json | jq .equal                for a script";
-
 #[derive(Debug, Args)]
 pub(crate) struct PartitionArgs {
     /// The model; may be left out if the spec names one.
@@ -114,6 +74,8 @@ pub(crate) struct PartitionArgs {
     /// A YAML spec; options below override it (docs/spec.md).
     #[arg(long, value_name = "S.yaml")]
     pub(crate) spec: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) cuts: CutArgs,
     #[command(flatten)]
     pub(crate) options: SpecArgs,
     /// Write nothing: compile, and compare with the plan in this folder. Exit code 0 if it is the same byte for byte
@@ -125,9 +87,9 @@ pub(crate) struct PartitionArgs {
     pub(crate) out: PathBuf,
 }
 
-/// Options that override a spec.
+/// Where a network is cut; overrides a spec.
 #[derive(Debug, Default, Args)]
-pub(crate) struct SpecArgs {
+pub(crate) struct CutArgs {
     /// Number of modules, cut so that the plan's peak memory is smallest [default: 4; 1 is end-to-end
     /// backpropagation].
     #[arg(long, value_name = "K", conflicts_with_all = ["per_layer", "at"], help_heading = "Partition")]
@@ -138,6 +100,11 @@ pub(crate) struct SpecArgs {
     /// Cut after these ONNX nodes (or values).
     #[arg(long, value_name = "A,B", value_delimiter = ',', help_heading = "Partition")]
     pub(crate) at: Vec<String>,
+}
+
+/// Other options that override a spec.
+#[derive(Debug, Default, Args)]
+pub(crate) struct SpecArgs {
     /// Kind of the local heads: auto, gap-linear, pool-linear, token, conv, mlp-sr, linear [default: auto, by the
     /// boundary's shape].
     #[arg(long, value_name = "KIND", help_heading = "Partition")]
@@ -290,66 +257,6 @@ pub(crate) struct ExportArgs {
     /// The ONNX file to write.
     #[arg(short = 'o', long = "out", value_name = "OUT.onnx")]
     pub(crate) out: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ShowArgs {
-    /// A plan folder, a run folder, or a plan.yaml.
-    pub(crate) plan: PathBuf,
-    /// Add a roofline estimate of a step on a GPU: t4, l4, rtx3090, rtx4090, a100, h100, h200.
-    #[arg(long, value_name = "GPU")]
-    pub(crate) device: Option<String>,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct DiffArgs {
-    /// The old plan: a plan folder, a run folder, or a plan.yaml.
-    pub(crate) old: PathBuf,
-    /// The new plan.
-    pub(crate) new: PathBuf,
-    /// How to say it: on a terminal, to a program, or in a comment on a pull request.
-    #[arg(long, value_enum, default_value_t = DiffFormat::Text)]
-    pub(crate) format: DiffFormat,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ExplainArgs {
-    /// A plan folder, a run folder, or a plan.yaml.
-    #[arg(value_name = "DIR")]
-    pub(crate) plan: PathBuf,
-    /// The module to look at [default: the one with the largest arena].
-    #[arg(long, value_name = "K")]
-    pub(crate) module: Option<usize>,
-    /// Largest buffers to list.
-    #[arg(long, value_name = "N", default_value_t = 20, conflicts_with = "csv")]
-    pub(crate) top: usize,
-    /// Print the arena's buffers as CSV.
-    #[arg(long)]
-    pub(crate) csv: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct VerifyArgs {
-    /// A plan folder.
-    #[arg(value_name = "DIR")]
-    pub(crate) plan: PathBuf,
-    /// Largest peak allowed: a size such as 2GiB or 500MB, or +PERCENT% over the plan of --against.
-    #[arg(long, value_name = "SIZE|+PERCENT%")]
-    pub(crate) max_peak: Option<Limit>,
-    /// A plan whose peak must not be exceeded, or by no more than --max-peak says.
-    #[arg(long, value_name = "OLD")]
-    pub(crate) against: Option<PathBuf>,
-}
-
-/// Form of a comparison.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub(crate) enum DiffFormat {
-    Text,
-    Json,
-    Markdown,
 }
 
 #[derive(Debug, Args)]

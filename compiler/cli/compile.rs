@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use slrc_compiler::onnx::export::skeleton;
 use slrc_compiler::onnx::file::OnnxFile;
-use slrc_compiler::pipeline::{Compiled, compile};
-use slrc_compiler::spec::SpecFile;
+use slrc_compiler::pipeline::{CompileError, Compiled, compile};
+use slrc_compiler::spec::{PartitionFile, SpecFile};
 use slrc_compiler::weights::{WeightTensor, initial_weights};
 use slrc_plan::plan::files;
 use slrc_runtime::files::{
@@ -14,8 +14,9 @@ use slrc_runtime::files::{
 };
 use slrc_runtime::session::NamedTensor;
 
-use crate::args::SpecArgs;
+use crate::args::{CutArgs, SpecArgs};
 use crate::failure::Failure;
+use crate::plan_report::PAGE;
 
 /// A spec with its options applied, and the paths it names.
 pub(crate) struct Request {
@@ -26,7 +27,12 @@ pub(crate) struct Request {
 
 impl Request {
     /// Reads a spec file, if given, and applies options. Paths in a spec are relative to it.
-    pub(crate) fn new(spec_path: Option<&Path>, model: Option<&Path>, options: &SpecArgs) -> Result<Request, Failure> {
+    pub(crate) fn new(
+        spec_path: Option<&Path>,
+        model: Option<&Path>,
+        cuts: &CutArgs,
+        options: &SpecArgs,
+    ) -> Result<Request, Failure> {
         let mut spec = match spec_path {
             None => SpecFile::default(),
             Some(path) => {
@@ -39,16 +45,15 @@ impl Request {
         let model = model.map(Path::to_path_buf).or_else(|| spec.model.as_deref().map(beside));
         let model = model
             .ok_or_else(|| Failure::Usage("name a model: slrc partition MODEL.onnx, or model: in the spec".into()))?;
+        if cuts.modules.is_some() || cuts.per_layer || !cuts.at.is_empty() {
+            spec.partition = PartitionFile { modules: cuts.modules, per_layer: cuts.per_layer, at: cuts.at.clone() };
+        }
         apply(options, &mut spec)?;
         Ok(Request { spec, model, init_from })
     }
 }
 
 fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
-    if o.modules.is_some() || o.per_layer || !o.at.is_empty() {
-        spec.partition =
-            slrc_compiler::spec::PartitionFile { modules: o.modules, per_layer: o.per_layer, at: o.at.clone() };
-    }
     fn set<T: Copy>(to: &mut Option<T>, from: Option<T>) {
         if from.is_some() {
             *to = from;
@@ -88,7 +93,7 @@ fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
 pub(crate) const PARTITION: &str = "partition.txt";
 
 /// Files of a plan folder; a folder that holds anything else is not overwritten.
-const NAMES: &[&str] = &[files::PLAN, files::WEIGHTS, files::MODEL, files::KERNELS, files::CUBINS, PARTITION];
+const NAMES: &[&str] = &[files::PLAN, files::WEIGHTS, files::MODEL, files::KERNELS, files::CUBINS, PARTITION, PAGE];
 
 /// A plan with the files that go with it.
 pub(crate) struct Built {
@@ -100,17 +105,23 @@ pub(crate) struct Built {
     pub(crate) model: Vec<u8>,
 }
 
+/// Compiles, with a progress bar that says `what` is done.
+pub(crate) fn compile_shown(file: &OnnxFile, spec: &SpecFile, what: &str) -> Result<Compiled, CompileError> {
+    let bar = ProgressBar::new(0).with_prefix(what.to_string());
+    let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} segments costed, {elapsed}, {eta} left");
+    bar.set_style(style.expect("invariant: the template is well formed"));
+    let compiled = compile(file, spec, &mut |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    compiled
+}
+
 /// Compiles; writes nothing.
 pub(crate) fn build(request: &Request) -> Result<Built, Failure> {
     let file = OnnxFile::open(&request.model)?;
-    let bar = ProgressBar::new(0);
-    let style = ProgressStyle::with_template("partition {bar:30} {pos}/{len} segments costed, {elapsed}, {eta} left");
-    bar.set_style(style.expect("invariant: the template is well formed"));
-    let compiled = compile(&file, &request.spec, &mut |done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-    })?;
-    bar.finish_and_clear();
+    let compiled = compile_shown(&file, &request.spec, "partition")?;
     for note in &compiled.network.notes {
         eprintln!("note: {note}");
     }

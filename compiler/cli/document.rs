@@ -1,7 +1,9 @@
-//! A short document of tables and lines, as text for a terminal or as Markdown for a pull request.
+//! A short document of tables and lines, as text for a terminal, as Markdown for a pull request, or
+//! as part of a page.
 
 use std::fmt::Write as _;
 
+use crate::html::escape;
 use crate::table::table;
 
 /// A part of a document under a title.
@@ -82,6 +84,39 @@ impl Document {
                 });
                 let _ = writeln!(out, "- {}", spans.collect::<String>());
             }
+        }
+        out
+    }
+}
+
+impl Section {
+    /// For a page: title, table, and lines below it.
+    pub(crate) fn html(&self) -> String {
+        let mut out = format!("<h2>{}</h2>\n", escape(self.title));
+        let class = |i: usize| match (self.right.contains(&i), self.names.contains(&i)) {
+            (true, _) => " class=\"right\"",
+            (false, true) => " class=\"name\"",
+            (false, false) => "",
+        };
+        if !self.rows.is_empty() {
+            out.push_str("<table>\n<tr>");
+            for (i, h) in self.header.iter().enumerate() {
+                let right = if self.right.contains(&i) { " class=\"right\"" } else { "" };
+                let _ = write!(out, "<th{right}>{}</th>", escape(h));
+            }
+            out.push_str("</tr>\n");
+            for row in &self.rows {
+                let cells = row.iter().enumerate().map(|(i, c)| format!("<td{}>{}</td>", class(i), escape(c)));
+                let _ = writeln!(out, "<tr>{}</tr>", cells.collect::<String>());
+            }
+            out.push_str("</table>\n");
+        }
+        for l in &self.lines {
+            let spans = l.iter().map(|span| match span {
+                Span::Words(w) => escape(w),
+                Span::Name(n) => format!("<code>{}</code>", escape(n)),
+            });
+            let _ = writeln!(out, "<p>{}</p>", spans.collect::<String>());
         }
         out
     }

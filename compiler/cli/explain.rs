@@ -15,9 +15,8 @@ use crate::table::{bytes, table};
 
 pub(crate) fn run(a: &ExplainArgs) -> Result<(), Failure> {
     let plan = read_plan(&folder(&a.plan))?;
-    let largest = plan.modules.iter().rev().max_by_key(|m| m.step.arena_bytes);
     let module = match a.module {
-        None => largest,
+        None => largest(&plan),
         Some(k) => plan.modules.iter().find(|m| m.index == k),
     };
     let Some(m) = module else {
@@ -33,15 +32,22 @@ pub(crate) fn run(a: &ExplainArgs) -> Result<(), Failure> {
 }
 
 /// Buffers that follow each other in one place, each written over the one before it by the kernel where that dies.
-struct Place<'a> {
+pub(crate) struct Place<'a> {
     buffers: Vec<&'a Buffer>,
     /// Kernels from first to one past the last.
-    live: Range<usize>,
-    bytes: usize,
+    pub(crate) live: Range<usize>,
+    pub(crate) bytes: usize,
+}
+
+impl Place<'_> {
+    /// Whether it is where a boundary lies.
+    pub(crate) fn is_boundary(&self) -> bool {
+        self.buffers.iter().any(|b| b.live.is_none())
+    }
 }
 
 /// What the arena has to hold during a module's training step, in order of time.
-fn places<'a>(plan: &'a Plan, m: &'a ModulePlan) -> Vec<Place<'a>> {
+pub(crate) fn places<'a>(plan: &'a Plan, m: &'a ModulePlan) -> Vec<Place<'a>> {
     let own = m.step.buffers.iter().filter_map(|b| b.live.map(|l| (l.first, l.last, b)));
     let handed = plan.handed(m.index, &m.step).into_iter().map(|(b, l)| (l.first, l.last, b));
     let mut sorted: Vec<(usize, usize, &Buffer)> = own.chain(handed).filter(|(_, _, b)| b.bytes > 0).collect();
@@ -107,51 +113,80 @@ fn node<'a>(b: &'a Buffer, writer: Option<&'a Kernel>) -> &'a str {
     writer.map_or(name, |k| k.nodes.iter().find(|n| n.trim_start_matches('/') == name).map_or("", String::as_str))
 }
 
+/// What is live where a module needs most memory.
+pub(crate) struct Fullest {
+    pub(crate) headline: String,
+    /// Size, part of the plan's peak, node, purpose, kernels that need it; the largest buffers first.
+    pub(crate) rows: Vec<Vec<String>>,
+    /// How many smaller buffers are left out, and their bytes.
+    pub(crate) left_out: (usize, usize),
+    /// What would lower the peak.
+    pub(crate) advice: Vec<String>,
+}
+
+/// Header of [`Fullest::rows`].
+pub(crate) const HEADER: [&str; 5] = ["size", "of peak", "node", "what", "kernels"];
+/// Columns of [`Fullest::rows`] that are aligned to the right.
+pub(crate) const RIGHT: [usize; 2] = [0, 1];
+
+/// The module whose arena makes the peak.
+pub(crate) fn largest(plan: &Plan) -> Option<&ModulePlan> {
+    plan.modules.iter().rev().max_by_key(|m| m.step.arena_bytes)
+}
+
+impl Fullest {
+    /// Looks at a module; at most `top` buffers are named.
+    pub(crate) fn of(plan: &Plan, m: &ModulePlan, top: usize) -> Fullest {
+        let step = &m.step;
+        let places = places(plan, m);
+        let (at, live) = fullest(&places, step.kernels.len());
+        let peak = plan.memory.peak();
+        let share = |n: usize| format!("{:.1} %", 100.0 * n as f64 / peak.max(1) as f64);
+        let what = step.kernels.get(at).map_or(String::new(), |k| {
+            format!("{}, {} {} {}", k.id, k.phase.name(), k.run.family(), k.nodes.join(", "))
+        });
+        let headline = format!(
+            "peak {}; module {} of {}: arena {}, of which {} live at once at kernel {at} of {} ({})",
+            bytes(peak),
+            m.index,
+            plan.modules.len(),
+            bytes(step.arena_bytes),
+            bytes(live),
+            step.kernels.len(),
+            what.trim_end()
+        );
+        let mut rows: Vec<(usize, Vec<String>)> = Vec::new();
+        for p in places.iter().filter(|p| p.live.contains(&at)) {
+            // Of buffers in one place, the one that is there when the kernel has run.
+            let here = |b: &&&Buffer| b.live.is_some_and(|l| l.first <= at && at <= l.last);
+            let b = p.buffers.iter().rev().find(here).unwrap_or(&p.buffers[0]);
+            let (name, live) = match b.live {
+                Some(l) => (node(b, step.kernels.get(l.first)), l.first..l.last + 1),
+                None => (b.id.as_str(), p.live.clone()),
+            };
+            let span = format!("{} to {}", live.start, live.end.saturating_sub(1));
+            rows.push((p.bytes, vec![name.into(), purpose(b, plan, m).into(), span]));
+        }
+        // Stable: equal sizes stay in order of time.
+        rows.sort_by_key(|r| std::cmp::Reverse(r.0));
+        let left_out = (rows.len().saturating_sub(top), rows.iter().skip(top).map(|r| r.0).sum());
+        let shown = rows.into_iter().take(top).map(|(n, rest)| [vec![bytes(n), share(n)], rest].concat()).collect();
+        Fullest { headline, rows: shown, left_out, advice: advice(plan, m, &places, at, live) }
+    }
+
+    /// What is said of the buffers left out, if any are.
+    pub(crate) fn more(&self) -> Option<String> {
+        let (count, size) = self.left_out;
+        (count > 0).then(|| format!("and {count} smaller buffers, {}", bytes(size)))
+    }
+}
+
 fn text(plan: &Plan, m: &ModulePlan, top: usize) -> String {
-    let step = &m.step;
-    let places = places(plan, m);
-    let (at, live) = fullest(&places, step.kernels.len());
-    let peak = plan.memory.peak();
-    let share = |n: usize| format!("{:.1} %", 100.0 * n as f64 / peak.max(1) as f64);
-    let what = step
-        .kernels
-        .get(at)
-        .map_or(String::new(), |k| format!("{}, {} {} {}", k.id, k.phase.name(), k.run.family(), k.nodes.join(", ")));
-    let mut out = format!(
-        "peak {}; module {} of {}: arena {}, of which {} live at once at kernel {at} of {} ({})\n\n",
-        bytes(peak),
-        m.index,
-        plan.modules.len(),
-        bytes(step.arena_bytes),
-        bytes(live),
-        step.kernels.len(),
-        what.trim_end()
-    );
-    let mut rows: Vec<(usize, Vec<String>)> = Vec::new();
-    for p in places.iter().filter(|p| p.live.contains(&at)) {
-        // Of buffers in one place, the one that is there when the kernel has run.
-        let here = |b: &&&Buffer| b.live.is_some_and(|l| l.first <= at && at <= l.last);
-        let b = p.buffers.iter().rev().find(here).unwrap_or(&p.buffers[0]);
-        let (name, live) = match b.live {
-            Some(l) => (node(b, step.kernels.get(l.first)), l.first..l.last + 1),
-            None => (b.id.as_str(), p.live.clone()),
-        };
-        let span = format!("{} to {}", live.start, live.end.saturating_sub(1));
-        rows.push((p.bytes, vec![name.into(), purpose(b, plan, m).into(), span]));
-    }
-    // Stable: equal sizes stay in order of time.
-    rows.sort_by_key(|r| std::cmp::Reverse(r.0));
-    let left: usize = rows.iter().skip(top).map(|r| r.0).sum();
-    let more = rows.len().saturating_sub(top);
-    let shown = rows.into_iter().take(top).map(|(n, rest)| [vec![bytes(n), share(n)], rest].concat()).collect();
-    out.push_str(&table(&["size", "of peak", "node", "what", "kernels"], &[0, 1], shown));
-    if more > 0 {
-        out.push_str(&format!("and {more} smaller buffers, {}\n", bytes(left)));
-    }
+    let mut f = Fullest::of(plan, m, top);
+    let mut out = format!("{}\n\n{}", f.headline, table(&HEADER, &RIGHT, std::mem::take(&mut f.rows)));
+    out.extend(f.more().map(|more| format!("{more}\n")));
     out.push_str("\nwhat would lower the peak\n\n");
-    for line in advice(plan, m, &places, at, live) {
-        out.push_str(&format!("* {line}\n"));
-    }
+    out.extend(f.advice.iter().map(|line| format!("* {line}\n")));
     out
 }
 

@@ -15,13 +15,16 @@ mod eval;
 mod explain;
 mod export;
 mod failure;
+mod html;
 mod ops;
 mod output;
 mod partition;
 mod plan;
+mod plan_report;
 mod profile;
 mod report;
 mod roofline;
+mod sweep;
 mod table;
 mod train;
 mod verify;
@@ -41,6 +44,8 @@ fn main() -> std::process::ExitCode {
         Verb::Plan(PlanVerb::Show(a)) => plan::show(&a),
         Verb::Plan(PlanVerb::Diff(a)) => diff::run(&a),
         Verb::Plan(PlanVerb::Explain(a)) => explain::run(&a),
+        Verb::Plan(PlanVerb::Report(a)) => plan_report::run(&a),
+        Verb::Plan(PlanVerb::Sweep(a)) => sweep::run(&a),
         Verb::Plan(PlanVerb::Verify(a)) => verify::run(&a),
         Verb::Profile(a) => profile::run(&a),
         Verb::Bench(a) => bench::run(&a),

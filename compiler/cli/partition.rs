@@ -11,7 +11,7 @@ use crate::output;
 use crate::table::table;
 
 pub(crate) fn run(a: &PartitionArgs) -> Result<(), Failure> {
-    let request = Request::new(a.spec.as_deref(), a.model.as_deref(), &a.options)?;
+    let request = Request::new(a.spec.as_deref(), a.model.as_deref(), &a.cuts, &a.options)?;
     if let Some(folder) = &a.check {
         return crate::check::run(&request, folder);
     }

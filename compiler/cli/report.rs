@@ -6,6 +6,7 @@ use plotters::prelude::*;
 use slrc_plan::plan::Plan;
 use slrc_runtime::trainer::metrics::Line;
 
+use crate::html::escape;
 use crate::table::bytes;
 
 const SIZE: (u32, u32) = (720, 300);
@@ -98,10 +99,6 @@ pub(crate) fn html(plan: &Plan, lines: &[Line]) -> String {
     }
     out.push_str("</table>\n");
     out
-}
-
-fn escape(s: &str) -> String {
-    s.replace('&', "&amp;").replace('<', "&lt;")
 }
 
 /// Means of neighbouring values, at most [`POINTS`] of them.

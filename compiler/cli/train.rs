@@ -17,7 +17,7 @@ use slrc_runtime::trainer::{
     Length, Progress, RunOptions, TrainError, check_new, create_run, metrics, read_constants, steps_per_epoch, train,
 };
 
-use crate::args::{SpecArgs, TrainArgs};
+use crate::args::{CutArgs, SpecArgs, TrainArgs};
 use crate::compile::{Request, compile_to};
 use crate::device;
 use crate::failure::{Failure, in_file};
@@ -58,7 +58,7 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
             return Err(Failure::Usage(format!("{model} is a model: slrc partition {model} -o PLAN; slrc train PLAN")));
         }
         compiled = tempfile::tempdir().map_err(|e| Failure::Run(format!("cannot make a temporary folder: {e}")))?;
-        let request = Request::new(Some(&a.plan), None, &SpecArgs::default())?;
+        let request = Request::new(Some(&a.plan), None, &CutArgs::default(), &SpecArgs::default())?;
         let c = compile_to(&request, &compiled.path().join("plan"))?;
         output::line(crate::plan::text(&c.plan));
         &compiled.path().join("plan")
@@ -97,7 +97,7 @@ fn check_same_plan(a: &TrainArgs, plan: &Plan) -> Result<(), Failure> {
     let same = if let Some(folder) = plan_folder(&a.plan) {
         read(&folder.join(files::PLAN))? == read(&a.out.join(files::PLAN))?
     } else if a.plan.exists() {
-        let request = Request::new(Some(&a.plan), None, &SpecArgs::default())?;
+        let request = Request::new(Some(&a.plan), None, &CutArgs::default(), &SpecArgs::default())?;
         spec_sha256(&request.spec) == plan.settings.spec_sha256
     } else {
         true

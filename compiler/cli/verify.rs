@@ -8,6 +8,8 @@ use slrc_compiler::onnx::file::sha256_hex;
 use slrc_plan::buffer::Space;
 use slrc_plan::plan::{Memory, Plan, files};
 use slrc_plan::validate::validate;
+use slrc_runtime::cuda::architecture::Architecture;
+use slrc_runtime::cuda::cubin::Cubin;
 use slrc_runtime::files::{FileError, read_text};
 use slrc_runtime::folder::{read_source, read_weights};
 
@@ -68,6 +70,7 @@ pub(crate) fn run(a: &VerifyArgs) -> Result<(), Failure> {
     }
     weights(&at, &plan, &mut violations)?;
     kernels(&at, &plan, &mut violations)?;
+    machine_code(&at, &plan, &a.cubin, &mut violations)?;
     // The bytes of a damaged plan may be any numbers.
     let peak = checked_peak(&plan.memory);
     match peak {
@@ -154,6 +157,33 @@ fn kernels(folder: &Path, plan: &Plan, violations: &mut Vec<String>) -> Result<(
     let (found, wanted) = (sha256_hex(source.as_bytes()), plan.kernels_sha256.as_deref().unwrap_or("none"));
     if found != wanted {
         violations.push(format!("{}: its SHA-256 is {found}, the plan's is {wanted}", files::KERNELS));
+    }
+    Ok(())
+}
+
+/// Machine code is whole and of the plan's kernels, and there is some for every architecture that is `wanted`.
+fn machine_code(
+    folder: &Path,
+    plan: &Plan,
+    wanted: &[Architecture],
+    violations: &mut Vec<String>,
+) -> Result<(), Failure> {
+    let mut found = Vec::new();
+    for cubin in Cubin::read_each(folder)? {
+        match cubin {
+            Ok(cubin) => {
+                found.push(cubin.architecture());
+                violations.extend(cubin.check(plan).err().map(|e| e.to_string()));
+            }
+            Err(e @ FileError::Malformed { .. }) => violations.push(e.to_string()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    for a in wanted.iter().filter(|a| !found.contains(a)) {
+        violations.push(format!(
+            "{} is missing, or damaged: make it with slrc compile --cubin --arch {a}",
+            files::cubin(&a.to_string())
+        ));
     }
     Ok(())
 }

@@ -121,3 +121,32 @@ fn drift_is_found() {
     let ran = work.slrc(&format!("{check} -o b"));
     assert!(ran.code == Some(2) && ran.stderr.contains("--check"), "{}", ran.stderr);
 }
+
+/// Random weights are drawn anew: their values are no drift, their names and shapes are.
+#[test]
+fn random_weights_do_not_drift() {
+    let work = Workspace::new();
+    let options = "--modules 2 --init random";
+    let check = format!("partition MODELS/mnist_mlp/model.onnx --batch 4 {options} --check a");
+    partition(&work, "mnist_mlp", options, "a");
+    let holds = "a is what the model and the spec compile to\n";
+    assert_eq!(work.ok(&check).stdout, holds);
+    let path = work.path("a/weights.safetensors");
+    let whole = tensors(&path);
+    let mut other = whole.clone();
+    other.values_mut().flat_map(|t| &mut t.data).for_each(|x| *x += 1.0);
+    write_tensors(&path, &other);
+    assert_eq!(work.ok(&check).stdout, holds, "values are random");
+    let mut other = whole.clone();
+    other.get_mut("fc1.weight").expect("a weight").shape.reverse();
+    write_tensors(&path, &other);
+    finds(&work, &check, &["weights.safetensors differs in 1 of", "\"fc1.weight\""]);
+    let mut other = whole.clone();
+    other.remove("fc2.bias");
+    write_tensors(&path, &other);
+    finds(&work, &check, &["weights.safetensors differs in 1 of", "\"fc2.bias\""]);
+    write_tensors(&path, &whole);
+    // Weights that are kept are compared, and a seed is a setting.
+    finds(&work, &check.replace("--init random", ""), &["plan.yaml differs", "weights.safetensors differs in"]);
+    finds(&work, &format!("{check} --seed 1"), &["plan.yaml differs", "seed"]);
+}

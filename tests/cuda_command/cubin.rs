@@ -138,6 +138,25 @@ fn stale_machine_code_is_an_error() {
         std::fs::write(&old, bytes).expect("machine code");
         fails(&work, &device, train, words);
     }
+    // What a device refuses, a check finds, and every file at once; what it needs a driver for is left to the device.
+    std::fs::write(&old, &whole).expect("machine code");
+    work.ok("plan verify plan --cubin sm_80");
+    let finds = |line: &str, words: &[&str]| {
+        let ran = work.slrc(line);
+        assert_eq!(ran.code, Some(5), "slrc {line}\n{}{}", ran.stdout, ran.stderr);
+        assert_eq!(ran.stdout.lines().count(), words.len(), "a line a violation: {}", ran.stdout);
+        for (word, line) in words.iter().zip(ran.stdout.lines()) {
+            assert!(line.contains(word), "{line}");
+        }
+    };
+    finds("plan verify plan --cubin sm_80,sm_90", &["kernels.sm_90.cubin is missing"]);
+    std::fs::write(&old, stamped("--fmad=false", "--fmad=true")).expect("machine code");
+    std::fs::write(&new, &whole[1..]).expect("machine code");
+    std::fs::write(work.path("plan/kernels.volta.cubin"), &whole).expect("machine code");
+    let all = ["kernels.sm_80.cubin is out of date", "kernels.sm_90.cubin: it is cut short", "`volta` is not"];
+    finds("plan verify plan", &all);
+    finds("plan verify plan --cubin sm_90", &[&all[..], &["kernels.sm_90.cubin is missing, or damaged"]].concat());
+    std::fs::remove_file(work.path("plan/kernels.volta.cubin")).expect("machine code");
     // Renamed, it says itself what it was compiled for.
     std::fs::write(&old, &whole).expect("machine code");
     std::fs::rename(&old, &new).expect("machine code");

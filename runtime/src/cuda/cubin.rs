@@ -104,22 +104,31 @@ impl Cubin {
 
     /// Every file of a plan or run folder that is named as machine code, by architecture.
     pub fn read_all(folder: &Path) -> Result<Vec<Cubin>, FileError> {
-        let reading = |source| FileError::Read { path: folder.to_path_buf(), source };
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(reading)? {
-            let name = entry.map_err(reading)?.file_name().to_string_lossy().into_owned();
-            let Some(architecture) = files::architecture_of(&name) else { continue };
-            let path = folder.join(&name);
-            let bad = |reason: String| FileError::Malformed { path: path.clone(), reason };
-            let architecture = architecture.parse().map_err(bad)?;
-            found.push(Cubin::parse(architecture, read(&path)?).map_err(bad)?);
-        }
+        let mut found = Cubin::read_each(folder)?.into_iter().collect::<Result<Vec<_>, _>>()?;
         found.sort_by_key(|c| c.architecture);
         Ok(found)
     }
 
+    /// The same, each file by itself, in order of names.
+    pub fn read_each(folder: &Path) -> Result<Vec<Result<Cubin, FileError>>, FileError> {
+        let reading = |source| FileError::Read { path: folder.to_path_buf(), source };
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(reading)? {
+            names.push(entry.map_err(reading)?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        let named = names.iter().filter_map(|n| Some((n, files::architecture_of(n)?)));
+        let one = |(name, architecture): (&String, &str)| {
+            let path = folder.join(name);
+            let bad = |reason: String| FileError::Malformed { path: path.clone(), reason };
+            let architecture = architecture.parse().map_err(bad)?;
+            Cubin::parse(architecture, read(&path)?).map_err(bad)
+        };
+        Ok(named.map(one).collect())
+    }
+
     /// Fails where the code was made of other kernels than the plan's, or in another way than this program would.
-    pub(super) fn check(&self, plan: &Plan) -> Result<(), DeviceError> {
+    pub fn check(&self, plan: &Plan) -> Result<(), DeviceError> {
         let expected = plan.kernels_sha256.as_deref().unwrap_or("none");
         let options = compile::options(self.architecture);
         let reason = if self.stamp.format != FORMAT {

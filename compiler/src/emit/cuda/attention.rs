@@ -11,7 +11,7 @@ use slrc_plan::statement::Arg;
 use slrc_plan::{Dims, View};
 
 use crate::emit::cuda::body::Body;
-use crate::emit::cuda::code::{BLOCK, Call, Code, Table, index_type, sum, times};
+use crate::emit::cuda::code::{BLOCK, Call, Code, Registers, Table, index_type, sum, times};
 use crate::emit::cuda::row::Row;
 
 /// Columns of a tile.
@@ -163,7 +163,7 @@ fn launch(table: &Table<'_>, a: &Attention) -> Call {
     a.results.iter().enumerate().for_each(|(i, r)| tile.contraction(&mut code, i, r));
     let call = code.finish("attention", BLOCK, [batch.iter().product::<usize>() * strips, 1, 1]);
     // Shared memory leaves room for few blocks in any case; left to itself, ptxas aims at more, and spills.
-    Call { all_registers: true, ..call }
+    Call { registers: Registers::All, ..call }
 }
 
 /// Extents of a block's tiles.

@@ -24,8 +24,39 @@ pub(super) struct Call {
     pub(super) params: Vec<String>,
     pub(super) args: Vec<LaunchArg>,
     pub(super) body: String,
-    /// Whether a thread may take all the registers it can use: one block of a multiprocessor is enough.
-    pub(super) all_registers: bool,
+    /// How many registers a thread may take.
+    pub(super) registers: Registers,
+}
+
+/// How many registers a thread may take. NVIDIA's compiler spills a few where that lets a multiprocessor hold more
+/// threads; a bound that has room for what is live keeps it from that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Registers {
+    /// What the compiler likes.
+    Unbounded,
+    /// Enough for this many live values.
+    For(usize),
+    /// All it can use: one block of a multiprocessor is enough.
+    All,
+}
+
+/// Registers of a multiprocessor.
+const FILE: usize = 65536;
+/// Registers of a thread where a multiprocessor holds as many threads as it can, 2048.
+const FULL: usize = 32;
+
+impl Registers {
+    /// Fewest blocks that a multiprocessor must be able to hold, if that is to be said.
+    pub(super) fn blocks(self, block: usize) -> Option<usize> {
+        match self {
+            Registers::Unbounded => None,
+            // Fewer fit without spilling.
+            Registers::For(values) if values <= FULL => None,
+            // They are given out in eights.
+            Registers::For(values) => Some((FILE / (block * values.next_multiple_of(8))).max(1)),
+            Registers::All => Some(1),
+        }
+    }
 }
 
 struct Pointer {
@@ -153,7 +184,16 @@ impl<'a> Code<'a> {
             });
             args.push(s);
         }
-        Call { family, formula: self.formula, block, grid, params, args, body: self.text, all_registers: false }
+        Call {
+            family,
+            formula: self.formula,
+            block,
+            grid,
+            params,
+            args,
+            body: self.text,
+            registers: Registers::Unbounded,
+        }
     }
 }
 
@@ -199,4 +239,22 @@ pub(super) fn times(a: &str, n: usize) -> String {
 /// A sum of terms; `0` if there are none.
 pub(super) fn sum(terms: Vec<String>) -> String {
     if terms.is_empty() { "0".into() } else { terms.join(" + ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_leave_room_for_what_is_live() {
+        for registers in [Registers::Unbounded, Registers::For(FULL)] {
+            assert_eq!(registers.blocks(256), None);
+        }
+        assert_eq!(Registers::All.blocks(256), Some(1));
+        for (values, block) in [(33, 256), (40, 256), (41, 128), (64, 256), (100, 128), (300, 256)] {
+            let blocks = Registers::For(values).blocks(block).expect("a bound");
+            assert!(blocks == 1 || FILE / (blocks * block) >= values, "{values} values, {block} threads: {blocks}");
+            assert!(FILE / ((blocks + 1) * block) < values.next_multiple_of(8), "one block more would not fit");
+        }
+    }
 }

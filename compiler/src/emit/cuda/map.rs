@@ -4,7 +4,7 @@ use slrc_plan::DType;
 use slrc_plan::region::{Level, Region};
 
 use crate::emit::cuda::body::{Body, Origin, converted};
-use crate::emit::cuda::code::{BLOCK, Call, Code, Table, blocks_for, index_type};
+use crate::emit::cuda::code::{BLOCK, Call, Code, Registers, Table, blocks_for, index_type};
 
 /// Most parameters of a function: a launch has 4 KB of them.
 const MOST_POINTERS: usize = 400;
@@ -17,15 +17,18 @@ pub(super) fn emit(table: &Table<'_>, r: &Region) -> Vec<Call> {
     body.describe(&mut code);
     let grid = [blocks(&body), 1, 1];
     part(&body, &mut code, 0, grid[0]);
-    vec![code.finish("map", BLOCK, grid)]
+    let call = code.finish("map", BLOCK, grid);
+    vec![Call { registers: Registers::For(live(&body)), ..call }]
 }
 
 /// Several maps in one launch, which do not depend on each other: each takes some of the blocks.
 pub(super) fn emit_together(table: &Table<'_>, regions: &[&Region]) -> Call {
     let mut code = Code::new(table);
     let mut first = 0;
+    let mut most = 0;
     for r in regions {
         let body = Body::new(r);
+        most = most.max(live(&body));
         let count = blocks(&body);
         code.formula(format!("from block {first}"));
         body.describe(&mut code);
@@ -34,7 +37,8 @@ pub(super) fn emit_together(table: &Table<'_>, regions: &[&Region]) -> Call {
         code.close();
         first += count;
     }
-    code.finish("maps", BLOCK, [first, 1, 1])
+    let call = code.finish("maps", BLOCK, [first, 1, 1]);
+    Call { registers: Registers::For(most), ..call }
 }
 
 /// How many of the first maps in `regions` may share a launch: small ones, of which none writes what another uses.
@@ -62,9 +66,19 @@ pub(super) fn how_many_together(table: &Table<'_>, regions: &[&Region]) -> usize
     regions.len()
 }
 
+/// Registers for positions and what is computed.
+const SPARE: usize = 16;
+
 /// Elements that a thread works on at a time.
 fn width(body: &Body<'_>) -> usize {
     if body.walk.vectors() { 4 } else { 1 }
+}
+
+/// Values live at once at most: every load and store of a thread's elements, addresses, and some numbers beside.
+fn live(body: &Body<'_>) -> usize {
+    let (loads, stores) = (body.region.loads.len(), body.region.stores.len());
+    let elements: usize = (0..loads).map(|l| if body.walk.steps(l) { width(body) } else { 1 }).sum();
+    elements + width(body) * stores + 2 * (loads + stores) + SPARE
 }
 
 fn blocks(body: &Body<'_>) -> usize {

@@ -143,7 +143,7 @@ impl Source {
             for l in &f.call.formula {
                 let _ = writeln!(out, "//   {l}");
             }
-            let blocks = if f.call.all_registers { ", 1" } else { "" };
+            let blocks = f.call.registers.blocks(f.call.block).map_or(String::new(), |b| format!(", {b}"));
             let bounds = format!("__launch_bounds__({}{blocks})", f.call.block);
             let _ = writeln!(out, "extern \"C\" __global__ void {bounds} {name}(");
             let _ = writeln!(out, "    {}) {{", f.call.params.join(",\n    "));

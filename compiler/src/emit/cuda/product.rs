@@ -1,7 +1,7 @@
 //! The tiled matrix product behind matmul and the three convolutions: 64 x 64 results a block, 4 x 4 a thread, operands
 //! staged through shared memory sixteen terms at a time. Operands are expressions, so patches are never stored.
 
-use crate::emit::cuda::code::{Call, Code};
+use crate::emit::cuda::code::{Call, Code, Registers};
 
 /// Results of a block along each side.
 pub(super) const TILE: usize = 64;
@@ -112,7 +112,7 @@ impl Product<'_> {
         }
         let call = code.finish(self.family, THREADS, [row_blocks * col_blocks * self.count, 1, 1]);
         // Left to itself, ptxas aims at more blocks, and spills where an epilogue needs registers.
-        Call { all_registers: true, ..call }
+        Call { registers: Registers::All, ..call }
     }
 
     /// Does something with each of a thread's results. Where an extent is a multiple of four, either all four of a

@@ -9,7 +9,7 @@ use slrc_plan::region::{Level, Region};
 use slrc_plan::statement::{Arg, Combine};
 
 use crate::emit::cuda::body::{Body, Origin, arg_text, combined, identity};
-use crate::emit::cuda::code::{BLOCK, Call, Code, Table, blocks_for, index_type, number};
+use crate::emit::cuda::code::{BLOCK, Call, Code, Registers, Table, blocks_for, index_type, number};
 
 /// Longest row of a warp.
 const WARP_ROW: usize = 1024;
@@ -17,6 +17,9 @@ const WARP_ROW: usize = 1024;
 const WARPS: usize = 4;
 /// Most registers for elements kept between passes.
 const KEPT_REGISTERS: usize = 64;
+
+/// Registers for positions, sums and what is computed.
+const SPARE: usize = 20;
 
 /// Work on one row, by a warp or by a block.
 pub(super) struct Row<'a> {
@@ -59,7 +62,8 @@ pub(super) fn emit(table: &Table<'_>, r: &Region) -> Vec<Call> {
     row.run(&mut code);
     code.close();
     let grid = blocks_for(rows, if warp { WARPS } else { 1 });
-    vec![code.finish("row", block, grid)]
+    let call = code.finish("row", block, grid);
+    vec![Call { registers: Registers::For(row.live()), ..call }]
 }
 
 impl<'a> Row<'a> {
@@ -79,6 +83,21 @@ impl<'a> Row<'a> {
         let outer = self.body.walk.dimensions(false);
         self.body.walk.coordinates(code, self.ty, "row", &outer);
         self.passes(code);
+    }
+
+    /// Values live at once at most: what is kept of a thread's elements and what one pass loads of them, addresses, and
+    /// some numbers beside.
+    fn live(&self) -> usize {
+        let region = self.body.region;
+        let together = if self.in_registers() { self.per_thread } else { 1 };
+        let steps = (0..region.loads.len()).filter(|&l| self.body.walk.steps(l)).count();
+        let elements = self.cached.len() * self.per_thread + steps * together;
+        elements + 2 * (region.loads.len() + region.stores.len()) + SPARE
+    }
+
+    /// Whether a thread's elements stay in registers from pass to pass, and loops over them are unrolled.
+    fn in_registers(&self) -> bool {
+        !self.cached.is_empty() || self.per_thread <= 8
     }
 
     fn stages(&self) -> usize {
@@ -206,7 +225,7 @@ impl<'a> Row<'a> {
         stores: &[usize],
     ) {
         let (ty, t, length) = (self.ty, self.threads, self.length);
-        let in_registers = !self.cached.is_empty() || self.per_thread <= 8;
+        let in_registers = self.in_registers();
         if in_registers {
             code.line("#pragma unroll");
             code.open(format!("for (int j = 0; j < {}; ++j)", self.per_thread));

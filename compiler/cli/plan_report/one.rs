@@ -1,0 +1,119 @@
+//! The same network as one module, compiled again from what a plan folder holds: end-to-end backpropagation, for
+//! comparison.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use slrc_compiler::onnx::file::OnnxFile;
+use slrc_compiler::spec::{OptimizerFile, OptimizerKind, PartitionFile, Recompute, SpecFile};
+use slrc_plan::plan::{Plan, Role, files};
+
+use crate::compile::compile_shown;
+
+/// Plans of one module, or why there are none.
+pub(super) enum One {
+    /// The plan is one itself.
+    Itself,
+    /// With nothing computed again, and with elementwise work computed again.
+    Compiled { plain: Box<Plan>, recomputing: Box<Plan> },
+    /// Why it cannot be compiled.
+    Unknown(String),
+}
+
+impl One {
+    pub(super) fn of(plan: &Plan, folder: &Path) -> One {
+        if plan.modules.len() == 1 {
+            return One::Itself;
+        }
+        let both = compiled(plan, folder, Recompute::None)
+            .and_then(|plain| Ok((plain, compiled(plan, folder, Recompute::Elementwise)?)));
+        match both {
+            Ok((plain, recomputing)) => One::Compiled { plain: Box::new(plain), recomputing: Box::new(recomputing) },
+            Err(why) => One::Unknown(why),
+        }
+    }
+}
+
+fn compiled(plan: &Plan, folder: &Path, recompute: Recompute) -> Result<Plan, String> {
+    let path = folder.join(files::MODEL);
+    if !path.exists() {
+        return Err(format!("{} is not in the plan's folder", files::MODEL));
+    }
+    // Paths of this machine are no part of a page.
+    let plain = |text: String| text.replace(&path.display().to_string(), files::MODEL);
+    let file = OnnxFile::open(&path).map_err(|e| plain(e.to_string()))?;
+    let spec = spec(plan, recompute)?;
+    let one = compile_shown(&file, &spec, "1 module").map_err(|e| plain(e.to_string()))?.plan;
+    if tensors(&one, false) == tensors(plan, true) {
+        return Ok(one);
+    }
+    Err(format!("{} has other weights than the plan, or weights were tied that it does not say of", files::MODEL))
+}
+
+/// What of a spec a plan's memory as one module depends on.
+fn spec(plan: &Plan, recompute: Recompute) -> Result<SpecFile, String> {
+    let batch = plan.settings.batch;
+    let mut shapes = BTreeMap::new();
+    for input in &plan.inputs {
+        let b = plan.buffers.iter().find(|b| b.id == input.buffer);
+        let extents = b.map(|b| b.shape.to_vec()).unwrap_or_default();
+        if extents.first() != Some(&batch) {
+            return Err(format!("input \"{}\" does not begin with the batch", input.name));
+        }
+        let rest: String = extents[1..].iter().map(|n| format!("x{n}")).collect();
+        shapes.insert(input.name.clone(), format!("N{rest}"));
+    }
+    let frozen = plan.parameters.iter().filter(|p| p.role == Role::Frozen);
+    Ok(SpecFile {
+        batch: Some(batch),
+        shapes,
+        output: Some(plan.model.output.clone()),
+        freeze: frozen.map(|p| p.name.clone()).collect(),
+        partition: PartitionFile { modules: Some(1), ..PartitionFile::default() },
+        optimizer: optimizer(&plan.settings.optimizer)?,
+        recompute: Some(recompute),
+        target: Some(plan.settings.target.clone()),
+        ..SpecFile::default()
+    })
+}
+
+/// The optimizer as a plan's settings state it.
+fn optimizer(text: &str) -> Result<OptimizerFile, String> {
+    let unknown = || format!("the plan's optimizer \"{text}\" is not one of this slrc's");
+    let mut out = OptimizerFile::default();
+    for word in text.split(' ') {
+        let number = |s: &str| s.parse::<f64>().map_err(|_| unknown());
+        match word.split_once('=') {
+            None => match word {
+                "sgd" => out.kind = Some(OptimizerKind::Sgd),
+                "adamw" => out.kind = Some(OptimizerKind::AdamW),
+                "nesterov" => out.nesterov = Some(true),
+                _ => return Err(unknown()),
+            },
+            Some(("lr", x)) => out.lr = Some(number(x)?),
+            Some(("momentum", x)) => out.momentum = Some(number(x)?),
+            Some(("weight-decay", x)) => out.weight_decay = Some(number(x)?),
+            Some(("eps", x)) => out.eps = Some(number(x)?),
+            Some(("betas", x)) => {
+                let (a, b) = x.split_once(',').ok_or_else(unknown)?;
+                out.betas = Some([number(a)?, number(b)?]);
+            }
+            Some(_) => return Err(unknown()),
+        }
+    }
+    if out.kind.is_some() { Ok(out) } else { Err(unknown()) }
+}
+
+/// Names and shapes of the network's own tensors.
+fn tensors(plan: &Plan, with_heads: bool) -> BTreeSet<(&str, Vec<usize>)> {
+    let local = |name: &str| {
+        let head = name.strip_prefix("head.").and_then(|rest| rest.split('.').next());
+        head.and_then(|k| k.parse().ok()).is_some_and(|k: usize| with_heads && (1..plan.modules.len()).contains(&k))
+    };
+    let own = plan.parameters.iter().filter(|p| !local(&p.name));
+    own.filter_map(|p| {
+        let b = plan.buffers.iter().find(|b| b.id == p.buffer)?;
+        Some((p.name.as_str(), b.shape.to_vec()))
+    })
+    .collect()
+}
