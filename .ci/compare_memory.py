@@ -133,7 +133,8 @@ def theirs(make, batch, checkpointed):
 
 def ours(slrc, export, options, batch, folder):
     """The arena of a plan, which holds the boundaries too."""
-    return plan_of(slrc, export, options, batch, folder)["memory"]["arena"]
+    memory = plan_of(slrc, export, options, batch, folder)["memory"]
+    return max(memory["arena"], memory["eval_arena"])
 
 
 def main():

@@ -49,8 +49,8 @@ impl Poisoned {
             bytes,
             live: None,
         };
-        let boundary = |id: &String| plan.buffers.iter().find(|b| b.id == *id).expect("a buffer").clone();
-        let of = |d: &BoundaryDecl| std::iter::once(&d.x).chain(&d.e).map(boundary).collect();
+        let boundary = |id: &str| plan.buffers.iter().find(|b| b.id == id).expect("a buffer").clone();
+        let of = |d: &BoundaryDecl| d.buffers().map(boundary).collect();
         let received = std::iter::once(Vec::new()).chain(plan.boundaries.iter().map(of)).collect();
         Poisoned { device: CpuDevice::load(plan, None).expect("device"), arena, received }
     }

@@ -108,7 +108,7 @@ pub(crate) struct Built {
 /// Compiles, with a progress bar that says `what` is done.
 pub(crate) fn compile_shown(file: &OnnxFile, spec: &SpecFile, what: &str) -> Result<Compiled, CompileError> {
     let bar = ProgressBar::new(0).with_prefix(what.to_string());
-    let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} segments costed, {elapsed}, {eta} left");
+    let style = ProgressStyle::with_template("{prefix} {spinner} {pos} segments costed of at most {len}, {elapsed}");
     bar.set_style(style.expect("invariant: the template is well formed"));
     let compiled = compile(file, spec, &mut |done, all| {
         bar.set_length(all as u64);

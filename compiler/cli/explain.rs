@@ -84,8 +84,7 @@ fn fullest(places: &[Place<'_>], kernels: usize) -> (usize, usize) {
 fn purpose(b: &Buffer, plan: &Plan, m: &ModulePlan) -> &'static str {
     let p = &m.step;
     let Some(live) = b.live else {
-        let handed_on =
-            plan.boundaries.iter().any(|d| d.index == m.index && (d.x == b.id || d.e.as_ref() == Some(&b.id)));
+        let handed_on = plan.boundaries.iter().any(|d| d.index == m.index && d.holds(&b.id));
         return if handed_on { "boundary, for the next module" } else { "boundary, from the module before" };
     };
     let phase = |i: usize| p.kernels.get(i).map(|k| k.phase);
@@ -197,7 +196,7 @@ fn advice(plan: &Plan, m: &ModulePlan, places: &[Place<'_>], at: usize, live: us
     let share = |n: usize| format!("{} ({:.1} %)", bytes(n), 100.0 * n as f64 / peak.max(1) as f64);
     let mut out = vec![format!(
         "of the peak, the arena is {}, parameters {}, optimizer state {}",
-        share(memory.arena),
+        share(memory.of(Space::Arena)),
         share(memory.parameter),
         share(memory.optimizer)
     )];

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use slrc_plan::buffer::Space;
 use slrc_plan::plan::{Plan, files};
 use slrc_runtime::folder::read_plan;
 
@@ -145,7 +146,7 @@ impl Summary<'_> {
                 parameters: plan.parameter_count(),
                 parameter_bytes: plan.memory.parameter,
                 optimizer_bytes: plan.memory.optimizer,
-                arena_bytes: plan.memory.arena,
+                arena_bytes: plan.memory.of(Space::Arena),
                 input_bytes: plan.memory.input,
                 constant_bytes: plan.memory.constant,
                 peak_bytes: plan.memory.peak(),
@@ -195,7 +196,7 @@ pub(crate) fn text(plan: &Plan) -> String {
         vec!["peak".into(), bytes(t.peak_bytes), "all of the above".into()],
     ];
     if let Some(f) = t.footprint {
-        let what = "allocated on the GPU: the peak and what evaluation needs, aligned";
+        let what = "allocated on the GPU: the peak, aligned";
         rows.push(vec!["device".into(), bytes(f.device_bytes), what.into()]);
         let what = "with --stream-modules: parameters and optimizer of two modules there, the rest on the host";
         rows.push(vec!["streamed".into(), bytes(f.streamed_device_bytes), what.into()]);

@@ -6,7 +6,7 @@ mod timeline;
 
 use std::fmt::Write as _;
 
-use slrc_plan::buffer::{Buffer, align};
+use slrc_plan::buffer::{Buffer, Space, align};
 use slrc_plan::plan::{Plan, describe};
 use slrc_runtime::files::write_atomic;
 use slrc_runtime::folder::read_plan;
@@ -152,7 +152,7 @@ fn settings(plan: &Plan) -> Section {
         ("target", s.target.clone()),
         ("parameters", bytes(m.parameter)),
         ("optimizer state", bytes(m.optimizer)),
-        ("arena", bytes(m.arena)),
+        ("arena", bytes(m.of(Space::Arena))),
         ("batch and labels", bytes(m.input)),
         ("format", plan.format.clone()),
     ];

@@ -110,7 +110,8 @@ fn plans<'a>(
     };
     // Too many are refused before any work on the others.
     if let Some(&k) = counts.iter().find(|&&k| k > most) {
-        compiled(k, None, "")?;
+        let why = format!("with {k} modules: the network can be cut into {most} at most; slrc partition says where");
+        return Err(Failure::Model(why));
     }
     let again = compiled(1, Some(Recompute::Elementwise), "1 module")?;
     let reconcile = first.spec.reconcile.mode.name();

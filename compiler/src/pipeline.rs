@@ -79,7 +79,8 @@ pub struct Compiled {
     pub spec: Spec,
 }
 
-/// Compiles a model. `progress` is told how many of how many segments have been costed.
+/// Compiles a model. `progress` is told how many segments have been costed, and how many there are; most of them need
+/// not be.
 pub fn compile(
     file: &OnnxFile,
     spec_file: &SpecFile,
@@ -172,30 +173,34 @@ fn partition(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Candidate>, CompileError> {
     let last = found.cuts.len() + 1;
-    let work = work_of_pieces(network, found);
     let mut done = 0;
     // Segments of equal structure cost the same: compile one of each.
     let mut known: BTreeMap<String, Cost> = BTreeMap::new();
-    choose(found, &spec.partition, &work, |i, j| {
-        done += 1;
-        progress(done, last * (last + 1) / 2);
-        let cuts: Vec<Candidate> =
-            [i, j].into_iter().filter(|&c| c > 0 && c < last).map(|c| found.cuts[c - 1].clone()).collect();
-        let parts = apply(network, &cuts);
-        let k = if i == 0 { 1 } else { 2 };
-        let mut module = module_graph(&parts, k);
-        let signature = format!("{} {k} {}", j == last, structure(&module));
-        if let Some(cost) = known.get(&signature) {
-            return Ok(*cost);
-        }
-        module.name = String::new();
-        let place = Place { index: k, last: j == last, logits: parts.graph.ty(parts.logits).clone() };
-        let graphs = step::build(module, &place, spec)?;
-        let (_, arena) = program(&graphs.train, k, Program::Step, &mut Names::default());
-        let cost = Cost { arena: arena.bytes, head: head_bytes(&graphs) };
-        known.insert(signature, cost);
-        Ok(cost)
-    })
+    choose(
+        found,
+        &spec.partition,
+        || work_of_pieces(network, found),
+        |i, j| {
+            done += 1;
+            progress(done, last * (last + 1) / 2);
+            let cuts: Vec<Candidate> =
+                [i, j].into_iter().filter(|&c| c > 0 && c < last).map(|c| found.cuts[c - 1].clone()).collect();
+            let parts = apply(network, &cuts);
+            let k = if i == 0 { 1 } else { 2 };
+            let mut module = module_graph(&parts, k);
+            let signature = format!("{} {k} {}", j == last, structure(&module));
+            if let Some(cost) = known.get(&signature) {
+                return Ok(*cost);
+            }
+            module.name = String::new();
+            let place = Place { index: k, last: j == last, logits: parts.graph.ty(parts.logits).clone() };
+            let graphs = step::build(module, &place, spec)?;
+            let (_, arena) = program(&graphs.train, k, Program::Step, &mut Names::default());
+            let cost = Cost { arena: arena.bytes, head: head_bytes(&graphs) };
+            known.insert(signature, cost);
+            Ok(cost)
+        },
+    )
 }
 
 /// Floating-point operations of the products and convolutions between one possible cut and the next.

@@ -4,8 +4,8 @@ pub(crate) mod kernels;
 mod render;
 
 use serde::Serialize;
-use slrc_plan::Plan;
-use slrc_plan::plan::ModulePlan;
+use slrc_plan::buffer::Space;
+use slrc_plan::plan::{ModulePlan, Plan};
 use slrc_runtime::folder::read_plan;
 
 use crate::args::{DiffArgs, DiffFormat};
@@ -132,7 +132,7 @@ fn memory(old: &Plan, new: &Plan) -> Vec<Change<usize>> {
         [
             ("parameters", m.parameter),
             ("optimizer", m.optimizer),
-            ("arena", m.arena),
+            ("arena", m.of(Space::Arena)),
             ("input", m.input),
             ("other", other),
             ("peak", m.peak()),

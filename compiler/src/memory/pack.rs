@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn nothing_overlaps_and_little_is_wasted() {
         let mut rng = Sequence::new(9, 0, 0);
-        let mut exact = 0;
+        let mut exact = [0; 2];
         for i in 0..80 {
             let blocks = if i % 2 == 0 { random(&mut rng) } else { with_ends(&mut rng) };
             let live_at = |t: usize| blocks.iter().filter(|b| b.first <= t && t <= b.last).map(|b| b.bytes).sum();
@@ -238,8 +238,8 @@ mod tests {
             // What has its place at an end keeps it where what lies further out is not there.
             let spare = if i % 2 == 0 { 106 } else { 115 };
             assert!(p.end >= live && p.end * 100 <= live * spare, "{} of {live}", p.end);
-            exact += usize::from(p.end == live);
+            exact[i % 2] += usize::from(p.end == live);
         }
-        assert!(exact >= 30, "{exact} of 80");
+        assert!(exact[0] >= 20 && exact[1] >= 10, "{exact:?} of 40 each");
     }
 }

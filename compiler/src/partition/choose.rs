@@ -5,12 +5,12 @@ use crate::partition::search::{Cost, smallest_peak};
 use crate::partition::{Candidate, Candidates, PartitionError};
 use crate::spec::PartitionSpec;
 
-/// Chooses cuts. `work[s]` is that of the piece of the network before cut `s` and after the one before it, the last
+/// Chooses cuts. `work()[s]` is that of the piece of the network before cut `s` and after the one before it, the last
 /// piece's being that after the last cut. `cost(i, j)` is the cost of the pieces `i..j` as a module.
 pub fn choose<E: From<PartitionError>>(
     found: &Candidates,
     spec: &PartitionSpec,
-    work: &[u64],
+    work: impl FnOnce() -> Vec<u64>,
     cost: impl FnMut(usize, usize) -> Result<Cost, E>,
 ) -> Result<Vec<Candidate>, E> {
     match spec {
@@ -20,7 +20,7 @@ pub fn choose<E: From<PartitionError>>(
                 let reasons = found.rejected.clone();
                 return Err(PartitionError::TooMany { wanted: *k, cuts: found.cuts.len(), reasons }.into());
             }
-            Ok(smallest_peak(work, *k, cost)?.into_iter().map(|c| found.cuts[c - 1].clone()).collect())
+            Ok(smallest_peak(&work(), *k, cost)?.into_iter().map(|c| found.cuts[c - 1].clone()).collect())
         }
         PartitionSpec::PerLayer => Ok(per_layer(&found.cuts)),
         PartitionSpec::At(names) => at(found, names).map_err(E::from),

@@ -78,13 +78,8 @@ fn capacity(g: &Graph, p: &Pressure, kept_anyway: &BTreeSet<NodeId>, id: NodeId)
     }
     let n = g.node(id);
     match n.op.rule().class() {
-        Class::Leaf => {
-            if is_boundary(g, id) {
-                n.ty.bytes() as u64
-            } else {
-                0
-            }
-        }
+        Class::Leaf if is_boundary(g, id) => n.ty.bytes() as u64,
+        Class::Leaf => 0,
         // It shares its operand's memory.
         Class::View => capacity(g, p, kept_anyway, n.operands[0]),
         // Of two equal tensors, a kernel's result is kept rather than what follows from it and some small ones.

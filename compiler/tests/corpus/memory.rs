@@ -72,8 +72,11 @@ fn fault(plan: &Plan, index: usize, p: &Program) -> Option<String> {
         held.push((a, (first, last)));
     }
     held.extend(boundaries(plan, index, p));
+    let end = plan.memory.arena.max(plan.memory.eval_arena);
     for (i, &(a, la)) in held.iter().enumerate() {
-        if a.offset + a.bytes > plan.memory.arena.max(plan.memory.eval_arena) {
+        // What a program needs of the arena is at its ends: from either of them, no more than that.
+        let (below, above) = (a.offset + align(a.bytes), end - a.offset);
+        if below.min(above) > p.arena_bytes {
             return Some(format!("{} leaves the arena", a.id));
         }
         for &(b, lb) in held[..i].iter().filter(|(b, _)| meet(a, b)) {
@@ -94,9 +97,9 @@ fn boundaries<'a>(plan: &'a Plan, index: usize, p: &Program) -> Vec<(&'a Buffer,
     let live = live_ranges(p);
     let mut out = Vec::new();
     for d in plan.boundaries.iter().filter(|d| d.index == index || d.index + 1 == index) {
-        for id in std::iter::once(&d.x).chain(&d.e) {
+        for id in d.buffers() {
             let b = plan.buffers.iter().find(|b| b.id == *id).expect("declared");
-            if let Some(&(first, last)) = live.get(id.as_str()) {
+            if let Some(&(first, last)) = live.get(id) {
                 out.push((b, if d.index == index { (first, p.kernels.len() - 1) } else { (0, last) }));
             }
         }
@@ -157,6 +160,7 @@ fn an_overlap_is_found() {
 /// transformer at batch 8: tens of small blocks of odd lifetimes between two boundaries), and exactly that for most.
 #[test]
 fn arenas_are_tight() {
+    let (mut exact, mut all) = (0, 0);
     let (mut step, mut eval) = ((0.0, String::new()), (0.0, String::new()));
     for e in corpus() {
         for (index, name, p) in programs(e) {
@@ -164,13 +168,15 @@ fn arenas_are_tight() {
             assert_eq!(p.live_bytes, most_live(&e.compiled.plan, index, p), "{at}: most bytes live at once");
             assert!(p.arena_bytes >= p.live_bytes, "{at}");
             let ratio = p.arena_bytes as f64 / p.live_bytes as f64;
+            all += 1;
+            exact += usize::from(p.arena_bytes == p.live_bytes);
             let worst = if name == "step" { &mut step } else { &mut eval };
             if ratio > worst.0 {
                 *worst = (ratio, at);
             }
         }
     }
-    println!("step {step:?}, eval {eval:?}");
+    println!("step {step:?}, eval {eval:?}, {exact} of {all} exact");
     // Inference holds little beside its boundaries, whose places are given; training needs more in every plan.
     assert!(step.0 <= 1.07 && eval.0 <= 1.25, "step {step:?}, eval {eval:?}");
 }

@@ -238,6 +238,18 @@ pub struct BoundaryDecl {
     pub e: Option<String>,
 }
 
+impl BoundaryDecl {
+    /// Its buffers: `x`, then `e` if there is one.
+    pub fn buffers(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.x.as_str()).chain(self.e.as_deref())
+    }
+
+    /// Whether a buffer is one of them.
+    pub fn holds(&self, buffer: &str) -> bool {
+        self.buffers().any(|id| id == buffer)
+    }
+}
+
 /// One gradient-isolated module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -330,10 +342,7 @@ impl Plan {
     /// what the module before hands over from the first kernel to the last that reads it, what is handed on from the
     /// first kernel that writes it to the end.
     pub fn handed<'a>(&'a self, module: usize, p: &Program) -> Vec<(&'a Buffer, Live)> {
-        let ids = |k: usize| {
-            let declared = self.boundaries.iter().filter(move |d| d.index == k);
-            declared.flat_map(|d| std::iter::once(d.x.as_str()).chain(d.e.as_deref()))
-        };
+        let ids = |k: usize| self.boundaries.iter().filter(move |d| d.index == k).flat_map(BoundaryDecl::buffers);
         let mut touched: BTreeMap<&str, Live> = BTreeMap::new();
         for (i, k) in p.kernels.iter().enumerate() {
             for o in k.run.operands() {

@@ -117,7 +117,7 @@ fn boundary(plan: &Plan, k: usize) -> Option<&BoundaryDecl> {
 }
 
 fn is(d: Option<&BoundaryDecl>, b: &Buffer) -> bool {
-    d.is_some_and(|d| d.x == b.id || d.e.as_ref() == Some(&b.id))
+    d.is_some_and(|d| d.holds(&b.id))
 }
 
 /// Whether a module may touch a buffer that is not its program's own, and how.

@@ -35,7 +35,7 @@ pub(super) fn check_references(plan: &Plan, table: &Table) -> Result<(), Invalid
         if b.index != i + 1 {
             return fail("boundaries", format!("boundary {} stands at place {}", b.index, i + 1));
         }
-        for id in std::iter::once(&b.x).chain(&b.e) {
+        for id in b.buffers() {
             purposes.take("boundaries", id, Space::Arena, &[DType::F32])?;
         }
     }
@@ -103,9 +103,8 @@ pub(super) fn check_handed_over(plan: &Plan) -> Result<(), InvalidPlan> {
         for (name, giver, taker) in programs {
             let given = plan.handed(pair[0].index, giver);
             for (b, _) in plan.handed(pair[1].index, taker) {
-                let declared = &plan.boundaries[pair[0].index - 1];
-                let handed_over = declared.x == b.id || declared.e.as_ref() == Some(&b.id);
-                if handed_over && !given.iter().any(|(g, _)| g.id == b.id) {
+                let received = plan.boundaries[pair[0].index - 1].holds(&b.id);
+                if received && !given.iter().any(|(g, _)| g.id == b.id) {
                     return fail(format!("module {} {name}", pair[1].index), format!("nothing writes {}", b.id));
                 }
             }
