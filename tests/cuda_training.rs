@@ -7,6 +7,8 @@
 mod ahead;
 #[path = "cuda_training/in_turn.rs"]
 mod in_turn;
+#[path = "cuda_training/precision.rs"]
+mod precision;
 #[path = "cuda_training/sanitized.rs"]
 mod sanitized;
 mod support;
@@ -116,6 +118,10 @@ fn compiled(case: &Case, target: &str) -> (Compiled, Vec<NamedTensor>) {
     let file = OnnxFile::open(&path).expect("model");
     let mut spec: SpecFile = slrc_plan::yaml::from_str(&case.spec).expect("spec");
     spec.target = Some(target.into());
+    if target == "cpu" {
+        // Which rounds nothing: the reference of all precisions.
+        spec.precision = None;
+    }
     let c = compile(&file, &spec, &mut |_, _| {}).unwrap_or_else(|e| panic!("{e}"));
     let (weights, _) = initial_weights(&c, &file, &[]).expect("weights");
     let tensors = weights.into_iter().map(|w| NamedTensor { name: w.name, shape: w.shape, data: w.data }).collect();

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use slrc_compiler::spec::{Distance, HeadKind, InitMode, OptimizerKind, Recompute, ReconcileMode};
+use slrc_plan::Precision;
 use slrc_runtime::cuda::Residency;
 use slrc_runtime::cuda::architecture::Architecture;
 use slrc_runtime::devices::DeviceName;
@@ -151,6 +152,10 @@ pub(crate) struct SpecArgs {
     /// What the plan runs on: cpu, cuda, or an architecture such as cuda:sm_90 [default: cpu].
     #[arg(long, value_name = "cpu|cuda[:sm_N]", help_heading = "Target")]
     pub(crate) target: Option<String>,
+    /// What the operands of products are rounded to on a GPU's tensor cores: f32 (not at all), tf32, bf16. Weights and
+    /// everything else stay f32 [default: f32].
+    #[arg(long, value_name = "f32|tf32|bf16", help_heading = "Target")]
+    pub(crate) precision: Option<Precision>,
     /// Seed of random weights and dropout [default: 0].
     #[arg(long, value_name = "N", help_heading = "Weights")]
     pub(crate) seed: Option<u64>,

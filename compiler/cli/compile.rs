@@ -86,6 +86,7 @@ fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
     if o.target.is_some() {
         spec.target.clone_from(&o.target);
     }
+    set(&mut spec.precision, o.precision);
     Ok(())
 }
 

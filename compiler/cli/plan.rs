@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use slrc_plan::Precision;
 use slrc_plan::buffer::Space;
 use slrc_plan::plan::{Plan, files};
 use slrc_runtime::folder::read_plan;
@@ -16,7 +17,11 @@ use crate::table::{bytes, count, flops, table};
 
 pub(crate) fn show(a: &ShowArgs) -> Result<(), Failure> {
     let plan = read_plan(&folder(&a.plan))?;
-    let gpu = a.device.as_deref().map(|name| roofline::gpu(name).map_err(Failure::Usage)).transpose()?;
+    let gpu = a
+        .device
+        .as_deref()
+        .map(|name| roofline::gpu(name, plan.settings.precision).map_err(Failure::Usage))
+        .transpose()?;
     if a.json {
         let mut summary = Summary::of(&plan);
         if let Some(gpu) = gpu {
@@ -69,8 +74,12 @@ fn estimates(plan: &Plan, gpu: &Gpu) -> String {
     }
     rows.push(row("step".into(), total.0, &total.1));
     let header = ["module", "launches", "moved", "bound by memory", "bound by arithmetic", "at least"];
+    let products = match plan.settings.precision {
+        Precision::F32 => "f32, no tensor cores".to_string(),
+        p @ (Precision::Tf32 | Precision::Bf16) => format!("products on tensor cores in {}", p.name()),
+    };
     format!(
-        "\nroofline estimate on {} (f32, no tensor cores; a bound from below, not a measurement)\n\n{}",
+        "\nroofline estimate on {} ({products}; a bound from below, not a measurement)\n\n{}",
         gpu.title,
         table(&header, &[0, 1, 2, 3, 4, 5], rows)
     )
@@ -161,13 +170,17 @@ impl Summary<'_> {
 pub(crate) fn text(plan: &Plan) -> String {
     let s = Summary::of(plan);
     let mut out = format!(
-        "{}, batch {}, {}, reconcile {}{}, {}\n\n",
+        "{}, batch {}, {}, reconcile {}{}, {}{}\n\n",
         s.model,
         s.batch,
         plan.settings.partition,
         plan.settings.reconcile,
         if plan.settings.reconcile == "off" { String::new() } else { format!(" ({})", plan.settings.distance) },
-        plan.settings.optimizer
+        plan.settings.optimizer,
+        match plan.settings.precision {
+            Precision::F32 => String::new(),
+            p @ (Precision::Tf32 | Precision::Bf16) => format!(", products in {}", p.name()),
+        }
     );
     let rows = s
         .modules

@@ -150,6 +150,7 @@ fn settings(plan: &Plan) -> Section {
         ("batch", s.batch.to_string()),
         ("seed", s.seed.to_string()),
         ("target", s.target.clone()),
+        ("precision", s.precision.name().to_string()),
         ("parameters", bytes(m.parameter)),
         ("optimizer state", bytes(m.optimizer)),
         ("arena", bytes(m.of(Space::Arena))),

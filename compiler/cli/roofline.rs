@@ -4,9 +4,9 @@
 
 use serde::Serialize;
 use slrc_plan::plan::ModulePlan;
-use slrc_plan::{Kernel, Plan};
+use slrc_plan::{Kernel, KernelOp, Plan, Precision};
 
-/// A GPU's peaks: vendor's data sheets, boost clock, dense f32 without tensor cores.
+/// A GPU's peaks: vendor's data sheets, boost clock, no sparsity.
 pub(crate) struct Gpu {
     /// As written after `--device`.
     pub(crate) name: &'static str,
@@ -14,26 +14,74 @@ pub(crate) struct Gpu {
     pub(crate) title: &'static str,
     /// Bytes a second of device memory.
     bandwidth: f64,
-    /// Floating-point operations a second in f32.
+    /// Floating-point operations a second in f32, without tensor cores.
     flops: f64,
+    /// The same on tensor cores, in TF32 and in bf16 with f32 sums, where it has them.
+    tensor: Option<[f64; 2]>,
 }
 
 const GPUS: &[Gpu] = &[
-    Gpu { name: "t4", title: "T4", bandwidth: 320e9, flops: 8.1e12 },
-    Gpu { name: "l4", title: "L4", bandwidth: 300e9, flops: 30.3e12 },
-    Gpu { name: "rtx3090", title: "GeForce RTX 3090", bandwidth: 936e9, flops: 35.6e12 },
-    Gpu { name: "rtx4090", title: "GeForce RTX 4090", bandwidth: 1008e9, flops: 82.6e12 },
-    Gpu { name: "a100", title: "A100 80 GB SXM", bandwidth: 2039e9, flops: 19.5e12 },
-    Gpu { name: "h100", title: "H100 SXM", bandwidth: 3350e9, flops: 66.9e12 },
-    Gpu { name: "h200", title: "H200 SXM", bandwidth: 4800e9, flops: 66.9e12 },
+    Gpu { name: "t4", title: "T4", bandwidth: 320e9, flops: 8.1e12, tensor: None },
+    Gpu { name: "l4", title: "L4", bandwidth: 300e9, flops: 30.3e12, tensor: Some([60e12, 121e12]) },
+    Gpu {
+        name: "rtx3090",
+        title: "GeForce RTX 3090",
+        bandwidth: 936e9,
+        flops: 35.6e12,
+        tensor: Some([35.6e12, 71e12]),
+    },
+    Gpu {
+        name: "rtx4090",
+        title: "GeForce RTX 4090",
+        bandwidth: 1008e9,
+        flops: 82.6e12,
+        tensor: Some([82.6e12, 165.2e12]),
+    },
+    Gpu { name: "a100", title: "A100 80 GB SXM", bandwidth: 2039e9, flops: 19.5e12, tensor: Some([156e12, 312e12]) },
+    Gpu { name: "h100", title: "H100 SXM", bandwidth: 3350e9, flops: 66.9e12, tensor: Some([494.7e12, 989.4e12]) },
+    Gpu { name: "h200", title: "H200 SXM", bandwidth: 4800e9, flops: 66.9e12, tensor: Some([494.7e12, 989.4e12]) },
 ];
 
-/// Finds a GPU; the error lists the table.
-pub(crate) fn gpu(name: &str) -> Result<&'static Gpu, String> {
-    GPUS.iter().find(|g| g.name == name).ok_or_else(|| {
+/// Finds a GPU that multiplies with this precision; the error lists the table.
+pub(crate) fn gpu(name: &str, precision: Precision) -> Result<&'static Gpu, String> {
+    let gpu = GPUS.iter().find(|g| g.name == name).ok_or_else(|| {
         let all: Vec<&str> = GPUS.iter().map(|g| g.name).collect();
         format!("--device {name}: figures are known of {}", all.join(", "))
-    })
+    })?;
+    match gpu.product_flops(precision) {
+        Some(_) => Ok(gpu),
+        None => Err(format!("--device {name}: {} has no tensor cores for {}", gpu.title, precision.name())),
+    }
+}
+
+impl Gpu {
+    /// Floating-point operations a second of matrix products.
+    fn product_flops(&self, precision: Precision) -> Option<f64> {
+        match precision {
+            Precision::F32 => Some(self.flops),
+            Precision::Tf32 => self.tensor.map(|[tf32, _]| tf32),
+            Precision::Bf16 => self.tensor.map(|[_, bf16]| bf16),
+        }
+    }
+
+    /// Floating-point operations a second of a kernel.
+    fn flops_of(&self, k: &Kernel, precision: Precision) -> f64 {
+        let product = match &k.run {
+            KernelOp::Matmul(_) => true,
+            KernelOp::Conv(c) => !c.is_depthwise(),
+            KernelOp::Map(_)
+            | KernelOp::Row(_)
+            | KernelOp::Reduce(_)
+            | KernelOp::Attention(_)
+            | KernelOp::Window(_)
+            | KernelOp::Gather(_)
+            | KernelOp::ScatterAdd(_)
+            | KernelOp::Copy(_)
+            | KernelOp::Fill(_)
+            | KernelOp::Random(_) => false,
+        };
+        if product { self.product_flops(precision).unwrap_or(self.flops) } else { self.flops }
+    }
 }
 
 /// Estimate of one module's training step.
@@ -69,7 +117,8 @@ pub(crate) fn estimate(plan: &Plan, m: &ModulePlan, gpu: &Gpu) -> Estimate {
     for k in &m.step.kernels {
         let bytes = bytes_moved(plan, k);
         e.bytes_moved += bytes;
-        let (memory, compute) = (bytes as f64 / gpu.bandwidth, k.flops as f64 / gpu.flops);
+        let (memory, compute) =
+            (bytes as f64 / gpu.bandwidth, k.flops as f64 / gpu.flops_of(k, plan.settings.precision));
         if memory >= compute { e.memory_seconds += memory } else { e.compute_seconds += compute }
     }
     e
@@ -81,7 +130,8 @@ mod tests {
 
     #[test]
     fn names_are_found_or_listed() {
-        assert_eq!(gpu("h100").map(|g| g.title), Ok("H100 SXM"));
-        assert!(gpu("h1000").is_err_and(|e| e.contains("h100, h200")));
+        assert_eq!(gpu("h100", Precision::Bf16).map(|g| g.title), Ok("H100 SXM"));
+        assert!(gpu("h1000", Precision::F32).is_err_and(|e| e.contains("h100, h200")));
+        assert!(gpu("t4", Precision::F32).is_ok() && gpu("t4", Precision::Tf32).is_err());
     }
 }

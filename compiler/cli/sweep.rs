@@ -61,9 +61,10 @@ struct Sweep<'a> {
 }
 
 pub(crate) fn run(a: &SweepArgs) -> Result<(), Failure> {
-    let gpu = a.device.as_deref().map(|name| roofline::gpu(name).map_err(Failure::Usage)).transpose()?;
     let request = Request::new(a.spec.as_deref(), a.model.as_deref(), &CutArgs::default(), &a.options)?;
     let spec = request.spec;
+    let precision = spec.precision.unwrap_or_default();
+    let gpu = a.device.as_deref().map(|name| roofline::gpu(name, precision).map_err(Failure::Usage)).transpose()?;
     if !spec.reconcile.lambdas.is_empty() {
         let why = "weights of single modules belong to one partition, and a sweep makes several; leave them out";
         return Err(Failure::Usage(format!("reconcile.lambdas: {why}")));

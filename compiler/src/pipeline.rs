@@ -321,6 +321,7 @@ fn settings(file: &SpecFile, spec: &Spec, batch: usize) -> Settings {
     Settings {
         spec_sha256: spec_sha256(file),
         target: spec.target.name(),
+        precision: spec.precision,
         batch,
         seed: spec.seed,
         partition: match &spec.partition {

@@ -8,6 +8,7 @@ mod choices;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use slrc_plan::Precision;
 use slrc_plan::schedule::{Decay, Schedule};
 
 use crate::onnx::import::{Extent, ImportOptions};
@@ -49,6 +50,9 @@ pub struct SpecFile {
     /// What the plan runs on: `cpu`, `cuda` or an architecture such as `cuda:sm_90`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
+    /// What the operands of products are rounded to; less than f32 on CUDA targets only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
 }
 
 /// How to cut; at most one of the three.
@@ -139,6 +143,8 @@ pub enum Target {
 const DEFAULT_ARCH: &str = "sm_80";
 /// Oldest architecture: Turing, the oldest that current NVRTC compiles for.
 const OLDEST_ARCH: u32 = 75;
+/// Oldest architecture whose tensor cores multiply TF32 and bf16: Ampere.
+const OLDEST_TENSOR_ARCH: u32 = 80;
 
 impl Target {
     fn parse(text: &str) -> Result<Target, SpecError> {
@@ -154,6 +160,25 @@ impl Target {
                 bad("target", format!("sm_{n} is older than sm_{OLDEST_ARCH}, the oldest supported"))
             }
             _ => bad("target", format!("`{text}` is not cpu, cuda or an architecture such as cuda:sm_80")),
+        }
+    }
+
+    fn check_precision(&self, precision: Precision) -> Result<(), SpecError> {
+        if precision.is_f32() {
+            return Ok(());
+        }
+        let name = precision.name();
+        match self {
+            Target::Cpu => bad("precision", format!("{name} is for GPUs: add target cuda, or leave f32")),
+            Target::Cuda { arch } => {
+                let number = arch.strip_prefix("sm_").and_then(|n| n.parse().ok()).unwrap_or(0);
+                if number < OLDEST_TENSOR_ARCH {
+                    let text =
+                        format!("{arch} has no {name}: name a target from sm_{OLDEST_TENSOR_ARCH} on, or leave f32");
+                    return bad("precision", text);
+                }
+                Ok(())
+            }
         }
     }
 
@@ -254,6 +279,8 @@ pub struct Spec {
     pub seed: u64,
     /// What the plan runs on.
     pub target: Target,
+    /// What the operands of products are rounded to.
+    pub precision: Precision,
 }
 
 /// A spec asks for something that makes no sense; the field is named.
@@ -289,15 +316,19 @@ impl SpecFile {
             (None, false, false) => PartitionSpec::At(p.at.clone()),
             _ => return bad("partition", "give only one of modules, per-layer and at"),
         };
+        let target = Target::parse(self.target.as_deref().unwrap_or("cpu"))?;
+        let precision = self.precision.unwrap_or(Precision::F32);
+        target.check_precision(precision)?;
         Ok(Spec {
             partition,
             head: self.head.kind.unwrap_or(HeadKind::Auto),
-            reconcile: self.reconcile.resolve()?,
+            reconcile: self.reconcile.resolve(precision)?,
             optimizer: self.optimizer.resolve()?,
             recompute: self.recompute.unwrap_or(Recompute::Elementwise),
             init: self.init.unwrap_or(InitMode::Keep),
             seed: self.seed.unwrap_or(0),
-            target: Target::parse(self.target.as_deref().unwrap_or("cpu"))?,
+            target,
+            precision,
         })
     }
 
@@ -330,14 +361,24 @@ impl SpecFile {
     }
 }
 
+/// The relative step of finite differences that is best where products' operands are rounded so: a longer one is less
+/// exact, a shorter one drowns in roundings (docs/method.md has the measurements).
+fn usual_step(precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 => 1e-3,
+        Precision::Tf32 => 1e-2,
+        Precision::Bf16 => 3e-2,
+    }
+}
+
 impl ReconcileFile {
-    fn resolve(&self) -> Result<ReconcileSpec, SpecError> {
+    fn resolve(&self, precision: Precision) -> Result<ReconcileSpec, SpecError> {
         let distance = self.distance.unwrap_or(Distance::Cosine);
         let lambda = at_least("reconcile.lambda", self.lambda.unwrap_or(distance.usual_lambda()), 0.0)?;
         for (k, &l) in &self.lambdas {
             at_least(&format!("reconcile.lambdas.{k}"), l, 0.0)?;
         }
-        let step = at_least("reconcile.step", self.step.unwrap_or(1e-3), 1e-8)?;
+        let step = at_least("reconcile.step", self.step.unwrap_or(usual_step(precision)), 1e-8)?;
         Ok(ReconcileSpec {
             mode: self.mode.unwrap_or(ReconcileMode::FiniteDifference),
             distance,
@@ -450,6 +491,9 @@ mod tests {
             ("modul: 3", "modul"),
             ("target: gpu", "target"),
             ("target: 'cuda:sm_60'", "sm_75"),
+            ("precision: tf32", "add target cuda"),
+            ("{target: 'cuda:sm_75', precision: bf16}", "from sm_80 on"),
+            ("{target: cuda, precision: fp8}", "bf16"),
         ] {
             let e = resolve(text).expect_err(text);
             assert!(e.contains(field), "{text}: {e}");

@@ -240,6 +240,23 @@ fn return_before_a_barrier() {
 }
 
 #[test]
+fn products_of_numbers_nobody_rounded() {
+    let parts = ["multiplies 0x", "never rounded"];
+    let test = "detectors::products_of_numbers_nobody_rounded";
+    is_error(test, &stand_in(), case("unrounded_product", 1), FAILED, &parts);
+}
+
+#[test]
+fn products_without_all_lanes() {
+    let test = "detectors::products_without_all_lanes";
+    let parts = ["barrier divergence", "wait at a warp operation"];
+    is_error(test, &stand_in(), case("product_of_half_a_warp", 1), FAILED, &parts);
+    // A block that ends within a warp.
+    let short = ("unrounded_product".to_string(), 1, 16, 0);
+    is_error(test, &stand_in(), short, FAILED, &["mma.sync needs all 32 lanes", "0x0000ffff"]);
+}
+
+#[test]
 fn warp_operations_disagree() {
     let test = "detectors::warp_operations_disagree";
     // Forward, the lower half has gone on before the upper names it; the other orders meet the two masks.

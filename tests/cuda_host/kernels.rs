@@ -170,6 +170,13 @@ fn compile_errors_name_file_and_line() {
     assert!(log.contains("broken.cu:2:") && log.contains("INFINITY"), "{log}");
     let log = run("\n#include <math.h>\n");
     assert!(log.contains("broken.cu:2:") && log.contains("no include path in which to search for math.h"), "{log}");
+    let log = run("extern \"C\" __global__ void k(float* p) {\n  asm(\"ex2.approx.f32 %0, %0;\" : \"+f\"(p[0]));\n}\n");
+    assert!(
+        log.contains("broken.cu(2)") && log.contains("unknown inline PTX: ex2.approx.f32 %0, %0; with +f"),
+        "{log}"
+    );
+    let log = run("extern \"C\" __global__ void k(float* p) {\n  {\n    const int p = 1;\n  }\n}\n");
+    assert!(log.contains("broken.cu:3:") && log.contains("shadows a parameter"), "{log}");
     let log = run("extern __shared__ float s[];\n");
     assert!(log.contains("broken.cu(1)") && log.contains("inside the kernel"), "{log}");
 }

@@ -10,7 +10,7 @@ use slrc_plan::plan::{
     EvalOutputs, FORMAT, LabelsDecl, Memory, Metrics, ModelInfo, ModulePlan, ParameterDecl, Plan, Program, Role,
     Settings,
 };
-use slrc_plan::{Buffer, DType, Dims, Space};
+use slrc_plan::{Buffer, DType, Dims, Precision, Space};
 use slrc_runtime::cpu::CpuDevice;
 use slrc_runtime::device::{Device, ProgramKind, StepContext};
 use slrc_runtime::reorder::{to_memory, to_row_major};
@@ -64,6 +64,17 @@ impl GraphPlan {
 
     /// Plans for a target, such as `cpu` or `cuda:sm_80`.
     pub(crate) fn new(g: &Graph, inputs: &[Tensor], variables: &[Tensor], target: &str) -> GraphPlan {
+        Self::with_precision(g, inputs, variables, target, Precision::F32)
+    }
+
+    /// As [`GraphPlan::new`], with operands of products rounded.
+    pub(crate) fn with_precision(
+        g: &Graph,
+        inputs: &[Tensor],
+        variables: &[Tensor],
+        target: &str,
+        precision: Precision,
+    ) -> GraphPlan {
         let given = g;
         let mut g = specialise(g, Mode::Train);
         let value = g.roots[0].value;
@@ -117,6 +128,7 @@ impl GraphPlan {
             settings: Settings {
                 spec_sha256: String::new(),
                 target: target.into(),
+                precision,
                 batch: 1,
                 seed: 0,
                 partition: String::new(),

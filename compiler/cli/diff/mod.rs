@@ -112,6 +112,7 @@ fn settings(old: &Plan, new: &Plan) -> Vec<Change<String>> {
             ("output", m.output.clone()),
             ("spec", s.spec_sha256.clone()),
             ("target", s.target.clone()),
+            ("precision", s.precision.name().to_string()),
             ("batch", s.batch.to_string()),
             ("seed", s.seed.to_string()),
             ("partition", s.partition.clone()),

@@ -73,6 +73,7 @@ fn spec(plan: &Plan, recompute: Recompute) -> Result<SpecFile, String> {
         optimizer: optimizer(&plan.settings.optimizer)?,
         recompute: Some(recompute),
         target: Some(plan.settings.target.clone()),
+        precision: Some(plan.settings.precision),
         ..SpecFile::default()
     })
 }

@@ -25,7 +25,7 @@ impl Lowering<'_> {
         let (region, found) = self.region_with(item, &a.region, &a.products, &values, &by_rows);
         let mut plan = Plan { products: Vec::new(), region, results: Vec::new(), strip: 0 };
         for (i, (node, map)) in a.products.iter().enumerate() {
-            plan.products.push(self.score(format!("p{i}"), *node, map, a.region.space.len()));
+            plan.products.push(self.score(format!("score{i}"), *node, map, a.region.space.len()));
         }
         for ((e, over), value) in a.exits.iter().zip(over).zip(found) {
             let Arg::Value(value) = value else { unreachable!("invariant: scores vary from element to element") };

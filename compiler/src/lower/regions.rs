@@ -23,7 +23,7 @@ const MAX_SPLIT: usize = 16;
 struct Body<'a, 'b> {
     low: &'a mut Lowering<'b>,
     region: &'a Region,
-    /// Products it finds, by the names `p0`, `p1` and so on.
+    /// Products it finds, by the names `score0`, `score1` and so on.
     products: &'a [(NodeId, Map)],
     loads: Vec<(Leaf, String)>,
     statements: Vec<Statement>,
@@ -44,7 +44,7 @@ impl Body<'_, '_> {
             },
             Step::Score => {
                 let at = self.products.iter().position(|(n, m)| *n == id && m == map);
-                Arg::Value(format!("p{}", at.expect("invariant: a pass knows its products")))
+                Arg::Value(format!("score{}", at.expect("invariant: a pass knows its products")))
             }
             Step::Through(inner, map) => self.value(inner, &map),
             Step::Apply => self.apply(id, map),

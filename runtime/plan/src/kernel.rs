@@ -264,6 +264,11 @@ impl Matmul {
 }
 
 impl Conv {
+    /// Whether every filter sees one channel and every channel has one filter: no matrix product, then.
+    pub fn is_depthwise(&self) -> bool {
+        self.groups > 1 && self.groups == self.in_channels && self.groups == self.out_channels
+    }
+
     /// Its result: a row a pixel, of all channels; of a weight gradient, a row an output channel.
     pub fn product(&self) -> Product<'_> {
         let g = &self.geometry;

@@ -8,6 +8,7 @@ use crate::buffer::{Buffer, DType, Live, Space};
 use crate::dims::Dims;
 use crate::kernel::Kernel;
 use crate::launch::Launch;
+use crate::precision::Precision;
 use crate::schedule::StepScalar;
 
 /// The format this crate reads and writes. A change that old readers would misread raises the number.
@@ -95,6 +96,9 @@ pub struct Settings {
     pub spec_sha256: String,
     /// `cpu`, or `cuda:` and an architecture such as `cuda:sm_80`.
     pub target: String,
+    /// What the operands of products are rounded to; f32 where absent.
+    #[serde(default, skip_serializing_if = "Precision::is_f32")]
+    pub precision: Precision,
     /// Samples a step.
     pub batch: usize,
     /// Seed of initial weights, shuffles and random kernels.

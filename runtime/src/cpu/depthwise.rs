@@ -36,7 +36,7 @@ fn multiply_add_avx2(acc: &mut [f32], a: &[f32], b: &[f32]) {
 impl Depthwise {
     /// Whether a convolution is depthwise with one output per channel.
     pub(super) fn fits(c: &Plan) -> bool {
-        c.groups > 1 && c.groups == c.in_channels && c.groups == c.out_channels
+        c.is_depthwise()
     }
 
     pub(super) fn new(memory: &Memory, p: &Plan) -> Depthwise {

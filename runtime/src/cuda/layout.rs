@@ -157,6 +157,7 @@ mod tests {
             settings: Settings {
                 spec_sha256: String::new(),
                 target: "cuda:sm_80".into(),
+                precision: slrc_plan::Precision::F32,
                 batch: 1,
                 seed: 0,
                 partition: String::new(),

@@ -223,3 +223,28 @@ __device__ float descend(const float* x, int depth) {
 extern "C" __global__ void stack_overflow(float* out, const float* x, int n) {
   out[threadIdx.x] = descend(x, n * 1000);
 }
+
+// Tensor cores ignore the lower bits of a number that was never rounded to TF32.
+extern "C" __global__ void unrounded_product(float* out, const float* x, int n) {
+  float c[4] = {};
+  const unsigned int a = __float_as_uint(x[threadIdx.x]);
+  const unsigned int b = __float_as_uint(1.0f);
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a), "r"(a), "r"(a), "r"(a), "r"(b), "r"(b));
+  out[threadIdx.x] = c[0];
+}
+
+// A product of a warp in which some lanes take no part.
+extern "C" __global__ void product_of_half_a_warp(float* out, const float* x, int n) {
+  float c[4] = {};
+  const unsigned int one = __float_as_uint(1.0f);
+  if (threadIdx.x % 32 < 16) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(one), "r"(one), "r"(one), "r"(one), "r"(one), "r"(one));
+  }
+  out[threadIdx.x] = c[0];
+}

@@ -1,6 +1,7 @@
 // What kernels call to wait for each other: the barrier of a block and the operations of a warp. Both are strict: a
 // thread that has returned never arrives, and lanes must agree on mask and place.
 #include "block.hpp"
+#include "product.hpp"
 #include "race.hpp"
 
 namespace cuda_host {
@@ -10,7 +11,7 @@ namespace {
 unsigned long long lane_result(const Worker &w, const Warp &warp) {
   constexpr unsigned long long undefined = ~0ull;
   unsigned lane = w.slot.linear % warp_lanes;
-  if (w.op == WarpOp::sync)
+  if (w.op == WarpOp::sync || w.op == WarpOp::mma_tf32 || w.op == WarpOp::mma_bf16)
     return 0;
   if (w.op == WarpOp::ballot) {
     unsigned votes = 0;
@@ -141,6 +142,8 @@ unsigned long long cuda_host_warp(WarpOp op, unsigned site, unsigned line, unsig
     return self->value;
   }
   race::meet(index, members);
+  if (op == WarpOp::mma_tf32 || op == WarpOp::mma_bf16)
+    multiply_add(warp, members, op);
   if (options().order != Order::random) {
     // The last lane goes on at once, the others after it.
     complete(warp, members, self);

@@ -5,7 +5,7 @@
 
 namespace cuda_host {
 
-constexpr unsigned abi_version = 1;
+constexpr unsigned abi_version = 2;
 
 struct Index {
   unsigned x, y, z;
@@ -48,8 +48,14 @@ struct Module {
   const Kernel *kernels;
 };
 
-// Warp operations; the scheduler moves 64 bits per lane.
-enum class WarpOp : unsigned { sync, shfl, shfl_up, shfl_down, shfl_xor, ballot, activemask };
+// Warp operations; the scheduler moves 64 bits per lane. For products, these are the address of a lane's `Fragments`.
+enum class WarpOp : unsigned { sync, shfl, shfl_up, shfl_down, shfl_xor, ballot, activemask, mma_tf32, mma_bf16 };
+
+// What a lane brings to a product of a warp, and takes away in `c`.
+struct Fragments {
+  float c[4];
+  unsigned a[4], b[2];
+};
 
 } // namespace cuda_host
 

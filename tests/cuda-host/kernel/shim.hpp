@@ -147,6 +147,32 @@ __attribute__((always_inline)) inline T lanes(WarpOp op, unsigned site, unsigned
 #define __any_sync(mask, predicate) (__ballot_sync(mask, predicate) != 0u)
 #define __all_sync(mask, predicate) (__ballot_sync(mask, !(predicate)) == 0u)
 
+// The PTX instructions that kernels may contain. The rewriter knows them by their whole text, operands included, and
+// puts one of these in the place of the `asm` statement; an instruction it does not know is an error.
+namespace cuda_host {
+__device__ inline void mma(WarpOp op, unsigned site, unsigned line, float &c0, float &c1, float &c2, float &c3,
+                           unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  Fragments f = {{c0, c1, c2, c3}, {a0, a1, a2, a3}, {b0, b1}};
+  cuda_host_warp(op, site, line, 0xffffffffu, (unsigned long long)&f, 0, 32);
+  c0 = f.c[0], c1 = f.c[1], c2 = f.c[2], c3 = f.c[3];
+}
+// Ties away from zero: half of the last kept bit is added to the magnitude.
+__device__ inline void cvt_tf32(unsigned &to, float from) {
+  unsigned bits = __float_as_uint(from);
+  to = isnan(from) ? 0x7fffe000u : isinf(from) ? bits : (bits + 0x1000u) & ~0x1fffu;
+}
+// Ties to even.
+__device__ inline unsigned bf16(float from) {
+  unsigned bits = __float_as_uint(from);
+  return isnan(from) ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+__device__ inline void cvt_bf16x2(unsigned &to, float high, float low) { to = bf16(high) << 16 | bf16(low); }
+} // namespace cuda_host
+#define CUDA_HOST_PTX_mma_tf32(...) cuda_host::mma(cuda_host::WarpOp::mma_tf32, __COUNTER__, __LINE__, __VA_ARGS__)
+#define CUDA_HOST_PTX_mma_bf16(...) cuda_host::mma(cuda_host::WarpOp::mma_bf16, __COUNTER__, __LINE__, __VA_ARGS__)
+#define CUDA_HOST_PTX_cvt_tf32(...) cuda_host::cvt_tf32(__VA_ARGS__)
+#define CUDA_HOST_PTX_cvt_bf16x2(...) cuda_host::cvt_bf16x2(__VA_ARGS__)
+
 // Atomic operations on integers. Floats are left out: their sums would depend on the order.
 #define CUDA_HOST_ATOMICS(T)                                                                                          \
   __device__ __forceinline__ T atomicAdd(T *p, T v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }            \

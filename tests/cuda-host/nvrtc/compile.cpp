@@ -90,7 +90,9 @@ std::vector<std::string> mode_flags() {
 Compiled compile(const std::string &text, const std::string &name, const std::vector<std::string> &arguments) {
   std::vector<std::string> command = {options().compiler, "-std=c++20", "-c", "-fPIC", "-nostdinc", "-ffp-contract=off",
                                       "-fno-strict-aliasing", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden",
-                                      "-Wall", "-Wno-sign-compare", "-Wno-unknown-pragmas", "-Wno-unused"};
+                                      "-Wall", "-Wno-sign-compare", "-Wno-unknown-pragmas", "-Wno-unused",
+                                      // Generated names must not hide one another: which one is meant is then chance.
+                                      "-Wshadow", "-Werror=shadow"};
   for (const std::string &flag : mode_flags())
     command.push_back(flag);
   command.insert(command.end(), arguments.begin(), arguments.end());

@@ -1,5 +1,5 @@
-// What the shim's macros cannot say: which kernel a shared variable belongs to, dynamic shared memory, and the table of
-// kernels. Works on tokens, so comments and strings stay as they are.
+// What the shim's macros cannot say: which kernel a shared variable belongs to, dynamic shared memory, inline PTX, and
+// the table of kernels. Works on tokens, so comments and strings stay as they are.
 #include "rewrite.hpp"
 
 #include <set>
@@ -11,6 +11,22 @@ namespace {
 struct Token {
   size_t begin, end;
   std::string text;
+};
+
+// An instruction of inline PTX: its text, how its operands are passed, and the shim's name for it.
+struct Instruction {
+  const char *text, *constraints, *name;
+};
+
+constexpr Instruction instructions[] = {
+    {"cvt.rna.tf32.f32 %0, %1;", "=r,f", "cvt_tf32"},
+    {"cvt.rn.bf16x2.f32 %0, %1, %2;", "=r,f,f", "cvt_bf16x2"},
+    {"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+     "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};",
+     "+f,+f,+f,+f,r,r,r,r,r,r", "mma_tf32"},
+    {"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+     "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};",
+     "+f,+f,+f,+f,r,r,r,r,r,r", "mma_bf16"},
 };
 
 struct Kernel {
@@ -75,6 +91,8 @@ public:
         drop(at, at);
       else if (t == "extern" && is(at + 1, "__shared__"))
         dynamic_shared();
+      else if (t == "asm" && is(at + 1, "("))
+        inline_ptx();
       else {
         if (t == "{" && ++depth == body_depth && pending)
           inside = int(kernels.size()) - 1, pending = false;
@@ -151,6 +169,28 @@ private:
       body_depth = depth + 1;
     }
     at = after;
+  }
+
+  static std::string unquoted(const std::string &token) { return token.substr(1, token.size() - 2); }
+
+  // `asm("instruction" : "=c"(result), .. : "c"(operand), ..)`.
+  void inline_ptx() {
+    size_t end = past_parentheses(at + 1) - 1, i = at + 2;
+    std::string text, constraints, operands;
+    for (; i < end && tokens[i].text[0] == '"'; ++i)
+      text += unquoted(tokens[i].text);
+    // Each is a string and an expression in parentheses, behind a colon or a comma.
+    while (i + 2 < end && (is(i, ":") || is(i, ",")) && tokens[i + 1].text[0] == '"' && is(i + 2, "(")) {
+      size_t after = past_parentheses(i + 2);
+      const char *comma = operands.empty() ? "" : ",";
+      constraints += comma + unquoted(tokens[i + 1].text);
+      operands += comma + source.substr(tokens[i + 2].begin, tokens[after - 1].end - tokens[i + 2].begin);
+      i = after;
+    }
+    for (const Instruction &known : instructions)
+      if (i == end && text == known.text && constraints == known.constraints)
+        return replace(at, end, std::string("CUDA_HOST_PTX_") + known.name + "(" + operands + ")");
+    fail("unknown inline PTX: " + text + " with " + constraints);
   }
 
   void shared_variable() {

@@ -2,22 +2,22 @@
 //!
 //! Activations lie `N, H, W, C`, weights `O, kh, kw, C / groups`.
 
-use slrc_plan::View;
 use slrc_plan::kernel::{Conv, ConvDirection, WindowGeometry};
+use slrc_plan::{Precision, View};
 
 use crate::emit::cuda::code::{Call, Code, Table, index_type};
 use crate::emit::cuda::depthwise;
 use crate::emit::cuda::epilogue::Epilogue;
 use crate::emit::cuda::product::{Product, Side, Store, Sum, sum_groups};
 
-pub(super) fn emit(table: &Table<'_>, c: &Conv) -> Vec<Call> {
-    if c.groups > 1 && c.groups == c.in_channels && c.groups == c.out_channels {
+pub(super) fn emit(table: &Table<'_>, c: &Conv, precision: Precision) -> Vec<Call> {
+    if c.is_depthwise() {
         return depthwise::emit(table, c);
     }
     match c.direction {
-        ConvDirection::Forward => vec![forward(table, c)],
-        ConvDirection::InputGrad => vec![input_grad(table, c)],
-        ConvDirection::WeightGrad => vec![weight_grad(table, c)],
+        ConvDirection::Forward => vec![forward(table, c, precision)],
+        ConvDirection::InputGrad => vec![input_grad(table, c, precision)],
+        ConvDirection::WeightGrad => vec![weight_grad(table, c, precision)],
     }
 }
 
@@ -101,7 +101,7 @@ fn patch(c: &Conv, ty: &str, x: &str, pixel_name: &str, column: &str) -> Vec<Str
     lines
 }
 
-fn forward(table: &Table<'_>, c: &Conv) -> Call {
+fn forward(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
     let mut code = Code::new(table);
     let epilogue = Epilogue::new(table, &c.product());
     describe(&mut code, c, "convolution", epilogue.as_ref());
@@ -114,6 +114,7 @@ fn forward(table: &Table<'_>, c: &Conv) -> Call {
     let store = store(&mut code, &c.y, epilogue.as_ref(), ty, at);
     Product {
         family: "conv_forward",
+        precision,
         ty,
         rows: c.batch * g.output[0] * g.output[1],
         cols: co,
@@ -129,7 +130,7 @@ fn forward(table: &Table<'_>, c: &Conv) -> Call {
     .emit(code)
 }
 
-fn input_grad(table: &Table<'_>, c: &Conv) -> Call {
+fn input_grad(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
     let mut code = Code::new(table);
     let epilogue = Epilogue::new(table, &c.product());
     describe(&mut code, c, "gradient of a convolution's input", epilogue.as_ref());
@@ -165,6 +166,7 @@ fn input_grad(table: &Table<'_>, c: &Conv) -> Call {
     let b = format!("v = {w}[((group * {co} + k % {co}) * {taps} + k / {co}) * {ci} + n];");
     Product {
         family: "conv_input_grad",
+        precision,
         ty,
         rows: c.batch * g.input[0] * iw,
         cols: ci,
@@ -180,7 +182,7 @@ fn input_grad(table: &Table<'_>, c: &Conv) -> Call {
     .emit(code)
 }
 
-fn weight_grad(table: &Table<'_>, c: &Conv) -> Call {
+fn weight_grad(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
     let mut code = Code::new(table);
     let epilogue = Epilogue::new(table, &c.product());
     describe(&mut code, c, "gradient of a convolution's weights", epilogue.as_ref());
@@ -198,9 +200,10 @@ fn weight_grad(table: &Table<'_>, c: &Conv) -> Call {
         None => (result, None),
         Some(s) => {
             let p = code.pointer(&s.partials.buffer, true);
-            let partial = format!("{p}[{} + part * {size} + {at}]", s.partials.offset);
-            let own = format!("{partial} = value;");
-            (Box::new(move |code| code.line(&own)), Some(Sum { ranges: count, partial, store: result }))
+            let partial = |of: &str| format!("{p}[{} + {of} * {size} + {at}]", s.partials.offset);
+            let own = format!("{} = value;", partial("part"));
+            let sum = Sum { ranges: count, partial: partial("range"), store: result };
+            (Box::new(move |code| code.line(&own)), Some(sum))
         }
     };
     let each = pixels.div_ceil(count);
@@ -211,6 +214,7 @@ fn weight_grad(table: &Table<'_>, c: &Conv) -> Call {
     };
     Product {
         family: "conv_weight_grad",
+        precision,
         ty,
         rows: co,
         cols,

@@ -1,13 +1,13 @@
 //! Batched matrix products with any strides.
 
-use slrc_plan::View;
 use slrc_plan::kernel::Matmul;
+use slrc_plan::{Precision, View};
 
 use crate::emit::cuda::code::{Call, Code, Table, index_type, sum, times};
 use crate::emit::cuda::epilogue::Epilogue;
 use crate::emit::cuda::product::{Product, Side, Store, Sum};
 
-pub(super) fn emit(table: &Table<'_>, p: &Matmul) -> Vec<Call> {
+pub(super) fn emit(table: &Table<'_>, p: &Matmul, precision: Precision) -> Vec<Call> {
     let count: usize = p.batch.iter().product();
     let with = |tail: [usize; 2]| [&p.batch[..], &tail].concat();
     let ends = [p.a.end(&with([p.m, p.k])), p.b.end(&with([p.k, p.n])), p.c.end(&with([p.m, p.n]))];
@@ -57,6 +57,7 @@ pub(super) fn emit(table: &Table<'_>, p: &Matmul) -> Vec<Call> {
     };
     let mut product = Product {
         family: "matmul",
+        precision,
         ty,
         rows: p.m,
         cols: p.n,
@@ -105,6 +106,6 @@ pub(super) fn emit(table: &Table<'_>, p: &Matmul) -> Vec<Call> {
             Box::new(move |code| code.line(format!("{to} = value;")))
         }
     };
-    product.sum = Some(Sum { ranges: split.count, partial: part("part"), store });
+    product.sum = Some(Sum { ranges: split.count, partial: part("range"), store });
     vec![product.emit(code)]
 }

@@ -17,6 +17,7 @@ mod product;
 mod reduce;
 mod row;
 mod scalar;
+mod tensor;
 mod walk;
 mod window;
 
@@ -25,7 +26,7 @@ use std::fmt::Write as _;
 
 use slrc_plan::kernel::{Kernel, KernelOp};
 use slrc_plan::launch::Launch;
-use slrc_plan::{Dims, Plan, Region};
+use slrc_plan::{Dims, Plan, Precision, Region};
 
 use crate::emit::cuda::code::{Call, Table};
 use crate::onnx::file::sha256_hex;
@@ -49,6 +50,7 @@ const NAMED_USERS: usize = 6;
 /// Writes the plan's launches and the hash of their source, and returns it: `kernels.cu`.
 pub fn emit(plan: &mut Plan) -> String {
     let mut source = Source::default();
+    let precision = plan.settings.precision;
     let shared = plan.clone();
     let table: Table<'_> = shared.all_buffers().map(|b| (b.id.as_str(), b)).collect();
     for m in &mut plan.modules {
@@ -66,7 +68,7 @@ pub fn emit(plan: &mut Plan) -> String {
                     launches.push(source.launch(map::emit_together(&table, &maps[..together]), now, &users));
                     continue;
                 }
-                for call in calls(&table, k) {
+                for call in calls(&table, k, precision) {
                     launches.push(source.launch(call, now, &[user(k)]));
                 }
             }
@@ -83,14 +85,14 @@ fn as_map(op: &KernelOp) -> Option<&Region> {
 }
 
 /// The functions that do a kernel's work.
-fn calls(table: &Table<'_>, k: &Kernel) -> Vec<Call> {
+fn calls(table: &Table<'_>, k: &Kernel, precision: Precision) -> Vec<Call> {
     match &k.run {
         KernelOp::Map(r) => map::emit(table, r),
         KernelOp::Row(r) => row::emit(table, r),
         KernelOp::Reduce(r) => reduce::emit(table, r),
         KernelOp::Attention(a) => attention::emit(table, a),
-        KernelOp::Matmul(m) => matmul::emit(table, m),
-        KernelOp::Conv(c) => conv::emit(table, c),
+        KernelOp::Matmul(m) => matmul::emit(table, m, precision),
+        KernelOp::Conv(c) => conv::emit(table, c, precision),
         KernelOp::Window(w) => window::emit(table, w),
         KernelOp::Gather(g) => memory_ops::gather(table, g),
         KernelOp::ScatterAdd(g) => memory_ops::scatter_add(table, g),
@@ -131,6 +133,7 @@ impl Source {
             plan.settings.target
         );
         out.push_str(PRELUDE);
+        out.push_str(tensor::prelude(plan.settings.precision));
         for name in &self.order {
             let f = &self.functions[name];
             out.push('\n');

@@ -1,10 +1,17 @@
 //! The tiled matrix product behind matmul and the three convolutions: 64 x 64 results a block, 4 x 4 a thread, operands
-//! staged through shared memory sixteen terms at a time. Operands are expressions, so patches are never stored.
+//! staged through shared memory sixteen terms at a time. Operands are expressions, so patches are never stored. Where
+//! operands are rounded, tensor cores do the sums (`tensor.rs`).
+
+use slrc_plan::Precision;
 
 use crate::emit::cuda::code::{Call, Code, Registers};
+use crate::emit::cuda::tensor;
 
 /// Results of a block along each side.
-pub(super) const TILE: usize = 64;
+const TILE: usize = 64;
+/// Added to a row of a staged operand: consecutive terms then lie in other banks of shared memory, and rows begin on
+/// 16 bytes.
+const PAD: usize = 4;
 /// Terms staged at a time.
 const DEPTH: usize = 16;
 /// Threads of a block.
@@ -21,6 +28,8 @@ pub(super) struct Side {
 /// `c(m, n) = sum over k of a(m, k) b(k, n)`, once for each `z`.
 pub(super) struct Product<'s> {
     pub(super) family: &'static str,
+    /// What the operands are rounded to.
+    pub(super) precision: Precision,
     pub(super) ty: &'static str,
     pub(super) rows: usize,
     pub(super) cols: usize,
@@ -44,7 +53,7 @@ pub(super) struct Product<'s> {
 pub(super) struct Sum<'s> {
     /// Number of ranges; of the products, those that differ in the range are `count / ranges` apart.
     pub(super) ranges: usize,
-    /// The partial result of range `part` at `m`, `n`, an expression.
+    /// The partial result of range `range` at `m`, `n`, an expression.
     pub(super) partial: String,
     /// Stores `value`, the sum at `m`, `n`.
     pub(super) store: Store<'s>,
@@ -53,12 +62,35 @@ pub(super) struct Sum<'s> {
 /// Writes the lines that do something with `value`.
 pub(super) type Store<'s> = Box<dyn Fn(&mut Code<'_>) + 's>;
 
+/// A side of a product with where it lies in it.
+pub(super) struct Operand<'s> {
+    pub(super) side: &'s Side,
+    /// `m` or `n`.
+    pub(super) name: &'static str,
+    /// The variable that says which block of the rows or columns.
+    pub(super) block: &'static str,
+    /// Rows, or columns.
+    extent: usize,
+}
+
+impl Operand<'_> {
+    /// Declares `v`, the element at `m` (or `n`) and `k`: zero outside.
+    pub(super) fn element(&self, code: &mut Code<'_>) {
+        code.line("float v = 0.0f;");
+        code.open(format!("if ({} < {} && k < end)", self.name, self.extent));
+        self.side.lines.iter().for_each(|l| code.line(l));
+        code.close();
+    }
+}
+
 impl Product<'_> {
     pub(super) fn emit(&self, mut code: Code<'_>) -> Call {
         let ty = self.ty;
-        let (row_blocks, col_blocks) = (self.rows.div_ceil(TILE), self.cols.div_ceil(TILE));
-        code.line(format!("__shared__ float as[{DEPTH}][{TILE}];"));
-        code.line(format!("__shared__ float bs[{DEPTH}][{TILE}];"));
+        let tile = match self.precision {
+            Precision::F32 => [TILE; 2],
+            Precision::Tf32 | Precision::Bf16 => tensor::tile(self.rows, self.cols, self.count),
+        };
+        let (row_blocks, col_blocks) = (self.rows.div_ceil(tile[0]), self.cols.div_ceil(tile[1]));
         code.line(format!("const {ty} col_block = blockIdx.x % {col_blocks};"));
         code.line(format!("const {ty} row_block = blockIdx.x / {col_blocks} % {row_blocks};"));
         if self.count > 1 {
@@ -69,12 +101,47 @@ impl Product<'_> {
             code.line(format!("const {ty} begin = 0;"));
             code.line(format!("const {ty} end = {};", self.terms));
         }
+        let a = Operand { side: &self.a, name: "m", block: "row_block", extent: self.rows };
+        let b = Operand { side: &self.b, name: "n", block: "col_block", extent: self.cols };
+        match self.precision {
+            Precision::F32 => self.run(&mut code, &a, &b),
+            Precision::Tf32 | Precision::Bf16 => {
+                code.formula(format!("operands rounded to {}, sums in f32", self.precision.name()));
+                tensor::run(self, &mut code, tile, &a, &b);
+            }
+        }
+        if let Some(sum) = &self.sum {
+            let tiles = row_blocks * col_blocks * (self.count / sum.ranges);
+            code.last_block(&format!("blockIdx.x % {tiles}"), sum.ranges);
+            let work = |code: &mut Code<'_>| {
+                code.line("float value = 0.0f;");
+                code.open(format!("for (int range = 0; range < {}; ++range)", sum.ranges));
+                code.line(format!("value += {};", sum.partial));
+                code.close();
+                (sum.store)(code);
+            };
+            match self.precision {
+                Precision::F32 => self.each(&mut code, false, work),
+                Precision::Tf32 | Precision::Bf16 => tensor::each_of_tile(self, &mut code, tile, work),
+            }
+        }
+        let call = code.finish(self.family, THREADS, [row_blocks * col_blocks * self.count, 1, 1]);
+        // Left to itself, ptxas aims at more blocks, and spills where an epilogue needs registers.
+        Call { registers: Registers::All, ..call }
+    }
+
+    /// Computes a tile, 4 x 4 elements a thread, and hands them on, `value` at `m`, `n`, to the store.
+    fn run(&self, code: &mut Code<'_>, a: &Operand<'_>, b: &Operand<'_>) {
+        let ty = self.ty;
+        for name in ["as", "bs"] {
+            code.line(format!("__shared__ float {name}[{DEPTH}][{TILE} + {PAD}];"));
+        }
         code.line("const int tx = threadIdx.x % 16;");
         code.line("const int ty = threadIdx.x / 16;");
         code.line("float acc[4][4] = {};");
         code.open(format!("for ({ty} k0 = begin; k0 < end; k0 += {DEPTH})"));
-        self.stage(&mut code, "as", "m", "row_block", self.rows, &self.a);
-        self.stage(&mut code, "bs", "n", "col_block", self.cols, &self.b);
+        self.stage(code, "as", a);
+        self.stage(code, "bs", b);
         code.line("__syncthreads();");
         code.line("#pragma unroll");
         code.open(format!("for (int k = 0; k < {DEPTH}; ++k)"));
@@ -95,24 +162,10 @@ impl Product<'_> {
         code.close();
         code.line("__syncthreads();");
         code.close();
-        self.each(&mut code, true, |code| {
+        self.each(code, true, |code| {
             code.line("const float value = acc[i][j];");
             (self.store)(code);
         });
-        if let Some(sum) = &self.sum {
-            let tiles = row_blocks * col_blocks * (self.count / sum.ranges);
-            code.last_block(&format!("blockIdx.x % {tiles}"), sum.ranges);
-            self.each(&mut code, false, |code| {
-                code.line("float value = 0.0f;");
-                code.open(format!("for (int part = 0; part < {}; ++part)", sum.ranges));
-                code.line(format!("value += {};", sum.partial));
-                code.close();
-                (sum.store)(code);
-            });
-        }
-        let call = code.finish(self.family, THREADS, [row_blocks * col_blocks * self.count, 1, 1]);
-        // Left to itself, ptxas aims at more blocks, and spills where an epilogue needs registers.
-        Call { registers: Registers::All, ..call }
     }
 
     /// Does something with each of a thread's results. Where an extent is a multiple of four, either all four of a
@@ -142,23 +195,20 @@ impl Product<'_> {
     }
 
     /// Fills a tile of one operand.
-    fn stage(&self, code: &mut Code<'_>, tile: &str, name: &str, block: &str, extent: usize, side: &Side) {
+    fn stage(&self, code: &mut Code<'_>, tile: &str, o: &Operand<'_>) {
         let ty = self.ty;
         // Unrolled further, the bounds of patches need more predicates than there are, and ptxas spills them.
         code.line("#pragma unroll 2");
         code.open(format!("for (int j = 0; j < {}; ++j)", TILE * DEPTH / THREADS));
         code.line(format!("const int t = threadIdx.x + j * {THREADS};"));
-        let (at, term) = if side.along_terms {
+        let (at, term) = if o.side.along_terms {
             (format!("t / {DEPTH}"), format!("t % {DEPTH}"))
         } else {
             (format!("t % {TILE}"), format!("t / {TILE}"))
         };
-        code.line(format!("const {ty} {name} = {block} * {TILE} + {at};"));
+        code.line(format!("const {ty} {} = {} * {TILE} + {at};", o.name, o.block));
         code.line(format!("const {ty} k = k0 + {term};"));
-        code.line("float v = 0.0f;");
-        code.open(format!("if ({name} < {extent} && k < end)"));
-        side.lines.iter().for_each(|l| code.line(l));
-        code.close();
+        o.element(code);
         code.line(format!("{tile}[{term}][{at}] = v;"));
         code.close();
     }

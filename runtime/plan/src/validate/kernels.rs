@@ -145,7 +145,7 @@ fn check_conv(c: &Conv) -> Result<(), String> {
     elements(&[c.batch, g.input[0], g.input[1], c.in_channels])?;
     elements(&[c.batch, g.output[0], g.output[1], c.out_channels])?;
     elements(&[c.out_channels, g.kernel[0], g.kernel[1], c.in_channels / c.groups])?;
-    let depthwise = c.groups > 1 && c.groups == c.in_channels && c.groups == c.out_channels;
+    let depthwise = c.is_depthwise();
     let packs = c.direction == ConvDirection::InputGrad && !g.is_pointwise() && !depthwise;
     if packs != c.packed.is_some() {
         return Err("an input gradient whose windows are not single elements, and only it, packs its weights".into());
