@@ -122,9 +122,14 @@ fn train_graph(module: &Graph, place: &Place, spec: &Spec) -> Result<Graph, Step
     let input = g.input_of(InputKind::Boundary).and_then(|i| g.input_node(i));
     let compared = spec.reconcile.monitor || spec.reconcile.mode != ReconcileMode::Off;
     let upstream = input.filter(|_| compared).map(|x| {
-        let ty = g.ty(x).clone();
+        let shape = g.shape(x).to_vec();
+        let windows = heads::windows(spec.head, &shape);
+        let handed = windows.map_or(shape.clone(), |[rows, cols]| vec![shape[0], shape[1], rows, cols]);
+        let ty = Type::f32(handed);
         let id = g.add_input(Input { name: "@e".into(), kind: InputKind::BoundaryGradient, ty });
-        Builder::new(&mut g).input(id)
+        let mut b = Builder::new(&mut g);
+        let e = b.input(id);
+        if windows.is_some() { heads::spread(&mut b, e, &shape) } else { e }
     });
     let objective = Objective {
         index: place.index,
@@ -137,7 +142,11 @@ fn train_graph(module: &Graph, place: &Place, spec: &Spec) -> Result<Graph, Step
     let grads = reconcile(&mut g, &objective, &spec.reconcile)?;
     let mut roots: Vec<Root> = Vec::new();
     roots.extend(output.map(|value| Root { kind: RootKind::Output(OUTPUT.into()), value }));
-    roots.extend(grads.output.map(|value| Root { kind: RootKind::OutputGradient, value }));
+    roots.extend(grads.output.map(|e| {
+        let windows = heads::windows(spec.head, g.shape(e));
+        let value = windows.map_or(e, |w| heads::gather(&mut Builder::new(&mut g), e, w));
+        Root { kind: RootKind::OutputGradient, value }
+    }));
     let mut reports = vec![(report::LOSS, loss.mean), (report::ACCURACY, loss.accuracy)];
     if let Some(n) = grads.boundary {
         reports.extend([(report::DISCORD, n.discord), (report::COSINE, n.cosine), (report::RATIO, n.ratio)]);

@@ -66,6 +66,11 @@ fn walks(g: &Graph, l: &Layouts, id: NodeId, row: usize, r: &Region) -> bool {
         return false;
     }
     let mut views: Vec<Vec<usize>> = Vec::new();
+    // Dimensions that become two.
+    let parted: Vec<bool> = r.order.iter().map(|&d| r.leaves.iter().any(|x| x.repeats[d] > 1)).collect();
+    if parted.last() == Some(&true) {
+        return false;
+    }
     let stored: Option<Vec<_>> = r.sinks.iter().map(|s| r.canonical(l, s.node)).collect();
     let Some(stored) = stored else { return false };
     for leaf in r.leaves.iter().chain(&stored) {
@@ -78,7 +83,7 @@ fn walks(g: &Graph, l: &Layouts, id: NodeId, row: usize, r: &Region) -> bool {
     // The elements along which every view steps evenly, innermost dimensions first.
     let mut run = *extents.last().expect("not empty");
     for d in (0..extents.len() - 1).rev() {
-        if !views.iter().all(|v| v[d] == v[d + 1] * extents[d + 1]) {
+        if parted[d] || !views.iter().all(|v| v[d] == v[d + 1] * extents[d + 1]) {
             break;
         }
         run *= extents[d];

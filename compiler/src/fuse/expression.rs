@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::fuse::layout::{Form, Layouts, Owner};
+use crate::fuse::layout::{Form, Layout, Layouts, Owner};
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::op::Op;
 use crate::ir::ops::shape::inverse;
@@ -20,8 +20,30 @@ pub struct Leaf {
     pub owner: Owner,
     /// First element.
     pub offset: usize,
-    /// Elements to step per unit of each item dimension.
+    /// Elements to step per unit of `index / repeats` along each item dimension.
     pub strides: Vec<usize>,
+    /// How many neighbours along each item dimension share an element.
+    pub repeats: Vec<usize>,
+}
+
+impl Leaf {
+    /// The elements of a layout whose logical dimensions run along item dimensions.
+    pub(crate) fn along(layout: &Layout, repeats: Option<&[usize]>, map: &Map, rank: usize) -> Leaf {
+        let mut leaf =
+            Leaf { owner: layout.owner, offset: layout.offset, strides: vec![0; rank], repeats: vec![1; rank] };
+        for (d, at) in map.iter().enumerate() {
+            if let Some(at) = at {
+                leaf.strides[*at] = layout.strides[d];
+                leaf.repeats[*at] = repeats.map_or(1, |r| r[d]);
+            }
+        }
+        leaf
+    }
+
+    /// Whether it has an element for every element of the region.
+    pub(super) fn is_full(&self) -> bool {
+        !self.strides.is_empty() && self.strides.iter().all(|&s| s != 0) && self.repeats.iter().all(|&r| r == 1)
+    }
 }
 
 /// The dimensions of `shape` that are longer than 1.
@@ -77,15 +99,8 @@ pub fn step(g: &Graph, l: &Layouts, id: NodeId, map: &Map, rank: usize) -> Step 
     }
     match &l.forms[id.index()] {
         Form::Number(v) => Step::Number(*v),
-        Form::Memory(layout) => {
-            let mut strides = vec![0; rank];
-            for (d, at) in map.iter().enumerate() {
-                if let Some(at) = at {
-                    strides[*at] = layout.strides[d];
-                }
-            }
-            Step::Leaf(Leaf { owner: layout.owner, offset: layout.offset, strides })
-        }
+        Form::Memory(layout) => Step::Leaf(Leaf::along(layout, None, map, rank)),
+        Form::Repeated(r) => Step::Leaf(Leaf::along(&r.layout, Some(&r.repeats), map, rank)),
         Form::Score => Step::Score,
         Form::Expression => match &n.op {
             Op::Map(_) => Step::Apply,

@@ -3,11 +3,12 @@
 //! Activations of convolutions lie channels-last, their weights `O, kh, kw, C`; everything else lies row-major unless
 //! what it is made from lies otherwise. A view op changes strides where it can and copies where it cannot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use slrc_plan::ScalarFn;
 use slrc_plan::buffer::strides_of;
 
+use crate::fuse::repeated::Repeated;
 use crate::fuse::scores::{Scores, find};
 use crate::ir::graph::{Graph, InputKind, NodeId, RootKind};
 use crate::ir::op::{Class, Op};
@@ -41,6 +42,8 @@ pub enum Form {
     Number(f64),
     /// In memory.
     Memory(Layout),
+    /// In memory, one element for several neighbours: kernels that use it copy it, regions read it as it is.
+    Repeated(Repeated),
     /// An expression: an elementwise function, or a view of one.
     Expression,
     /// A product that the kernels which use it compute, strip by strip.
@@ -78,6 +81,9 @@ pub struct Layouts {
     /// Concatenations in whose memory a value lies, with the operand it is.
     inside: BTreeMap<NodeId, (NodeId, usize)>,
     made: BTreeMap<(NodeId, Vec<usize>), usize>,
+    /// Of every extent, the repeats along dimensions of it: each divides the next, so that one split of a dimension
+    /// serves all.
+    pub(super) repeats: BTreeMap<usize, BTreeSet<usize>>,
 }
 
 /// Channels-last order of an image.
@@ -227,6 +233,7 @@ pub fn layout(g: &Graph) -> Layouts {
         scores,
         inside: BTreeMap::new(),
         made: BTreeMap::new(),
+        repeats: BTreeMap::new(),
     };
     let mut weight = vec![0usize; g.len()];
     for id in g.ids().filter(|id| needed[id.index()]) {
@@ -240,7 +247,7 @@ pub fn layout(g: &Graph) -> Layouts {
 }
 
 impl Layouts {
-    /// The layout of a value in memory.
+    /// The layout of a value in memory, every element for itself.
     pub fn memory(&self, id: NodeId) -> Option<&Layout> {
         match &self.forms[id.index()] {
             Form::Memory(l) => Some(l),
@@ -278,14 +285,40 @@ impl Layouts {
     /// The value in dense memory of the given order: as it is, or copied.
     pub fn dense(&mut self, g: &Graph, id: NodeId, order: &[usize]) -> Layout {
         let shape = g.shape(id).to_vec();
-        let from = self.memory(id).expect("invariant: values that kernels use are stored").clone();
+        let from = self.strided(g, id).expect("invariant: values that kernels use are stored");
         if is_dense(&shape, &from.strides, order) {
             return from;
         }
         self.copy(id, from, shape, order)
     }
 
-    fn copy(&mut self, of: NodeId, from: Layout, shape: Vec<usize>, order: &[usize]) -> Layout {
+    /// The value in memory, every element for itself: as it is, or copied.
+    fn strided(&mut self, g: &Graph, id: NodeId) -> Option<Layout> {
+        match &self.forms[id.index()] {
+            Form::Memory(l) => Some(l.clone()),
+            Form::Repeated(r) => {
+                let (base, from) = r.apart.clone();
+                Some(self.joined(id, base, from, g.shape(id)).0)
+            }
+            Form::Number(_) | Form::Expression | Form::Score | Form::Unused => None,
+        }
+    }
+
+    /// What is in memory as `from` copied so that it can be seen as `to`; and in which order it then lies.
+    fn joined(&mut self, of: NodeId, base: Layout, from: Vec<usize>, to: &[usize]) -> (Layout, Vec<usize>) {
+        // Row-major memory can be reshaped at will; where the result is an image made from one with the same channels,
+        // channels-last memory can too.
+        let (mut copy_order, mut order): (Vec<usize>, Vec<usize>) =
+            ((0..from.len()).collect(), (0..to.len()).collect());
+        if to.len() == 4 && from.len() >= 4 && from[..2] == to[..2] {
+            copy_order = std::iter::once(0).chain(2..from.len()).chain([1]).collect();
+            order = CHANNELS_LAST.to_vec();
+        }
+        let copied = self.copy(of, base, from, &copy_order);
+        (Layout { strides: strides_of(to, &order), ..copied }, order)
+    }
+
+    pub(super) fn copy(&mut self, of: NodeId, from: Layout, shape: Vec<usize>, order: &[usize]) -> Layout {
         let to = strides_of(&shape, order);
         let key = (of, [&shape[..], order].concat());
         let next = self.copies.len();
@@ -341,7 +374,7 @@ impl Layouts {
         let n = g.node(id);
         let o = n.operands[0];
         let (from, to) = (g.shape(o).to_vec(), n.ty.shape.clone());
-        let Some(base) = self.memory(o).cloned() else {
+        let Some(base) = self.strided(g, o) else {
             // A view of an expression is an expression: transposes, unit reshapes and repeated conversions get here.
             let order = match &n.op {
                 Op::Transpose(t) => {
@@ -377,16 +410,13 @@ impl Layouts {
                 (Form::Memory(layout), order, stored)
             }
             None => {
-                // Row-major memory can be reshaped at will; where the result is an image made from one with the same
-                // channels, channels-last memory can too.
-                let (mut copy_order, mut order): (Vec<usize>, Vec<usize>) =
-                    ((0..from.len()).collect(), (0..to.len()).collect());
-                if to.len() == 4 && from.len() >= 4 && from[..2] == to[..2] {
-                    copy_order = std::iter::once(0).chain(2..from.len()).chain([1]).collect();
-                    order = CHANNELS_LAST.to_vec();
+                // A root's value must be there, element for element.
+                let is_root = g.roots.iter().any(|r| r.value == id);
+                if let Some(repeated) = (!is_root).then(|| self.repeated(o, &base, &from, &to)).flatten() {
+                    let (order, stored) = (order_of(&to, &repeated.layout.strides), repeated.stored(&to));
+                    return (Form::Repeated(repeated), order, stored);
                 }
-                let copied = self.copy(o, base, from, &copy_order);
-                let layout = Layout { strides: strides_of(&to, &order), ..copied };
+                let (layout, order) = self.joined(o, base, from, &to);
                 (Form::Memory(layout), order, n.ty.count())
             }
         }
@@ -435,7 +465,7 @@ impl Layouts {
             }
             let layout = match &self.forms[o.index()] {
                 _ if images.contains(&slot) => self.dense(g, o, &CHANNELS_LAST),
-                Form::Memory(l) => l.clone(),
+                Form::Memory(_) | Form::Repeated(_) => self.strided(g, o).expect("invariant: both are in memory"),
                 form => unreachable!("invariant: operand {o} of kernel {id} is stored, not {form:?}"),
             };
             self.operands.insert((id, slot), layout);

@@ -119,7 +119,7 @@ impl<'a> Merger<'a> {
             .filter(|&p| p != i)
             .collect();
         let mut candidates: Vec<usize> = producers.iter().rev().copied().collect();
-        for leaf in leaves.iter().filter(|x| is_full(x)) {
+        for leaf in leaves.iter().filter(|x| x.is_full()) {
             candidates.extend(self.readers.get(leaf).into_iter().flatten().rev());
         }
         let mut at = i;
@@ -139,7 +139,7 @@ impl<'a> Merger<'a> {
             at = c;
         }
         let Some(Item::Region(r)) = &items.items[at] else { return };
-        for leaf in r.leaves.iter().filter(|x| is_full(x)) {
+        for leaf in r.leaves.iter().filter(|x| x.is_full()) {
             self.readers.entry(leaf.clone()).or_default().insert(at);
         }
     }
@@ -179,7 +179,7 @@ impl<'a> Merger<'a> {
         let same_axes = a.axes == b.axes || a.axes.is_empty() || b.axes.is_empty();
         let merged = if a.space == b.space && a.order == b.order && same_axes {
             let related =
-                a.leaves.iter().any(|x| is_full(x) && b.leaves.contains(x)) || reads_from(b, a) || reads_from(a, b);
+                a.leaves.iter().any(|x| x.is_full() && b.leaves.contains(x)) || reads_from(b, a) || reads_from(a, b);
             if related { self.join(a, b)? } else { return None }
         } else if b.axes.is_empty() && !a.axes.is_empty() && reads_from(b, a) {
             self.join(a, &on_kept(a, b)?)?
@@ -195,11 +195,11 @@ impl<'a> Merger<'a> {
         let mut merged = Region { axes, ..a.clone() };
         merged.sinks.extend(b.sinks.iter().cloned());
         merged.sinks.sort();
+        let fresh = b.leaves.iter().filter(|x| !a.leaves.contains(x)).cloned();
+        merged.leaves.extend(fresh);
         if !self.reads_own_values_in_place(&merged, a, b) {
             return None;
         }
-        let fresh = b.leaves.iter().filter(|x| !a.leaves.contains(x)).cloned();
-        merged.leaves.extend(fresh);
         if merged.repeats_a_value() {
             return None;
         }
@@ -249,9 +249,10 @@ fn on_kept(a: &Region, b: &Region) -> Option<Region> {
     }
     let lift = |map: &Map| map.iter().map(|d| d.map(|d| kept[d])).collect::<Map>();
     let spread = |leaf: &Leaf| {
-        let mut strides = vec![0; a.space.len()];
+        let (mut strides, mut repeats) = (vec![0; a.space.len()], vec![1; a.space.len()]);
         kept.iter().zip(&leaf.strides).for_each(|(&d, &s)| strides[d] = s);
-        Leaf { strides, ..leaf.clone() }
+        kept.iter().zip(&leaf.repeats).for_each(|(&d, &r)| repeats[d] = r);
+        Leaf { strides, repeats, ..leaf.clone() }
     };
     let lifted = |s: &Sink| Sink { node: s.node, map: lift(&s.map), reads: s.reads.iter().map(spread).collect() };
     Some(Region {
@@ -266,9 +267,4 @@ fn on_kept(a: &Region, b: &Region) -> Option<Region> {
 /// Whether `reader` reads something `maker` computes.
 fn reads_from(reader: &Region, maker: &Region) -> bool {
     reader.leaves.iter().any(|x| matches!(x.owner, Owner::Node(n) if maker.contains(n)))
-}
-
-/// Whether a leaf has an element for every element of the region.
-fn is_full(leaf: &Leaf) -> bool {
-    !leaf.strides.is_empty() && leaf.strides.iter().all(|&s| s != 0)
 }

@@ -3,7 +3,8 @@
 //! Input is a closed graph. Steps, in order:
 //! * [`scores`] finds what only attention needs: such values are never stored;
 //! * [`layout`] gives every value in memory a layout and resolves views; elementwise values that nothing needs in
-//!   memory stay expressions; parts of a concatenation are computed in place (`inside`);
+//!   memory stay expressions; parts of a concatenation are computed in place (`inside`); what neighbours share is read
+//!   where it is (`repeated`);
 //! * [`items`] collects what is to run: [`regions`] of elementwise work and reductions, passes of [`attention`], other
 //!   kernels, copies;
 //! * [`merge`] joins regions over the same elements;
@@ -20,6 +21,7 @@ pub mod items;
 pub mod layout;
 pub mod merge;
 pub mod regions;
+pub mod repeated;
 pub mod scores;
 pub mod store;
 

@@ -52,7 +52,10 @@ impl Sink {
 impl Region {
     /// Whether reduced values may be used by elements.
     pub fn is_row(&self) -> bool {
-        matches!(self.axes[..], [axis] if Some(&axis) == self.order.last() && self.space[axis] <= ROW_LIMIT)
+        let [axis] = self.axes[..] else { return false };
+        // A dimension along which something is repeated will be two.
+        let whole = self.leaves.iter().all(|x| x.repeats[axis] == 1);
+        Some(&axis) == self.order.last() && self.space[axis] <= ROW_LIMIT && whole
     }
 
     /// Item dimensions that are not reduced.
@@ -84,14 +87,7 @@ impl Region {
     /// How the region itself would read a sink of its own.
     pub(super) fn canonical(&self, l: &Layouts, id: NodeId) -> Option<Leaf> {
         let map = &self.sinks.iter().find(|s| s.node == id)?.map;
-        let layout = l.memory(id)?;
-        let mut strides = vec![0; self.space.len()];
-        for (d, at) in map.iter().enumerate() {
-            if let Some(at) = at {
-                strides[*at] = layout.strides[d];
-            }
-        }
-        Some(Leaf { owner: layout.owner, offset: layout.offset, strides })
+        Some(Leaf::along(l.memory(id)?, None, map, self.space.len()))
     }
 
     /// Finds out again what memory the region's sinks read.

@@ -110,7 +110,8 @@ fn leaves_of(g: &Graph, l: &Layouts, r: &Region) -> Vec<Leaf> {
 
 /// Bytes a leaf brings in.
 fn bytes(g: &Graph, l: &Layouts, leaf: &Leaf, space: &[usize]) -> f64 {
-    let count: usize = leaf.strides.iter().zip(space).filter(|(s, _)| **s != 0).map(|(_, e)| e).product();
+    let along = leaf.strides.iter().zip(&leaf.repeats).zip(space);
+    let count: usize = along.filter(|((s, _), _)| **s != 0).map(|((_, r), e)| e / r).product();
     let size = match leaf.owner {
         Owner::Node(n) => g.ty(n).dtype.size(),
         Owner::Copy(c) => g.ty(l.copies[c].of).dtype.size(),

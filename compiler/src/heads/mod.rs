@@ -1,5 +1,7 @@
 //! Local heads: logits from a module's output, freshly initialised. Sources of the kinds are in docs/method.md.
 
+mod windows;
+
 use slrc_plan::Dims;
 use slrc_plan::kernel::WindowGeometry;
 
@@ -10,6 +12,7 @@ use crate::ir::ops::contract::ConvShape;
 use crate::ir::types::Type;
 use crate::layers::{self, BatchNorm, fan_in};
 use crate::spec::HeadKind;
+pub use windows::{gather, spread, windows};
 
 /// BatchNorm in heads: PyTorch's defaults, momentum in ONNX's convention.
 const EPSILON: f64 = 1e-5;
@@ -68,6 +71,17 @@ pub fn resolve(kind: HeadKind, rank: usize) -> HeadKind {
     }
 }
 
+/// To which side a head of this kind pools an image of `h x w` before anything else, if it does.
+fn first_pool(kind: HeadKind, h: usize, w: usize) -> Option<usize> {
+    match kind {
+        HeadKind::GapLinear => Some(1),
+        HeadKind::PoolLinear => Some(2),
+        HeadKind::MlpSr => Some((h.min(w) / 4).max(2)),
+        HeadKind::Linear => (h * w > LINEAR_SIDE * LINEAR_SIDE).then_some(LINEAR_SIDE),
+        HeadKind::Auto | HeadKind::Token | HeadKind::Conv => None,
+    }
+}
+
 /// Adds head `k` on `x` and returns its logits, `[N, classes]` (or `[N, T, classes]` where the network classifies every
 /// token). BatchNorm in the head adds updates of its running statistics to the graph's roots.
 pub fn attach(graph: &mut Graph, x: NodeId, kind: HeadKind, k: usize, logits: &Type) -> Result<NodeId, HeadError> {
@@ -82,29 +96,22 @@ pub fn attach(graph: &mut Graph, x: NodeId, kind: HeadKind, k: usize, logits: &T
     let mut h = Head { b: Builder::new(graph), k, updates: Vec::new() };
     h.b.phase = slrc_plan::kernel::Phase::Head;
     let image = shape.len() == 4;
+    let first = if image { first_pool(kind, shape[2], shape[3]) } else { None };
     let per_token = logits.rank() == 3;
-    let out = match kind {
-        HeadKind::GapLinear if image => {
-            let v = h.pool(x, 1);
+    let out = match (kind, first) {
+        (HeadKind::GapLinear | HeadKind::PoolLinear | HeadKind::Linear | HeadKind::Auto, Some(side)) => {
+            let v = h.pool(x, side);
             h.linear("linear", v, classes)
         }
-        HeadKind::PoolLinear if image => {
-            let v = h.pool(x, 2);
-            h.linear("linear", v, classes)
-        }
-        HeadKind::Conv if image => h.conv_head(x, classes),
-        HeadKind::MlpSr if image => h.mlp_sr(x, classes),
-        HeadKind::GapLinear | HeadKind::PoolLinear | HeadKind::Conv | HeadKind::MlpSr => {
+        (HeadKind::MlpSr, Some(side)) => h.mlp_sr(x, side, classes),
+        (HeadKind::Conv, _) if image => h.conv_head(x, classes),
+        (HeadKind::GapLinear | HeadKind::PoolLinear | HeadKind::Conv | HeadKind::MlpSr, _) => {
             return Err(fail("an image boundary [N, C, H, W]"));
         }
-        HeadKind::Token if shape.len() == 3 => h.token(x, classes, per_token),
-        HeadKind::Token => return Err(fail("a sequence boundary [N, T, D]")),
-        HeadKind::Linear | HeadKind::Auto if image && shape[2] * shape[3] > LINEAR_SIDE * LINEAR_SIDE => {
-            let v = h.pool(x, LINEAR_SIDE);
-            h.linear("linear", v, classes)
-        }
-        HeadKind::Linear | HeadKind::Auto if per_token && shape.len() == 3 => h.linear("linear", x, classes),
-        HeadKind::Linear | HeadKind::Auto => {
+        (HeadKind::Token, _) if shape.len() == 3 => h.token(x, classes, per_token),
+        (HeadKind::Token, _) => return Err(fail("a sequence boundary [N, T, D]")),
+        (HeadKind::Linear | HeadKind::Auto, None) if per_token && shape.len() == 3 => h.linear("linear", x, classes),
+        (HeadKind::Linear | HeadKind::Auto, None) => {
             let flat = h.b.reshape(x, &[shape[0], shape[1..].iter().product()]);
             h.linear("linear", flat, classes)
         }
@@ -203,9 +210,9 @@ impl Head<'_> {
         self.linear("fc2", h, classes)
     }
 
-    fn mlp_sr(&mut self, x: NodeId, classes: usize) -> NodeId {
+    fn mlp_sr(&mut self, x: NodeId, side: usize, classes: usize) -> NodeId {
         let s = self.b.shape(x);
-        let mut y = adaptive_average_pool(&mut self.b, x, (s[2].min(s[3]) / 4).max(2));
+        let mut y = adaptive_average_pool(&mut self.b, x, side);
         for i in 1..=3 {
             y = self.conv(&format!("conv{i}"), y, s[1], 1, 1);
             y = self.batch_norm(&format!("bn{i}"), y);

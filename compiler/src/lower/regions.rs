@@ -77,6 +77,40 @@ impl Body<'_, '_> {
     }
 }
 
+/// The dimensions of a region's loops, outermost first: its item dimensions, those along which neighbours share an
+/// element parted into which of the shared ones and which of the neighbours.
+struct Parts(Vec<Part>);
+
+struct Part {
+    /// The item dimension.
+    dim: usize,
+    extent: usize,
+    /// Elements of the item dimension that a step goes over.
+    step: usize,
+}
+
+impl Parts {
+    fn of<'l>(region: &Region, leaves: impl Iterator<Item = &'l Leaf> + Clone) -> Parts {
+        let mut parts = Vec::new();
+        for &dim in &region.order {
+            // From the whole dimension down to single elements; each divides the one before.
+            let steps: BTreeSet<usize> = leaves.clone().map(|x| x.repeats[dim]).chain([1]).collect();
+            let mut whole = region.space[dim];
+            for &step in steps.iter().rev() {
+                debug_assert!(whole.is_multiple_of(step), "repeats of one extent divide each other");
+                parts.push(Part { dim, extent: whole / step, step });
+                whole = step;
+            }
+        }
+        Parts(parts)
+    }
+
+    fn strides(&self, leaf: &Leaf) -> Vec<usize> {
+        // Within what neighbours share nothing is stepped.
+        self.0.iter().map(|p| leaf.strides[p.dim] * (p.step / leaf.repeats[p.dim])).collect()
+    }
+}
+
 impl Lowering<'_> {
     pub(super) fn region(&mut self, item: usize, region: &Region) {
         let mut plan = self.plan_region(item, region);
@@ -131,28 +165,24 @@ impl Lowering<'_> {
         let Body { loads, statements, sinks, .. } = body;
         let names = |i: &usize| if let Arg::Value(v) = &found[*i] { Some(v.clone()) } else { None };
         let needed_again = reached(&statements, again.iter().filter_map(names).collect(), &sinks);
-        let position = |strides: &[usize]| region.order.iter().map(|&d| strides[d]).collect::<Vec<_>>();
+        let parts = Parts::of(region, loads.iter().map(|(leaf, _)| leaf));
         let mut plan = PlanRegion {
-            space: Dims(region.order.iter().map(|&d| region.space[d]).collect()),
-            reduce: (0..region.order.len()).filter(|&i| region.axes.contains(&region.order[i])).collect(),
+            space: Dims(parts.0.iter().map(|p| p.extent).collect()),
+            reduce: (0..parts.0.len()).filter(|&i| region.axes.contains(&parts.0[i].dim)).collect(),
             loads: Vec::new(),
             body: statements,
             stores: Vec::new(),
             split: None,
         };
         for (leaf, name) in loads {
-            let view = View { buffer: self.buffer(leaf.owner), offset: leaf.offset, strides: position(&leaf.strides) };
-            plan.loads.push(Load { name, view });
+            let strides = parts.strides(&leaf);
+            plan.loads
+                .push(Load { name, view: View { buffer: self.buffer(leaf.owner), offset: leaf.offset, strides } });
         }
         for Sink { node: sink, map, .. } in &region.sinks {
             let Arg::Value(value) = &sinks[sink] else { unreachable!("invariant: sinks are statements") };
             let layout = l.memory(*sink).expect("invariant: sinks are stored");
-            let mut strides = vec![0; region.space.len()];
-            for (d, at) in map.iter().enumerate() {
-                if let Some(at) = at {
-                    strides[*at] = layout.strides[d];
-                }
-            }
+            let strides = parts.strides(&Leaf::along(layout, None, map, region.space.len()));
             let mut targets: Vec<String> = Vec::new();
             let read_elsewhere = self.readers.get(&Owner::Node(*sink)).is_some_and(|r| r.iter().any(|&i| i != item));
             for root in self.roots_of(*sink) {
@@ -165,7 +195,7 @@ impl Lowering<'_> {
                 }
             }
             for buffer in targets {
-                let view = View { buffer, offset: layout.offset, strides: position(&strides) };
+                let view = View { buffer, offset: layout.offset, strides: strides.clone() };
                 plan.stores.push(Store { view, value: value.clone() });
             }
         }
