@@ -6,6 +6,7 @@
 //! The compiler knows no device and does no IO outside `onnx`.
 
 pub mod autodiff;
+pub mod costs;
 pub mod emit;
 pub mod fuse;
 pub mod heads;
