@@ -45,8 +45,14 @@ impl Request {
         let model = model.map(Path::to_path_buf).or_else(|| spec.model.as_deref().map(beside));
         let model = model
             .ok_or_else(|| Failure::Usage("name a model: slrc partition MODEL.onnx, or model: in the spec".into()))?;
-        if cuts.modules.is_some() || cuts.per_layer || !cuts.at.is_empty() {
-            spec.partition = PartitionFile { modules: cuts.modules, per_layer: cuts.per_layer, at: cuts.at.clone() };
+        let cuts = PartitionFile {
+            modules: cuts.modules,
+            per_layer: cuts.per_layer,
+            at: cuts.at.clone(),
+            memory_budget: cuts.memory_budget.map(|size| size.to_string()),
+        };
+        if cuts != PartitionFile::default() {
+            spec.partition = cuts;
         }
         apply(options, &mut spec)?;
         Ok(Request { spec, model, init_from })

@@ -3,6 +3,7 @@
 use slrc_plan::plan::{ModelInfo, Plan, Settings};
 use slrc_plan::validate::{InvalidPlan, validate};
 
+use crate::budget::{self, OverBudget};
 use crate::costs::{Costs, Known, work_of_pieces};
 use crate::emit::{CompiledModule, assemble, cuda};
 use crate::fuse::epilogues::attach;
@@ -23,6 +24,7 @@ use crate::partition::{
     verify_isolation,
 };
 use crate::schedule::schedule;
+use crate::size::Size;
 use crate::spec::{OptimizerRule, PartitionFile, PartitionSpec, Spec, SpecError, SpecFile, Target};
 use crate::step::{self, ModuleGraphs, Place, StepError};
 
@@ -38,6 +40,9 @@ pub enum CompileError {
     /// The cuts asked for cannot be made.
     #[error(transparent)]
     Partition(#[from] PartitionError),
+    /// No partition fits the memory budget.
+    #[error(transparent)]
+    Budget(#[from] Box<OverBudget>),
     /// A head or a reconciliation mode does not fit.
     #[error(transparent)]
     Step(#[from] StepError),
@@ -88,11 +93,11 @@ pub fn compile(
 
 /// A model and a spec, ready to be cut in any way. What segments cost is found out once for all partitions.
 pub struct Planner<'a> {
-    file: &'a OnnxFile,
+    pub(crate) file: &'a OnnxFile,
     spec_file: SpecFile,
-    network: Imported,
-    found: Candidates,
-    known: Known,
+    pub(crate) network: Imported,
+    pub(crate) found: Candidates,
+    pub(crate) known: Known,
 }
 
 impl<'a> Planner<'a> {
@@ -121,13 +126,17 @@ impl<'a> Planner<'a> {
         let spec_file = SpecFile { partition: partition.clone(), ..self.spec_file.clone() };
         let spec = spec_file.resolve()?;
         let Planner { network, found, known, .. } = self;
-        let work = || work_of_pieces(network, found);
-        let cuts = choose(found, &spec.partition, work, &mut Costs { network, found, spec: &spec, known, progress })?;
-        self.compile_at(cuts, spec_file, spec)
+        let mut costs = Costs { network, found, spec: &spec, known, progress };
+        let cuts = match spec.partition {
+            PartitionSpec::Budget(bytes) => return budget::within(self, bytes, &spec_file, progress),
+            _ => choose(found, &spec.partition, || work_of_pieces(network, found), &mut costs)?,
+        };
+        self.compile_at(cuts, &spec_file)
     }
 
     /// Compiles with cuts that were chosen.
-    fn compile_at(&self, cuts: Vec<Candidate>, spec_file: SpecFile, spec: Spec) -> Result<Compiled, CompileError> {
+    pub(crate) fn compile_at(&self, cuts: Vec<Candidate>, spec_file: &SpecFile) -> Result<Compiled, CompileError> {
+        let spec = spec_file.resolve()?;
         let network = self.network.clone();
         check_lambdas(&spec, cuts.len() + 1)?;
         let parts = apply(&network, &cuts);
@@ -143,7 +152,7 @@ impl<'a> Planner<'a> {
             sha256: self.file.sha256.clone(),
             output: network.output.clone(),
         };
-        let settings = settings(&spec_file, &spec, network.batch);
+        let settings = settings(spec_file, &spec, network.batch);
         let mut plan = assemble(model, settings, &modules, &names);
         let kernels = match spec.target {
             Target::Cpu => None,
@@ -284,6 +293,7 @@ fn settings(file: &SpecFile, spec: &Spec, batch: usize) -> Settings {
             PartitionSpec::Modules(k) => format!("modules {k}"),
             PartitionSpec::PerLayer => "per-layer".into(),
             PartitionSpec::At(names) => format!("at {}", names.join(", ")),
+            PartitionSpec::Budget(bytes) => format!("memory-budget {}", Size(*bytes)),
         },
         reconcile: spec.reconcile.mode.name().into(),
         distance: spec.reconcile.distance.name().into(),

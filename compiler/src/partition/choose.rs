@@ -27,6 +27,7 @@ pub fn choose<S: Segments<Error: From<PartitionError>>>(
         }
         PartitionSpec::PerLayer => Ok(per_layer(&found.cuts)),
         PartitionSpec::At(names) => at(found, names).map_err(S::Error::from),
+        PartitionSpec::Budget(_) => unreachable!("the pipeline chooses by budget"),
     }
 }
 
