@@ -167,6 +167,8 @@ mod tests {
         cost: Vec<Vec<Cost>>,
         forward: Vec<u64>,
         shared: Vec<usize>,
+        /// By end: the constant that a head there reads, if it is below 3.
+        constant: Vec<usize>,
         costed: std::collections::BTreeSet<(usize, usize)>,
     }
 
@@ -206,7 +208,8 @@ mod tests {
                     cost[i][j] = Cost { arena: 100 * arena, kept: kept + usize::from(i > 0), shared, work };
                 }
             }
-            Made { cost, forward, shared: vec![7, 20, 300], costed: Default::default() }
+            let constant = ends.iter().map(|e| e.2).collect();
+            Made { cost, forward, shared: vec![7, 20, 300], constant, costed: Default::default() }
         }
 
         /// Whether no part needs too much more than the whole.
@@ -228,7 +231,8 @@ mod tests {
             let costs: Vec<Cost> = modules.iter().map(|&(i, j)| self.cost[i][j]).collect();
             let arena = costs.iter().map(|c| c.arena).max().unwrap_or(0);
             let kept: usize = costs.iter().map(|c| c.kept).sum();
-            let used = |s: usize| costs.iter().any(|c| c.shared.has(s));
+            let n = self.forward.len();
+            let used = |s: usize| modules.iter().any(|&(_, j)| j < n && self.constant[j] == s);
             let shared: usize = (0..3).filter(|&s| used(s)).map(|s| self.shared[s]).sum();
             let largest = modules.iter().map(|&(i, j)| self.forward[i..j].iter().sum()).max().unwrap_or(0);
             (arena + kept + shared, largest, costs.iter().map(|c| c.work).sum())

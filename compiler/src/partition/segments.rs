@@ -30,11 +30,6 @@ impl Shared {
         self.0 |= 1 << i;
     }
 
-    /// Whether a number below [`Shared::MOST`] is in it.
-    pub fn has(self, i: usize) -> bool {
-        self.0 >> i & 1 == 1
-    }
-
     /// What is in either.
     pub fn union(self, other: Shared) -> Shared {
         Shared(self.0 | other.0)
@@ -47,7 +42,7 @@ impl Shared {
 
     /// Sum of the bytes of what is in it.
     pub fn bytes(self, of: &[usize]) -> usize {
-        of.iter().enumerate().filter(|&(i, _)| self.has(i)).map(|(_, n)| n).sum()
+        of.iter().enumerate().filter(|&(i, _)| self.0 >> i & 1 == 1).map(|(_, n)| n).sum()
     }
 }
 
