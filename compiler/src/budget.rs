@@ -137,6 +137,7 @@ fn refusal(planner: &Planner<'_>, budget: usize, spec_file: &SpecFile, smallest:
     let memory = smallest.plan.memory.clone();
     let peak = memory.peak();
     let mut ways: Vec<Way> = batch(planner, budget, spec_file, smallest).into_iter().collect();
+    // Nothing is promised of settings whose plan cannot be compiled.
     ways.extend(settings(spec_file, smallest).into_iter().filter_map(|(options, spec)| {
         let other = planner.compile_at(smallest.cuts.clone(), &spec).ok()?;
         Some(Way { options, peak: other.plan.memory.peak() })
