@@ -32,8 +32,7 @@ fn check(name: &str, settings: &str, most_modules: usize) {
     for k in 2..=most_modules {
         let modules = PartitionFile { modules: Some(k), ..PartitionFile::default() };
         let chosen = compiled(&file, &SpecFile { partition: modules, ..spec.clone() });
-        // What no cost knows of: constants, which modules may share.
-        let peak = |c: &Compiled| c.plan.memory.peak() - c.plan.memory.constant;
+        let peak = |c: &Compiled| c.plan.memory.peak();
         let all = choices(&chosen.candidates.cuts, k - 1).into_iter().map(|at| {
             let c =
                 compiled(&file, &SpecFile { partition: PartitionFile { at, ..Default::default() }, ..spec.clone() });

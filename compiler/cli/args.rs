@@ -5,6 +5,7 @@ mod plan;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use slrc_compiler::size::Size;
 use slrc_compiler::spec::{Distance, HeadKind, InitMode, OptimizerKind, Recompute, ReconcileMode};
 use slrc_plan::Precision;
 use slrc_runtime::cuda::Residency;
@@ -93,14 +94,24 @@ pub(crate) struct PartitionArgs {
 pub(crate) struct CutArgs {
     /// Number of modules, cut so that the plan's peak memory is smallest [default: 4; 1 is end-to-end
     /// backpropagation].
-    #[arg(long, value_name = "K", conflicts_with_all = ["per_layer", "at"], help_heading = "Partition")]
+    #[arg(long, value_name = "K", conflicts_with_all = ["per_layer", "at", "memory_budget"], help_heading = "Partition")]
     pub(crate) modules: Option<usize>,
     /// One module per layer with weights.
-    #[arg(long, conflicts_with = "at", help_heading = "Partition")]
+    #[arg(long, conflicts_with_all = ["at", "memory_budget"], help_heading = "Partition")]
     pub(crate) per_layer: bool,
     /// Cut after these ONNX nodes (or values).
-    #[arg(long, value_name = "A,B", value_delimiter = ',', help_heading = "Partition")]
+    #[arg(
+        long,
+        value_name = "A,B",
+        value_delimiter = ',',
+        conflicts_with = "memory_budget",
+        help_heading = "Partition"
+    )]
     pub(crate) at: Vec<String>,
+    /// As few modules as fit: the plan's peak, as slrc plan show states it, is at most this, such as 2GiB or 512MiB.
+    /// Where several cuts fit, those of the least work.
+    #[arg(long, value_name = "SIZE", help_heading = "Partition")]
+    pub(crate) memory_budget: Option<Size>,
 }
 
 /// Other options that override a spec.

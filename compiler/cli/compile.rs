@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use slrc_compiler::onnx::export::skeleton;
 use slrc_compiler::onnx::file::OnnxFile;
-use slrc_compiler::pipeline::{CompileError, Compiled, compile};
+use slrc_compiler::pipeline::{CompileError, Compiled, Planner};
 use slrc_compiler::spec::{PartitionFile, SpecFile};
 use slrc_compiler::weights::{WeightTensor, initial_weights};
 use slrc_plan::plan::files;
@@ -45,8 +45,14 @@ impl Request {
         let model = model.map(Path::to_path_buf).or_else(|| spec.model.as_deref().map(beside));
         let model = model
             .ok_or_else(|| Failure::Usage("name a model: slrc partition MODEL.onnx, or model: in the spec".into()))?;
-        if cuts.modules.is_some() || cuts.per_layer || !cuts.at.is_empty() {
-            spec.partition = PartitionFile { modules: cuts.modules, per_layer: cuts.per_layer, at: cuts.at.clone() };
+        let cuts = PartitionFile {
+            modules: cuts.modules,
+            per_layer: cuts.per_layer,
+            at: cuts.at.clone(),
+            memory_budget: cuts.memory_budget.map(|size| size.to_string()),
+        };
+        if cuts != PartitionFile::default() {
+            spec.partition = cuts;
         }
         apply(options, &mut spec)?;
         Ok(Request { spec, model, init_from })
@@ -106,12 +112,16 @@ pub(crate) struct Built {
     pub(crate) model: Vec<u8>,
 }
 
-/// Compiles, with a progress bar that says `what` is done.
-pub(crate) fn compile_shown(file: &OnnxFile, spec: &SpecFile, what: &str) -> Result<Compiled, CompileError> {
+/// Compiles with a partition, with a progress bar that says `what` is done.
+pub(crate) fn compile_shown(
+    planner: &mut Planner<'_>,
+    partition: &PartitionFile,
+    what: &str,
+) -> Result<Compiled, CompileError> {
     let bar = ProgressBar::new(0).with_prefix(what.to_string());
     let style = ProgressStyle::with_template("{prefix} {spinner} {pos} segments costed of at most {len}, {elapsed}");
     bar.set_style(style.expect("invariant: the template is well formed"));
-    let compiled = compile(file, spec, &mut |done, all| {
+    let compiled = planner.compile(partition, &mut |done, all| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     });
@@ -122,7 +132,8 @@ pub(crate) fn compile_shown(file: &OnnxFile, spec: &SpecFile, what: &str) -> Res
 /// Compiles; writes nothing.
 pub(crate) fn build(request: &Request) -> Result<Built, Failure> {
     let file = OnnxFile::open(&request.model)?;
-    let compiled = compile_shown(&file, &request.spec, "partition")?;
+    let mut planner = Planner::new(&file, &request.spec)?;
+    let compiled = compile_shown(&mut planner, &request.spec.partition, "partition")?;
     for note in &compiled.network.notes {
         eprintln!("note: {note}");
     }

@@ -47,6 +47,7 @@ impl From<CompileError> for Failure {
             CompileError::Spec(_) => Failure::Usage(e.to_string()),
             CompileError::Onnx(_)
             | CompileError::Partition(_)
+            | CompileError::Budget(_)
             | CompileError::Step(_)
             | CompileError::Network(_)
             | CompileError::Verify(_)

@@ -3,12 +3,13 @@
 use std::fmt::Write as _;
 
 use slrc_compiler::pipeline::Compiled;
+use slrc_compiler::spec::PartitionSpec;
 
 use crate::args::PartitionArgs;
 use crate::compile::{PARTITION, Request, compile_to};
 use crate::failure::Failure;
 use crate::output;
-use crate::table::table;
+use crate::table::{bytes, table};
 
 pub(crate) fn run(a: &PartitionArgs) -> Result<(), Failure> {
     let request = Request::new(a.spec.as_deref(), a.model.as_deref(), &a.cuts, &a.options)?;
@@ -17,6 +18,7 @@ pub(crate) fn run(a: &PartitionArgs) -> Result<(), Failure> {
     }
     let compiled = compile_to(&request, &a.out)?;
     output::print(&crate::plan::text(&compiled.plan));
+    output::print(&budget(&compiled));
     output::line(format!(
         "\n{} cuts possible, {} rejected: {}",
         compiled.candidates.cuts.len(),
@@ -25,6 +27,15 @@ pub(crate) fn run(a: &PartitionArgs) -> Result<(), Failure> {
     ));
     output::line(format!("plan written to {}", a.out.display()));
     Ok(())
+}
+
+/// What was made of a memory budget, if there is one.
+fn budget(c: &Compiled) -> String {
+    let PartitionSpec::Budget(allowed) = c.spec.partition else { return String::new() };
+    let (peak, modules) = (c.plan.memory.peak(), c.plan.modules.len());
+    let s = if modules == 1 { "" } else { "s" };
+    let spare = bytes(allowed.saturating_sub(peak));
+    format!("\nmemory budget {}: {modules} module{s}, peak {}, {spare} to spare\n", bytes(allowed), bytes(peak))
 }
 
 /// Where the network was cut, where it could be, and why not elsewhere.

@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 use slrc_compiler::onnx::file::OnnxFile;
+use slrc_compiler::pipeline::Planner;
 use slrc_compiler::spec::{PartitionFile, Recompute, SpecFile};
 use slrc_runtime::files::write_atomic;
 
@@ -92,15 +93,18 @@ fn plans<'a>(
     wanted: Option<&Counts>,
     gpu: Option<&'a Gpu>,
 ) -> Result<Sweep<'a>, Failure> {
-    let compiled = |modules: usize, recompute: Option<Recompute>, what: &str| {
+    let compiled = |planner: &mut Planner<'_>, modules: usize, what: &str| {
         let partition = PartitionFile { modules: Some(modules), ..PartitionFile::default() };
-        let spec = SpecFile { partition, recompute: recompute.or(spec.recompute), ..spec.clone() };
-        compile_shown(file, &spec, what).map_err(|e| match Failure::from(e) {
+        compile_shown(planner, &partition, what).map_err(|e| match Failure::from(e) {
             Failure::Model(text) => Failure::Model(format!("with {modules} modules: {text}")),
             other => other,
         })
     };
-    let first = compiled(1, Some(Recompute::None), "1 module")?;
+    let planner = |recompute: Option<Recompute>| {
+        let spec = SpecFile { recompute, partition: PartitionFile::default(), ..spec.clone() };
+        Planner::new(file, &spec)
+    };
+    let first = compiled(&mut planner(Some(Recompute::None))?, 1, "1 module")?;
     for note in &first.network.notes {
         eprintln!("note: {note}");
     }
@@ -114,13 +118,15 @@ fn plans<'a>(
         let why = format!("with {k} modules: the network can be cut into {most} at most; slrc partition says where");
         return Err(Failure::Model(why));
     }
-    let again = compiled(1, Some(Recompute::Elementwise), "1 module")?;
+    let again = compiled(&mut planner(Some(Recompute::Elementwise))?, 1, "1 module")?;
+    // What segments cost is found out once for all numbers of modules.
+    let mut planner = planner(spec.recompute)?;
     let reconcile = first.spec.reconcile.mode.name();
     let mut rows = vec![Row::new(&first, None, gpu)];
     rows.push(Row::new(&again, rows.first(), gpu));
     for (i, &k) in counts.iter().enumerate() {
         let what = format!("{k} modules, plan {} of {}:", i + 3, counts.len() + 2);
-        rows.push(Row::new(&compiled(k, None, &what)?, rows.first(), gpu));
+        rows.push(Row::new(&compiled(&mut planner, k, &what)?, rows.first(), gpu));
     }
     row::mark_front(&mut rows);
     Ok(Sweep {

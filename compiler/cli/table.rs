@@ -3,6 +3,8 @@
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
+pub(crate) use slrc_compiler::size::readable as bytes;
+
 /// A borderless table; columns listed in `right` are aligned to the right.
 pub(crate) fn table(header: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> String {
     let mut t = Table::new();
@@ -15,17 +17,6 @@ pub(crate) fn table(header: &[&str], right: &[usize], rows: Vec<Vec<String>>) ->
         }
     }
     t.lines().map(|l| format!("{}\n", l.trim_end())).collect()
-}
-
-/// Bytes in binary units.
-pub(crate) fn bytes(n: usize) -> String {
-    let x = n as f64;
-    match n {
-        0..1024 => format!("{n} B"),
-        1024..1_048_576 => format!("{:.1} KiB", x / 1024.0),
-        1_048_576..1_073_741_824 => format!("{:.1} MiB", x / 1_048_576.0),
-        _ => format!("{:.2} GiB", x / 1_073_741_824.0),
-    }
 }
 
 /// A count with thousands separated.

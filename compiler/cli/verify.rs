@@ -5,6 +5,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use slrc_compiler::onnx::file::sha256_hex;
+use slrc_compiler::size::Size;
 use slrc_plan::buffer::Space;
 use slrc_plan::plan::{Memory, Plan, files};
 use slrc_plan::validate::validate;
@@ -28,33 +29,15 @@ pub(crate) enum Limit {
     More(f64),
 }
 
-/// Units of sizes and their bytes.
-const UNITS: &[(&str, f64)] = &[
-    ("KiB", 1024.0),
-    ("MiB", 1_048_576.0),
-    ("GiB", 1_073_741_824.0),
-    ("kB", 1e3),
-    ("KB", 1e3),
-    ("MB", 1e6),
-    ("GB", 1e9),
-    ("B", 1.0),
-    ("", 1.0),
-];
-
 impl FromStr for Limit {
     type Err = String;
     fn from_str(s: &str) -> Result<Limit, String> {
         let wrong = || format!("`{s}` is neither a size such as 2GiB or 500MB nor a percentage such as +2%");
-        let number = |s: &str| s.parse().ok().filter(|x: &f64| x.is_finite() && *x >= 0.0).ok_or_else(wrong);
         if let Some(percent) = s.strip_prefix('+').and_then(|s| s.strip_suffix('%')) {
-            return number(percent).map(Limit::More);
+            let percent = percent.parse().ok().filter(|x: &f64| x.is_finite() && *x >= 0.0);
+            return percent.map(Limit::More).ok_or_else(wrong);
         }
-        let digits = s.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let unit = UNITS.iter().find(|u| u.0 == &s[digits.len()..]).ok_or_else(wrong)?;
-        if digits.starts_with('+') {
-            return Err(wrong());
-        }
-        Ok(Limit::Bytes((number(digits.trim_end())? * unit.1) as usize))
+        s.parse().map(|Size(bytes)| Limit::Bytes(bytes)).map_err(|_| wrong())
     }
 }
 

@@ -6,6 +6,8 @@
 //! The compiler knows no device and does no IO outside `onnx`.
 
 pub mod autodiff;
+pub mod budget;
+pub mod costs;
 pub mod emit;
 pub mod fuse;
 pub mod heads;
@@ -23,6 +25,7 @@ pub mod recompute;
 pub mod reconcile;
 pub mod schedule;
 pub mod simplify;
+pub mod size;
 pub mod spec;
 pub mod step;
 pub mod weights;

@@ -1,11 +1,10 @@
 //! The pipeline: every stage in order, verified after each.
 
-use std::collections::BTreeMap;
-
-use slrc_plan::buffer::align;
 use slrc_plan::plan::{ModelInfo, Plan, Settings};
 use slrc_plan::validate::{InvalidPlan, validate};
 
+use crate::budget::{self, OverBudget};
+use crate::costs::{Costs, Known, work_of_pieces};
 use crate::emit::{CompiledModule, assemble, cuda};
 use crate::fuse::epilogues::attach;
 use crate::fuse::items::collect;
@@ -14,7 +13,6 @@ use crate::fuse::merge::merge;
 use crate::fuse::store::store;
 use crate::heads::tokens_missing;
 use crate::ir::graph::Graph;
-use crate::ir::op::Op;
 use crate::ir::verify::{Spec as VerifySpec, VerifyError, verify};
 use crate::lower::{Draft, Names, Program, lower};
 use crate::memory::{Arena, Ends, place};
@@ -22,11 +20,12 @@ use crate::onnx::OnnxError;
 use crate::onnx::file::{OnnxFile, sha256_hex};
 use crate::onnx::import::{Imported, import};
 use crate::partition::{
-    Candidate, Candidates, Cost, IsolationError, PartitionError, Partitioned, apply, candidates, choose, module_graph,
+    Candidate, Candidates, IsolationError, PartitionError, Partitioned, apply, candidates, choose, module_graph,
     verify_isolation,
 };
 use crate::schedule::schedule;
-use crate::spec::{OptimizerRule, PartitionSpec, Spec, SpecError, SpecFile, Target};
+use crate::size::Size;
+use crate::spec::{OptimizerRule, PartitionFile, PartitionSpec, Spec, SpecError, SpecFile, Target};
 use crate::step::{self, ModuleGraphs, Place, StepError};
 
 /// A model could not be compiled.
@@ -41,6 +40,9 @@ pub enum CompileError {
     /// The cuts asked for cannot be made.
     #[error(transparent)]
     Partition(#[from] PartitionError),
+    /// No partition fits the memory budget.
+    #[error(transparent)]
+    Budget(#[from] Box<OverBudget>),
     /// A head or a reconciliation mode does not fit.
     #[error(transparent)]
     Step(#[from] StepError),
@@ -86,35 +88,79 @@ pub fn compile(
     spec_file: &SpecFile,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Compiled, CompileError> {
-    let spec = spec_file.resolve()?;
-    let network = import(file, &spec_file.import_options()?)?;
-    verify(&network.graph, VerifySpec::open("import"))?;
-    check_network(&network)?;
-    let mut found = candidates(&network);
-    found.rule_out(&network.nodes, |c| {
-        let tokens = tokens_missing(network.graph.shape(c.value), network.graph.ty(network.logits))?;
-        Some(format!("the network classifies {tokens} tokens, and a local head needs the same, [N, {tokens}, D], here"))
-    });
-    let cuts = partition(&network, &found, &spec, progress)?;
-    check_lambdas(&spec, cuts.len() + 1)?;
-    let parts = apply(&network, &cuts);
-    verify(&parts.graph, VerifySpec::open("partition"))?;
-    verify_isolation(&parts)?;
-    let mut names = Names::default();
-    let modules = (1..=cuts.len() + 1)
-        .map(|k| compile_module(&network, &parts, &cuts, k, &spec, &mut names))
-        .collect::<Result<Vec<_>, _>>()?;
-    check_head_names(&network, &modules)?;
-    let model =
-        ModelInfo { name: network.graph.name.clone(), sha256: file.sha256.clone(), output: network.output.clone() };
-    let settings = settings(spec_file, &spec, network.batch);
-    let mut plan = assemble(model, settings, &modules, &names);
-    let kernels = match spec.target {
-        Target::Cpu => None,
-        Target::Cuda { .. } => Some(cuda::emit(&mut plan)),
-    };
-    validate(&plan)?;
-    Ok(Compiled { plan, kernels, network, candidates: found, cuts, modules, names, spec })
+    Planner::new(file, spec_file)?.compile(&spec_file.partition, progress)
+}
+
+/// A model and a spec, ready to be cut in any way. What segments cost is found out once for all partitions.
+pub struct Planner<'a> {
+    pub(crate) file: &'a OnnxFile,
+    spec_file: SpecFile,
+    pub(crate) network: Imported,
+    pub(crate) found: Candidates,
+    pub(crate) known: Known,
+}
+
+impl<'a> Planner<'a> {
+    /// Imports a model and finds where it can be cut.
+    pub fn new(file: &'a OnnxFile, spec_file: &SpecFile) -> Result<Planner<'a>, CompileError> {
+        spec_file.resolve()?;
+        let network = import(file, &spec_file.import_options()?)?;
+        verify(&network.graph, VerifySpec::open("import"))?;
+        check_network(&network)?;
+        let mut found = candidates(&network);
+        found.rule_out(&network.nodes, |c| {
+            let tokens = tokens_missing(network.graph.shape(c.value), network.graph.ty(network.logits))?;
+            Some(format!(
+                "the network classifies {tokens} tokens, and a local head needs the same, [N, {tokens}, D], here"
+            ))
+        });
+        Ok(Planner { file, spec_file: spec_file.clone(), network, found, known: Known::default() })
+    }
+
+    /// Compiles with a partition, whatever the spec says of it. `progress` is that of [`compile`].
+    pub fn compile(
+        &mut self,
+        partition: &PartitionFile,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Compiled, CompileError> {
+        let spec_file = SpecFile { partition: partition.clone(), ..self.spec_file.clone() };
+        let spec = spec_file.resolve()?;
+        let Planner { network, found, known, .. } = self;
+        let mut costs = Costs { network, found, spec: &spec, known, progress };
+        let cuts = match spec.partition {
+            PartitionSpec::Budget(bytes) => return budget::within(self, bytes, &spec_file, progress),
+            _ => choose(found, &spec.partition, || work_of_pieces(network, found), &mut costs)?,
+        };
+        self.compile_at(cuts, &spec_file)
+    }
+
+    /// Compiles with cuts that were chosen.
+    pub(crate) fn compile_at(&self, cuts: Vec<Candidate>, spec_file: &SpecFile) -> Result<Compiled, CompileError> {
+        let spec = spec_file.resolve()?;
+        let network = self.network.clone();
+        check_lambdas(&spec, cuts.len() + 1)?;
+        let parts = apply(&network, &cuts);
+        verify(&parts.graph, VerifySpec::open("partition"))?;
+        verify_isolation(&parts)?;
+        let mut names = Names::default();
+        let modules = (1..=cuts.len() + 1)
+            .map(|k| compile_module(&network, &parts, &cuts, k, &spec, &mut names))
+            .collect::<Result<Vec<_>, _>>()?;
+        check_head_names(&network, &modules)?;
+        let model = ModelInfo {
+            name: network.graph.name.clone(),
+            sha256: self.file.sha256.clone(),
+            output: network.output.clone(),
+        };
+        let settings = settings(spec_file, &spec, network.batch);
+        let mut plan = assemble(model, settings, &modules, &names);
+        let kernels = match spec.target {
+            Target::Cpu => None,
+            Target::Cuda { .. } => Some(cuda::emit(&mut plan)),
+        };
+        validate(&plan)?;
+        Ok(Compiled { plan, kernels, network, candidates: self.found.clone(), cuts, modules, names, spec })
+    }
 }
 
 fn check_network(n: &Imported) -> Result<(), CompileError> {
@@ -163,86 +209,6 @@ fn check_lambdas(spec: &Spec, modules: usize) -> Result<(), SpecError> {
             },
         }),
     }
-}
-
-/// Chooses cuts; segments are costed by compiling them.
-fn partition(
-    network: &Imported,
-    found: &Candidates,
-    spec: &Spec,
-    progress: &mut dyn FnMut(usize, usize),
-) -> Result<Vec<Candidate>, CompileError> {
-    let last = found.cuts.len() + 1;
-    let mut done = 0;
-    // Segments of equal structure cost the same: compile one of each.
-    let mut known: BTreeMap<String, Cost> = BTreeMap::new();
-    choose(
-        found,
-        &spec.partition,
-        || work_of_pieces(network, found),
-        |i, j| {
-            done += 1;
-            progress(done, last * (last + 1) / 2);
-            let cuts: Vec<Candidate> =
-                [i, j].into_iter().filter(|&c| c > 0 && c < last).map(|c| found.cuts[c - 1].clone()).collect();
-            let parts = apply(network, &cuts);
-            let k = if i == 0 { 1 } else { 2 };
-            let mut module = module_graph(&parts, k);
-            let signature = format!("{} {k} {}", j == last, structure(&module));
-            if let Some(cost) = known.get(&signature) {
-                return Ok(*cost);
-            }
-            module.name = String::new();
-            let place = Place { index: k, last: j == last, logits: parts.graph.ty(parts.logits).clone() };
-            let graphs = step::build(module, &place, spec)?;
-            let (_, arena) = program(&graphs.train, k, Program::Step, &mut Names::default());
-            let cost = Cost { arena: arena.bytes, head: head_bytes(&graphs) };
-            known.insert(signature, cost);
-            Ok(cost)
-        },
-    )
-}
-
-/// Floating-point operations of the products and convolutions between one possible cut and the next.
-fn work_of_pieces(network: &Imported, found: &Candidates) -> Vec<u64> {
-    let parts = apply(network, &found.cuts);
-    let mut work = vec![0; found.cuts.len() + 1];
-    for (id, module) in parts.graph.ids().zip(&parts.module) {
-        let n = parts.graph.node(id);
-        let terms = match (&n.op, &n.operands[..]) {
-            (Op::MatMul(_), [a, _]) => parts.graph.shape(*a).last().copied().unwrap_or(1),
-            (Op::Conv(_), [_, w]) => parts.graph.shape(*w).iter().skip(1).product(),
-            _ => 0,
-        };
-        if let Some(k) = module {
-            work[k - 1] += 2 * (n.ty.count() * terms) as u64;
-        }
-    }
-    work
-}
-
-/// What of a graph its cost depends on: everything but names.
-fn structure(g: &Graph) -> String {
-    let mut out = String::new();
-    for id in g.ids() {
-        let n = g.node(id);
-        let what = match &n.op {
-            Op::Variable(v) => format!("variable {:?}", g.variables[v.index()].kind),
-            Op::Input(i) => format!("input {:?}", g.inputs[i.index()].kind),
-            op => op.to_string(),
-        };
-        out.push_str(&format!("{what}{:?}:{};", n.operands, n.ty));
-    }
-    out.push_str(&format!("{:?}", g.roots.iter().map(|r| r.value).collect::<Vec<_>>()));
-    sha256_hex(out.as_bytes())
-}
-
-/// Bytes of a head's parameters and their optimizer state.
-fn head_bytes(m: &ModuleGraphs) -> usize {
-    let of_head = |name: &str| m.head_variables.contains(name);
-    let state_of_head = |name: &str| name.rsplit_once('.').is_some_and(|(parameter, _)| of_head(parameter));
-    let kept = m.train.variables.iter().filter(|v| of_head(&v.name) || state_of_head(&v.name));
-    kept.map(|v| align(v.ty.bytes())).sum()
 }
 
 /// Fuses, schedules, lowers and places one program.
@@ -328,6 +294,7 @@ fn settings(file: &SpecFile, spec: &Spec, batch: usize) -> Settings {
             PartitionSpec::Modules(k) => format!("modules {k}"),
             PartitionSpec::PerLayer => "per-layer".into(),
             PartitionSpec::At(names) => format!("at {}", names.join(", ")),
+            PartitionSpec::Budget(bytes) => format!("memory-budget {}", Size(*bytes)),
         },
         reconcile: spec.reconcile.mode.name().into(),
         distance: spec.reconcile.distance.name().into(),

@@ -12,6 +12,7 @@ use slrc_plan::Precision;
 use slrc_plan::schedule::{Decay, Schedule};
 
 use crate::onnx::import::{Extent, ImportOptions};
+use crate::size::{Size, written};
 pub use choices::{Distance, HeadKind, InitMode, Kinks, OptimizerKind, Recompute, ReconcileMode, ScheduleKind};
 
 /// A spec as written. Keys are in kebab case; an unknown key is an error.
@@ -55,7 +56,7 @@ pub struct SpecFile {
     pub precision: Option<Precision>,
 }
 
-/// How to cut; at most one of the three.
+/// How to cut; at most one of the four.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct PartitionFile {
@@ -65,6 +66,9 @@ pub struct PartitionFile {
     pub per_layer: bool,
     /// ONNX nodes (or values) after which to cut.
     pub at: Vec<String>,
+    /// As few modules as a step of this many bytes needs.
+    #[serde(deserialize_with = "written", skip_serializing_if = "Option::is_none")]
+    pub memory_budget: Option<String>,
 }
 
 /// Local heads.
@@ -200,6 +204,8 @@ pub enum PartitionSpec {
     PerLayer,
     /// After these ONNX nodes.
     At(Vec<String>),
+    /// As few as the plan's peak allows that has to be within these bytes.
+    Budget(usize),
 }
 
 /// Reconciliation, resolved.
@@ -308,17 +314,29 @@ impl SpecFile {
     /// Makes every choice that was left open.
     pub fn resolve(&self) -> Result<Spec, SpecError> {
         let p = &self.partition;
-        let partition = match (p.modules, p.per_layer, p.at.is_empty()) {
-            (None, false, true) => PartitionSpec::Modules(DEFAULT_MODULES),
-            (Some(0), false, true) => return bad("partition.modules", "at least 1"),
-            (Some(k), false, true) => PartitionSpec::Modules(k),
-            (None, true, true) => PartitionSpec::PerLayer,
-            (None, false, false) => PartitionSpec::At(p.at.clone()),
-            _ => return bad("partition", "give only one of modules, per-layer and at"),
+        let partition = match (p.modules, p.per_layer, p.at.is_empty(), &p.memory_budget) {
+            (None, false, true, None) => PartitionSpec::Modules(DEFAULT_MODULES),
+            (Some(0), false, true, None) => return bad("partition.modules", "at least 1"),
+            (Some(k), false, true, None) => PartitionSpec::Modules(k),
+            (None, true, true, None) => PartitionSpec::PerLayer,
+            (None, false, false, None) => PartitionSpec::At(p.at.clone()),
+            (None, false, true, Some(text)) => match text.parse::<Size>() {
+                Ok(Size(0)) => return bad("partition.memory-budget", "at least 1 byte, such as 2GiB or 512MiB"),
+                Ok(Size(bytes)) => PartitionSpec::Budget(bytes),
+                Err(e) => return bad("partition.memory-budget", e.to_string()),
+            },
+            _ => return bad("partition", "give only one of modules, per-layer, at and memory-budget"),
         };
         let target = Target::parse(self.target.as_deref().unwrap_or("cpu"))?;
         let precision = self.precision.unwrap_or(Precision::F32);
         target.check_precision(precision)?;
+        if matches!(partition, PartitionSpec::Budget(_)) && !self.reconcile.lambdas.is_empty() {
+            return bad(
+                "reconcile.lambdas",
+                "weights of single modules belong to one partition, and a memory budget chooses among several; leave them \
+                 out, or give modules",
+            );
+        }
         Ok(Spec {
             partition,
             head: self.head.kind.unwrap_or(HeadKind::Auto),
@@ -483,6 +501,15 @@ mod tests {
         for (text, field) in [
             ("partition: {modules: 0}", "partition.modules"),
             ("partition: {modules: 2, per-layer: true}", "partition:"),
+            ("partition: {modules: 2, memory-budget: 2GiB}", "partition:"),
+            ("partition: {at: [a], memory-budget: 2GiB}", "memory-budget"),
+            ("partition: {per-layer: true, memory-budget: 0}", "partition:"),
+            ("partition: {memory-budget: 0}", "partition.memory-budget: at least 1 byte"),
+            ("partition: {memory-budget: 0MiB}", "partition.memory-budget: at least 1 byte"),
+            ("partition: {memory-budget: -5}", "partition.memory-budget: `-5` is not a size"),
+            ("partition: {memory-budget: 2 parsecs}", "partition.memory-budget: `2 parsecs` is not a size"),
+            ("partition: {memory-budget: 99999999TiB}", "partition.memory-budget: `99999999TiB` is more"),
+            ("{partition: {memory-budget: 2GiB}, reconcile: {lambdas: {2: 0.5}}}", "reconcile.lambdas"),
             ("optimizer: {kind: adamw, momentum: 0.9}", "optimizer.momentum"),
             ("optimizer: {schedule: step}", "optimizer.every"),
             ("optimizer: {lr: -1}", "optimizer.lr"),
@@ -497,6 +524,14 @@ mod tests {
         ] {
             let e = resolve(text).expect_err(text);
             assert!(e.contains(field), "{text}: {e}");
+        }
+    }
+
+    #[test]
+    fn a_budget_is_a_size() {
+        for text in ["2GiB", "2 gib", "2147483648", "'2147483648'", "2048MiB"] {
+            let s = resolve(&format!("partition: {{memory-budget: {text}}}")).expect(text);
+            assert_eq!(s.partition, PartitionSpec::Budget(2 << 30), "{text}");
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use slrc_compiler::onnx::file::OnnxFile;
+use slrc_compiler::pipeline::Planner;
 use slrc_compiler::spec::{OptimizerFile, OptimizerKind, PartitionFile, Recompute, SpecFile};
 use slrc_plan::plan::{Plan, Role, files};
 
@@ -43,7 +44,8 @@ fn compiled(plan: &Plan, folder: &Path, recompute: Recompute) -> Result<Plan, St
     let plain = |text: String| text.replace(&path.display().to_string(), files::MODEL);
     let file = OnnxFile::open(&path).map_err(|e| plain(e.to_string()))?;
     let spec = spec(plan, recompute)?;
-    let one = compile_shown(&file, &spec, "1 module").map_err(|e| plain(e.to_string()))?.plan;
+    let mut planner = Planner::new(&file, &spec).map_err(|e| plain(e.to_string()))?;
+    let one = compile_shown(&mut planner, &spec.partition, "1 module").map_err(|e| plain(e.to_string()))?.plan;
     if tensors(&one, false) == tensors(plan, true) {
         return Ok(one);
     }

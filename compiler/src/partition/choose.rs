@@ -1,18 +1,19 @@
 //! Which cuts to take.
 
 use crate::nearest::nearest;
-use crate::partition::search::{Cost, smallest_peak};
+use crate::partition::search::{Aim, search};
+use crate::partition::segments::{Segments, Table};
 use crate::partition::{Candidate, Candidates, PartitionError};
 use crate::spec::PartitionSpec;
 
 /// Chooses cuts. `work()[s]` is that of the piece of the network before cut `s` and after the one before it, the last
-/// piece's being that after the last cut. `cost(i, j)` is the cost of the pieces `i..j` as a module.
-pub fn choose<E: From<PartitionError>>(
+/// piece's being that after the last cut.
+pub fn choose<S: Segments<Error: From<PartitionError>>>(
     found: &Candidates,
     spec: &PartitionSpec,
     work: impl FnOnce() -> Vec<u64>,
-    cost: impl FnMut(usize, usize) -> Result<Cost, E>,
-) -> Result<Vec<Candidate>, E> {
+    segments: &mut S,
+) -> Result<Vec<Candidate>, S::Error> {
     match spec {
         PartitionSpec::Modules(1) => Ok(Vec::new()),
         PartitionSpec::Modules(k) => {
@@ -20,10 +21,13 @@ pub fn choose<E: From<PartitionError>>(
                 let reasons = found.rejected.clone();
                 return Err(PartitionError::TooMany { wanted: *k, cuts: found.cuts.len(), reasons }.into());
             }
-            Ok(smallest_peak(&work(), *k, cost)?.into_iter().map(|c| found.cuts[c - 1].clone()).collect())
+            let best = search(&mut Table::new(&work()), *k..=*k, usize::MAX, Aim::Smallest, segments)?;
+            let best = best.expect("invariant: there are enough cuts, and no limit");
+            Ok(best.cuts.into_iter().map(|c| found.cuts[c - 1].clone()).collect())
         }
         PartitionSpec::PerLayer => Ok(per_layer(&found.cuts)),
-        PartitionSpec::At(names) => at(found, names).map_err(E::from),
+        PartitionSpec::At(names) => at(found, names).map_err(S::Error::from),
+        PartitionSpec::Budget(_) => unreachable!("the pipeline chooses by budget"),
     }
 }
 

@@ -2,17 +2,19 @@
 //!
 //! A cut is a value that alone carries everything differentiable from what comes before to what comes after.
 //! [`candidates`] finds every cut and says of every other value why not; [`choose`] picks cuts by the spec,
-//! given the cost of a segment; [`apply`] puts a `detach` at each and says which module every node is in;
+//! given the cost of segments ([`Segments`]); [`apply`] puts a `detach` at each and says which module every node is in;
 //! [`verify_isolation`] proves that nothing else crosses. Costs come from the caller: this pass calls no other.
 
 mod candidates;
 mod choose;
 mod search;
+mod segments;
 mod split;
 
 pub use candidates::{Candidate, Candidates, Rejected, candidates};
 pub use choose::choose;
-pub use search::Cost;
+pub use search::{Aim, Found, search};
+pub use segments::{Cost, Segments, Shared, Table};
 pub use split::{IsolationError, Partitioned, apply, module_graph, verify_isolation};
 
 /// A partition that cannot be made; the user's to change.

@@ -1,0 +1,152 @@
+//! What segments of a network cost as modules: found by compiling them, those of equal structure once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use slrc_plan::buffer::align;
+
+use crate::emit::CompiledModule;
+use crate::ir::graph::Graph;
+use crate::ir::op::Op;
+use crate::ir::types::Type;
+use crate::lower::{Draft, Names, Program};
+use crate::memory::Arena;
+use crate::onnx::file::sha256_hex;
+use crate::onnx::import::Imported;
+use crate::partition::{Candidate, Candidates, Cost, Segments, Shared, apply, module_graph};
+use crate::pipeline::{CompileError, program};
+use crate::spec::Spec;
+use crate::step::{self, ModuleGraphs, Place};
+
+/// What has been found out about one network with one spec, whatever the partition.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    segments: BTreeMap<(usize, usize), Cost>,
+    by_structure: BTreeMap<String, Cost>,
+    /// Ids of the constants and scalars that segments read, and the bytes of each. Of more than a [`Shared`] has
+    /// numbers for, nothing is remembered: they are left out of costs.
+    shared: Vec<String>,
+    shared_bytes: Vec<usize>,
+    names: Names,
+}
+
+impl Known {
+    /// The whole network's cost, from its compilation as one module.
+    pub fn learn_whole(&mut self, pieces: usize, module: &CompiledModule, names: &Names) {
+        let (draft, arena) = &module.step;
+        let cost = self.of(&module.train, &module.head_variables, draft, arena, names);
+        self.segments.insert((0, pieces), cost);
+    }
+
+    /// Cost of a training step. `names` are those of its lowering.
+    fn of(&mut self, train: &Graph, head: &BTreeSet<String>, draft: &Draft, arena: &Arena, names: &Names) -> Cost {
+        let metrics = draft.reports.len() * align(Type::f32([]).bytes());
+        let constants = names.constants.iter().map(|(c, _)| (self.names.constant(c), c.ty.bytes()));
+        let mut read: Vec<(String, usize)> = constants.collect();
+        read.extend(names.scalars.iter().map(|(s, _)| (self.names.scalar(s), Type::f32([]).bytes())));
+        let mut shared = Shared::default();
+        for (id, bytes) in read {
+            let number = self.shared.iter().position(|s| *s == id).unwrap_or(self.shared.len());
+            if number < Shared::MOST {
+                if number == self.shared.len() {
+                    self.shared.push(id);
+                    self.shared_bytes.push(align(bytes));
+                }
+                shared.insert(number);
+            }
+        }
+        let work = draft.kernels.iter().map(|k| k.flops).sum();
+        Cost { arena: arena.bytes, kept: head_bytes(train, head) + metrics, shared, work }
+    }
+}
+
+/// Costs of one network's segments, by compiling what is not [`Known`].
+pub struct Costs<'a> {
+    /// The network.
+    pub network: &'a Imported,
+    /// Where it can be cut.
+    pub found: &'a Candidates,
+    /// What modules are compiled with.
+    pub spec: &'a Spec,
+    /// What is known.
+    pub known: &'a mut Known,
+    /// Told how many segments have been costed, and how many there are.
+    pub progress: &'a mut dyn FnMut(usize, usize),
+}
+
+impl Segments for Costs<'_> {
+    type Error = CompileError;
+
+    fn cost(&mut self, i: usize, j: usize) -> Result<Cost, CompileError> {
+        if let Some(cost) = self.known.segments.get(&(i, j)) {
+            return Ok(*cost);
+        }
+        let last = self.found.cuts.len() + 1;
+        (self.progress)(self.known.segments.len() + 1, last * (last + 1) / 2);
+        let cuts: Vec<Candidate> =
+            [i, j].into_iter().filter(|&c| c > 0 && c < last).map(|c| self.found.cuts[c - 1].clone()).collect();
+        let parts = apply(self.network, &cuts);
+        let k = if i == 0 { 1 } else { 2 };
+        let mut module = module_graph(&parts, k);
+        let signature = format!("{} {k} {}", j == last, structure(&module));
+        let cost = match self.known.by_structure.get(&signature) {
+            Some(cost) => *cost,
+            None => {
+                module.name = String::new();
+                let place = Place { index: k, last: j == last, logits: parts.graph.ty(parts.logits).clone() };
+                let ModuleGraphs { train, head_variables, .. } = step::build(module, &place, self.spec)?;
+                let mut names = Names::default();
+                let (draft, arena) = program(&train, k, Program::Step, &mut names);
+                self.known.of(&train, &head_variables, &draft, &arena, &names)
+            }
+        };
+        self.known.by_structure.insert(signature, cost);
+        self.known.segments.insert((i, j), cost);
+        Ok(cost)
+    }
+
+    fn shared_bytes(&self) -> &[usize] {
+        &self.known.shared_bytes
+    }
+}
+
+/// Floating-point operations of the products and convolutions between one possible cut and the next.
+pub fn work_of_pieces(network: &Imported, found: &Candidates) -> Vec<u64> {
+    let parts = apply(network, &found.cuts);
+    let mut work = vec![0; found.cuts.len() + 1];
+    for (id, module) in parts.graph.ids().zip(&parts.module) {
+        let n = parts.graph.node(id);
+        let terms = match (&n.op, &n.operands[..]) {
+            (Op::MatMul(_), [a, _]) => parts.graph.shape(*a).last().copied().unwrap_or(1),
+            (Op::Conv(_), [_, w]) => parts.graph.shape(*w).iter().skip(1).product(),
+            _ => 0,
+        };
+        if let Some(k) = module {
+            work[k - 1] += 2 * (n.ty.count() * terms) as u64;
+        }
+    }
+    work
+}
+
+/// What of a graph its cost depends on: everything but names.
+fn structure(g: &Graph) -> String {
+    let mut out = String::new();
+    for id in g.ids() {
+        let n = g.node(id);
+        let what = match &n.op {
+            Op::Variable(v) => format!("variable {:?}", g.variables[v.index()].kind),
+            Op::Input(i) => format!("input {:?}", g.inputs[i.index()].kind),
+            op => op.to_string(),
+        };
+        out.push_str(&format!("{what}{:?}:{};", n.operands, n.ty));
+    }
+    out.push_str(&format!("{:?}", g.roots.iter().map(|r| r.value).collect::<Vec<_>>()));
+    sha256_hex(out.as_bytes())
+}
+
+/// Bytes of a head's parameters and their optimizer state.
+fn head_bytes(train: &Graph, head: &BTreeSet<String>) -> usize {
+    let of_head = |name: &str| head.contains(name);
+    let state_of_head = |name: &str| name.rsplit_once('.').is_some_and(|(parameter, _)| of_head(parameter));
+    let kept = train.variables.iter().filter(|v| of_head(&v.name) || state_of_head(&v.name));
+    kept.map(|v| align(v.ty.bytes())).sum()
+}
