@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use slrc_plan::ScalarFn;
 use slrc_plan::buffer::strides_of;
 
-use crate::fuse::repeated::Repeated;
+use crate::fuse::repeated::{Repeated, channels_last, is_image_of, spread_order};
 use crate::fuse::scores::{Scores, find};
 use crate::ir::graph::{Graph, InputKind, NodeId, RootKind};
 use crate::ir::op::{Class, Op};
@@ -310,8 +310,8 @@ impl Layouts {
         // channels-last memory can too.
         let (mut copy_order, mut order): (Vec<usize>, Vec<usize>) =
             ((0..from.len()).collect(), (0..to.len()).collect());
-        if to.len() == 4 && from.len() >= 4 && from[..2] == to[..2] {
-            copy_order = std::iter::once(0).chain(2..from.len()).chain([1]).collect();
+        if is_image_of(&from, to) {
+            copy_order = channels_last(from.len());
             order = CHANNELS_LAST.to_vec();
         }
         let copied = self.copy(of, base, from, &copy_order);
@@ -346,7 +346,7 @@ impl Layouts {
             Class::View => self.place_view(g, id, hard, weight),
             Class::Pointwise => {
                 let (order, w) = self.widest(&n.operands, weight, rank);
-                let order = required_order(g, id).unwrap_or(order);
+                let order = required_order(g, id).or_else(|| spread_order(g, id)).unwrap_or(order);
                 if hard { own(order) } else { (Form::Expression, order, w) }
             }
             Class::Reduction => own(self.orders[n.operands[0].index()].clone()),

@@ -4,7 +4,8 @@
 //! the shared elements change ([`crate::lower`]), so that nothing is copied; a kernel needs a copy.
 
 use crate::fuse::layout::{Layout, Layouts};
-use crate::ir::graph::NodeId;
+use crate::ir::graph::{Graph, NodeId};
+use crate::ir::op::Op;
 
 /// Strided elements of which neighbours along a dimension share one: what is pooled, spread again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,16 +46,36 @@ impl Layouts {
         let apart = (base.clone(), from.to_vec());
         // Few elements, each read many times: of an image, side by side along the channels.
         let mut base = base.clone();
-        if to.len() == 4 && from.len() >= 4 && from[..2] == to[..2] && base.strides[1] > 1 {
+        if is_image_of(from, to) && base.strides[1] > 1 {
             let few: Vec<usize> = from.iter().zip(&base.strides).map(|(&e, &s)| if s == 0 { 1 } else { e }).collect();
-            let order: Vec<usize> = std::iter::once(0).chain(2..few.len()).chain([1]).collect();
-            let copied = self.copy(of, base, few.clone(), &order);
+            let copied = self.copy(of, base, few.clone(), &channels_last(few.len()));
             let strides = copied.strides.iter().zip(&few).map(|(&s, &e)| if e == 1 { 0 } else { s }).collect();
             base = Layout { strides, ..copied };
         }
         let (strides, repeats) = repeated_strides(from, &base.strides, to)?;
         Some(Repeated { layout: Layout { strides, ..base }, repeats, apart })
     }
+}
+
+/// The memory order of what is only spread over windows of images: side by side along the channels, as it will be read.
+pub(super) fn spread_order(g: &Graph, id: NodeId) -> Option<Vec<usize>> {
+    let users = g.users(id);
+    let spread = |u: &NodeId| {
+        let n = g.node(*u);
+        let images = |r: NodeId| matches!(g.node(r).op, Op::Reshape(_)) && is_image_of(&n.ty.shape, g.shape(r));
+        matches!(n.op, Op::Broadcast(_)) && g.users(*u).into_iter().all(images)
+    };
+    (!users.is_empty() && users.iter().all(spread)).then(|| channels_last(g.ty(id).rank()))
+}
+
+/// Whether `to` is an image whose height and width are parted in `from`.
+pub(super) fn is_image_of(from: &[usize], to: &[usize]) -> bool {
+    to.len() == 4 && from.len() >= 4 && from[..2] == to[..2]
+}
+
+/// `N`, all but the channels, channels.
+pub(super) fn channels_last(rank: usize) -> Vec<usize> {
+    std::iter::once(0).chain(2..rank).chain([1]).collect()
 }
 
 /// Strides and repeats of the same elements where runs of dimensions are joined whose inner part is repeated, if

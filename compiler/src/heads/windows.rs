@@ -71,12 +71,27 @@ impl Windows {
                     [_, _, 1, 1] => Some(b.broadcast(node.operands[0], &few)),
                     [_, _, _, 1, _, 1] if node.ty.shape == apart => {
                         let whole = b.broadcast(node.operands[0], &[n, c, self.rows, 1, self.cols, 1]);
-                        Some(b.reshape(whole, &few))
+                        Some(self.together(b, whole))
                     }
                     _ => None,
                 }
             }
             _ => None,
+        }
+    }
+
+    /// `x` of one element a window without the dimensions within windows. Elementwise work comes last, so that it
+    /// writes what is handed on.
+    fn together(&self, b: &mut Builder<'_>, x: NodeId) -> NodeId {
+        let few = [self.n, self.c, self.rows, self.cols];
+        let node = b.graph().node(x).clone();
+        match (&node.op, node.op.splat()) {
+            (_, Some(v)) => b.splat(v, &few),
+            (Op::Map(f), None) => {
+                let operands: Vec<NodeId> = node.operands.iter().map(|&o| self.together(b, o)).collect();
+                b.map(f.0, &operands)
+            }
+            _ => b.reshape(x, &few),
         }
     }
 }

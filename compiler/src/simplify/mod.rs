@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use slrc_plan::ScalarFn;
 
 use crate::ir::builder::Builder;
-use crate::ir::graph::{Graph, NodeId};
+use crate::ir::graph::{Graph, NodeId, Root, RootKind};
 use crate::ir::op::Op;
 use crate::ir::ops::map::Map;
 use crate::ir::rewrite::{extract, rebuild};
@@ -32,7 +32,7 @@ pub fn specialise(graph: &Graph, mode: Mode) -> Graph {
 }
 
 /// Writes composites in terms of what kernels compute, removes gradient barriers (they have done their work), and drops
-/// unused nodes and table entries.
+/// updates that leave a variable as it is, unused nodes and table entries.
 pub fn close(graph: &Graph) -> Graph {
     // Log-sum-exp node (new) -> its shifted exponentials and their sum, for softmaxes of the same operand.
     let mut expanded: BTreeMap<NodeId, (NodeId, NodeId, NodeId)> = BTreeMap::new();
@@ -62,7 +62,13 @@ pub fn close(graph: &Graph) -> Graph {
         Op::Reduce(r) => variance::in_one_pass(b, r, x[0]),
         _ => None,
     });
-    extract(&closed, &closed.roots, None, Graph::new(closed.name.clone()))
+    // A bias that a BatchNorm takes away again has no gradient; plain SGD then has nothing to write.
+    let changes = |r: &Root| match r.kind {
+        RootKind::Update(v) => !matches!(closed.node(r.value).op, Op::Variable(w) if w == v),
+        RootKind::Output(_) | RootKind::OutputGradient | RootKind::Report(_) => true,
+    };
+    let roots: Vec<Root> = closed.roots.iter().filter(|r| changes(r)).cloned().collect();
+    extract(&closed, &roots, None, Graph::new(closed.name.clone()))
 }
 
 fn shifted_exp(b: &mut Builder<'_>, x: NodeId, m: NodeId) -> NodeId {
@@ -80,4 +86,38 @@ fn as_sub(b: &Builder<'_>, x: NodeId) -> Option<(NodeId, NodeId)> {
 fn as_broadcast(b: &Builder<'_>, x: NodeId) -> Option<NodeId> {
     let n = b.graph().node(x);
     matches!(n.op, Op::Broadcast(_)).then(|| n.operands[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::graph::{Init, VarKind, Variable};
+    use crate::ir::types::Type;
+
+    #[test]
+    fn updates_that_write_nothing_are_dropped() {
+        let mut g = Graph::new("updates");
+        let mut add = |name: &str| {
+            let ty = Type::f32([3]);
+            g.add_variable(Variable { name: name.into(), kind: VarKind::Weight, ty, init: Init::Constant(0.0) })
+        };
+        let (still, moved) = (add("still"), add("moved"));
+        let mut b = Builder::new(&mut g);
+        let (s, m) = (b.variable(still), b.variable(moved));
+        // Both are read, so that both stay.
+        let sum = b.add(s, m);
+        let twice = b.add(m, m);
+        g.roots = vec![
+            Root { kind: RootKind::Report("sum".into()), value: sum },
+            Root { kind: RootKind::Update(still), value: s },
+            Root { kind: RootKind::Update(moved), value: twice },
+        ];
+        let closed = close(&g);
+        let updated = closed.roots.iter().filter_map(|r| match r.kind {
+            RootKind::Update(v) => Some(closed.variables[v.index()].name.as_str()),
+            _ => None,
+        });
+        assert_eq!(updated.collect::<Vec<_>>(), ["moved"]);
+        assert_eq!(closed.variables.len(), 2);
+    }
 }
