@@ -1,7 +1,8 @@
 //! Layouts: where the elements of every value are, or that they are nowhere.
 //!
 //! Activations of convolutions lie channels-last, their weights `O, kh, kw, C`; everything else lies row-major unless
-//! what it is made from lies otherwise. A view op changes strides where it can and copies where it cannot.
+//! what it is made from lies otherwise. A view op changes strides where it can, lets neighbours share an element where
+//! that describes it (`repeated.rs`), and copies where neither will do.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -133,7 +133,7 @@ impl Source {
             plan.settings.target
         );
         out.push_str(PRELUDE);
-        out.push_str(tensor::prelude(plan.settings.precision));
+        out.push_str(&tensor::prelude(plan.settings.precision));
         for name in &self.order {
             let f = &self.functions[name];
             out.push('\n');

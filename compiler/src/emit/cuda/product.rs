@@ -25,6 +25,18 @@ pub(super) struct Side {
     pub(super) along_terms: bool,
 }
 
+impl Side {
+    /// Which row (or column) and which term of a tile of `extent x depth` the thread's element `t` is: neighbours in
+    /// memory are neighbouring threads'.
+    pub(super) fn walk(&self, extent: usize, depth: usize) -> (String, String) {
+        if self.along_terms {
+            (format!("t / {depth}"), format!("t % {depth}"))
+        } else {
+            (format!("t % {extent}"), format!("t / {extent}"))
+        }
+    }
+}
+
 /// `c(m, n) = sum over k of a(m, k) b(k, n)`, once for each `z`.
 pub(super) struct Product<'s> {
     pub(super) family: &'static str,
@@ -201,11 +213,7 @@ impl Product<'_> {
         code.line("#pragma unroll 2");
         code.open(format!("for (int j = 0; j < {}; ++j)", TILE * DEPTH / THREADS));
         code.line(format!("const int t = threadIdx.x + j * {THREADS};"));
-        let (at, term) = if o.side.along_terms {
-            (format!("t / {DEPTH}"), format!("t % {DEPTH}"))
-        } else {
-            (format!("t % {TILE}"), format!("t / {TILE}"))
-        };
+        let (at, term) = o.side.walk(TILE, DEPTH);
         code.line(format!("const {ty} {} = {} * {TILE} + {at};", o.name, o.block));
         code.line(format!("const {ty} k = k0 + {term};"));
         o.element(code);

@@ -63,11 +63,7 @@ impl Staged<'_> {
         code.line(format!("#pragma unroll {}", 2 / packed(precision)));
         code.open(format!("for (int j = 0; j < {}; ++j)", extent * WORDS / THREADS));
         code.line(format!("const int t = threadIdx.x + j * {THREADS};"));
-        let (row, word) = if o.side.along_terms {
-            (format!("t / {WORDS}"), format!("t % {WORDS}"))
-        } else {
-            (format!("t % {extent}"), format!("t / {extent}"))
-        };
+        let (row, word) = o.side.walk(extent, WORDS);
         code.line(format!("const {ty} {} = {} * {extent} + {row};", o.name, o.block));
         let to = self.at(&row, &word);
         match packed(precision) {
@@ -195,12 +191,24 @@ fn each(
 }
 
 /// Device functions of a source file whose products are of this precision.
-pub(super) fn prelude(precision: Precision) -> &'static str {
-    match precision {
-        Precision::F32 => "",
-        Precision::Tf32 => TF32,
-        Precision::Bf16 => BF16,
-    }
+pub(super) fn prelude(precision: Precision) -> String {
+    let (convert, terms, shape, format) = match precision {
+        Precision::F32 => return String::new(),
+        Precision::Tf32 => (TF32, 8, "m16n8k8", "tf32"),
+        Precision::Bf16 => (BF16, 16, "m16n8k16", "bf16"),
+    };
+    format!(
+        r#"{convert}
+// c += a b of a warp: 16 rows, 8 columns, {terms} terms.
+static __device__ __forceinline__ void multiply_add(
+    float (&c)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {{
+  asm("mma.sync.aligned.{shape}.row.col.f32.{format}.{format}.f32 "
+      "{{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}}
+"#
+    )
 }
 
 const TF32: &str = r#"
@@ -210,15 +218,6 @@ static __device__ __forceinline__ unsigned int tf32(float x) {
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
   return y;
 }
-
-// c += a b of a warp: 16 rows, 8 columns, 8 terms.
-static __device__ __forceinline__ void multiply_add(
-    float (&c)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
 "#;
 
 const BF16: &str = r#"
@@ -227,15 +226,6 @@ static __device__ __forceinline__ unsigned int bf16x2(float low, float high) {
   unsigned int y;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
   return y;
-}
-
-// c += a b of a warp: 16 rows, 8 columns, 16 terms.
-static __device__ __forceinline__ void multiply_add(
-    float (&c)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 "#;
 
