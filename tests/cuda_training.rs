@@ -170,7 +170,7 @@ fn train(case: &Case, plan: Plan, device: Box<dyn Device>, allocated: usize, ten
     feed(&mut session);
     let (mut losses, mut boundaries, mut gradients) = (Vec::new(), Vec::new(), BTreeMap::new());
     for step in 0..case.steps {
-        let report = session.step(step, case.steps).expect("step");
+        let report = session.pass(step, case.steps).expect("step");
         losses.push(bits(&report.iter().map(|r| r.loss).collect::<Vec<f32>>()));
         if step == 0 {
             boundaries = report
@@ -336,6 +336,14 @@ fn perceptron() {
     check("perceptron", case("mnist_mlp", spec, 3), EXACT);
 }
 
+/// Six passes: two steps.
+#[test]
+fn micro_batches() {
+    let spec = "{batch: 12, micro-batches: 3, partition: {modules: 2}, reconcile: {mode: exact}, \
+                optimizer: {momentum: 0.9, nesterov: true}}";
+    check("micro_batches", case("mnist_cnn", spec, 6), EXACT);
+}
+
 #[test]
 fn vision_transformer() {
     let spec = "{batch: 2, partition: {modules: 2}, reconcile: {mode: exact, distance: relative, lambda: 0.1}}";
@@ -374,10 +382,10 @@ fn out_of_range(case: Case) -> Vec<String> {
     let mut wrong = legal.clone();
     wrong[..4].copy_from_slice(&(input.index_below.expect("a bound") as i32).to_le_bytes());
     session.set_input(&input.name, &wrong).expect("input");
-    let error = session.step(0, 2).expect_err("an index outside its table").to_string();
+    let error = session.pass(0, 2).expect_err("an index outside its table").to_string();
     // Told once: what follows is judged on its own.
     session.set_input(&input.name, &legal).expect("input");
-    let then = session.step(1, 2).map_or_else(|e| e.to_string(), |_| "fine".into());
+    let then = session.pass(1, 2).map_or_else(|e| e.to_string(), |_| "fine".into());
     vec![error, then]
 }
 

@@ -49,7 +49,7 @@ fn compile(path: &std::path::Path, bytes: &[u8], spec: &str) -> &'static str {
     for m in &compiled.plan.modules {
         for kind in [ProgramKind::Step, ProgramKind::Eval] {
             // All inputs and weights are zero; an index may still be refused.
-            let _ = device.run(m.index, kind, StepContext { seed: 1, step: 0 });
+            let _ = device.run(m.index, kind, StepContext { seed: 1, pass: 0 });
         }
     }
     "the end"

@@ -54,9 +54,9 @@ fn attempt(folder: &Path, text: &[u8], run: bool) -> &'static str {
     for m in &plan.modules {
         for step in 0..2 {
             // Data may be refused, with an error.
-            let _ = device.run(m.index, ProgramKind::Step, StepContext { seed: 1, step });
+            let _ = device.run(m.index, ProgramKind::Step, StepContext { seed: 1, pass: step });
         }
-        let _ = device.run(m.index, ProgramKind::Eval, StepContext { seed: 1, step: 0 });
+        let _ = device.run(m.index, ProgramKind::Eval, StepContext { seed: 1, pass: 0 });
     }
     // The way a user takes: weights, data, an epoch's worth of steps, evaluation.
     let weights = slrc_runtime::folder::read_weights(folder).expect("weights");

@@ -45,7 +45,7 @@ fn compare(g: &Goldens, method: &str, text: &str) {
     let k = session.plan().modules.len();
     let mut worst = BTreeMap::new();
     for s in 0..steps {
-        let report = session.step(s as u64, steps as u64).expect("step");
+        let report = session.pass(s as u64, steps as u64).expect("step");
         let row = |name: &str, n: usize| g.get(&format!("{method}/{name}"))[s * n..(s + 1) * n].to_vec();
         let loss: Vec<f64> = report.iter().map(|r| f64::from(r.loss)).collect();
         check(&mut worst, "loss", format!("step {s}"), &loss, &row("loss", k));
@@ -159,7 +159,7 @@ fn tangent() {
 /// Gradients of the first step.
 fn first_gradients(g: &Goldens, text: &str) -> BTreeMap<String, Vec<f64>> {
     let (_, mut session) = build(g, text);
-    session.step(0, 5).expect("step");
+    session.pass(0, 5).expect("step");
     let state = by_name(session.optimizer_state().expect("read"));
     state.into_iter().filter_map(|(n, v)| Some((n.strip_suffix(".momentum_buffer")?.to_string(), v))).collect()
 }
@@ -199,7 +199,7 @@ fn running_statistics_are_updated_once_a_step() {
     let g = Goldens::load("convnet");
     for mode in ["finite-difference", "tangent", "exact"] {
         let (_, mut session) = build(&g, &reconcile(mode, "squared", 1.0));
-        session.step(0, 5).expect("step");
+        session.pass(0, 5).expect("step");
         let state = by_name(session.parameters().expect("read"));
         let names = g.below("local/param1/");
         let running: Vec<&String> = names.iter().filter(|n| n.contains("running_")).collect();
@@ -219,7 +219,7 @@ fn inference() {
         let g = Goldens::load(case);
         let (_, mut session) = build(&g, &reconcile("exact", "cosine", 0.3));
         for s in 0..5 {
-            session.step(s, 5).expect("step");
+            session.pass(s, 5).expect("step");
         }
         let (_, logits) = session.eval().expect("inference");
         let logits: Vec<f64> = logits.into_iter().map(f64::from).collect();

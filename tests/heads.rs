@@ -37,7 +37,7 @@ fn compare(what: &str, file: &OnnxFile, c: &Compiled, gradient: f64) {
         assert!(r < limit, "{what}: {kind} {name}: {r:e}\n ours {ours:?}\n theirs {theirs:?}");
     };
     for s in 0..2 {
-        let report = session.step(s, 5).expect("step");
+        let report = session.pass(s, 5).expect("step");
         let expected = oracle.step(&batch, s);
         let losses: Vec<f64> = report.iter().map(|m| f64::from(m.loss)).collect();
         close("loss", "of every module", &losses, &expected.loss);

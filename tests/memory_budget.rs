@@ -38,9 +38,15 @@ impl Network {
         compile(&self.file, &SpecFile { partition, ..self.spec.clone() }, &mut |_, _| {})
     }
 
+    /// The batch as a whole.
     fn within(&self, budget: usize) -> Result<Compiled, Box<OverBudget>> {
+        self.within_in(budget, Some(1))
+    }
+
+    fn within_in(&self, budget: usize, micro_batches: Option<usize>) -> Result<Compiled, Box<OverBudget>> {
         let partition = PartitionFile { memory_budget: Some(budget.to_string()), ..PartitionFile::default() };
-        match self.compile(partition) {
+        let spec = SpecFile { partition, micro_batches, ..self.spec.clone() };
+        match compile(&self.file, &spec, &mut |_, _| {}) {
             Ok(c) => Ok(c),
             Err(CompileError::Budget(e)) => Err(e),
             Err(e) => panic!("{}: {e}", self.what),
@@ -148,6 +154,32 @@ fn monotone() {
     }
 }
 
+/// Where no number of modules fits, as few micro-batches as make one fit: none that there are fewer of does, and more
+/// memory never takes more of them.
+#[test]
+fn micro_batches_where_nothing_else_fits() {
+    for network in [NETWORKS[0], NETWORKS[2], NETWORKS[4]].iter().map(Network::new) {
+        let batch = network.spec.batch.expect("a batch");
+        let divisors: Vec<usize> = (1..=batch).filter(|&n| batch.is_multiple_of(n)).collect();
+        let smallest: Vec<usize> = divisors
+            .iter()
+            .map(|&n| network.within_in(1, Some(n)).expect_err("a byte is too little").memory.peak())
+            .collect();
+        let mut before = usize::MAX;
+        for (i, &budget) in smallest.iter().enumerate().rev() {
+            let what = format!("{}, {} micro-batches at {budget}", network.what, divisors[i]);
+            let c = network.within_in(budget, None).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let fewest = divisors[smallest.iter().position(|&s| s <= budget).expect("this one")];
+            assert_eq!((c.plan.settings.micro_batches, c.plan.settings.samples()), (fewest, batch), "{what}");
+            assert!(c.plan.memory.peak() <= budget && fewest <= before, "{what}");
+            before = fewest;
+        }
+        let least = *smallest.iter().min().expect("one");
+        let refused = network.within_in(least - 1, None).expect_err("nothing fits");
+        assert_eq!((refused.micro_batches, refused.memory.peak()), (batch, least), "{}", network.what);
+    }
+}
+
 const MODEL: &str = "MODELS/mnist_cnn/model.onnx";
 
 /// The plans that a refusal promises are there.
@@ -157,7 +189,7 @@ fn ways_out_lead_out() {
     let settings = [("batch", "--batch 32"), ("optimizer", "--optimizer adamw"), ("recompute", "--recompute none")];
     let line = |but: &str| -> String {
         let all = settings.iter().filter(|s| !but.contains(s.0)).map(|s| format!(" {}", s.1));
-        format!("partition {MODEL}{}", all.collect::<String>())
+        format!("partition {MODEL} --micro-batches 1{}", all.collect::<String>())
     };
     let refused = work.fails(&format!("{} --memory-budget 1MiB", line("")), 3, &["1.0 MiB (1048576 bytes)"]).stderr;
     let smallest = work.ok(&format!("{} --modules 3", line(""))).stdout;
@@ -182,7 +214,7 @@ fn ways_out_lead_out() {
 fn refusals() {
     let work = Workspace::new();
     let mut t = Transcript::new(&work);
-    let line = |options: &str| format!("partition {MODEL} {options}");
+    let line = |options: &str| format!("partition {MODEL} --micro-batches 1 {options}");
     t.fails("a smaller batch", &line("--batch 32 --memory-budget 2MiB"), 3, &["--batch"]);
     t.fails("other settings", &line("--batch 32 --memory-budget 4.2MiB --optimizer adamw"), 3, &["--momentum 0"]);
     t.fails(
@@ -193,7 +225,7 @@ fn refusals() {
     );
     t.fails(
         "one place only",
-        "partition MODELS/mnist_mlp/model.onnx --batch 4 --memory-budget 1MiB",
+        "partition MODELS/mnist_mlp/model.onnx --batch 4 --memory-budget 1MiB --micro-batches 1",
         3,
         &["1 module\n"],
     );

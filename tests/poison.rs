@@ -82,8 +82,8 @@ impl Device for Poisoned {
         self.device.report()
     }
 
-    fn steps_ahead(&self) -> usize {
-        self.device.steps_ahead()
+    fn passes_ahead(&self) -> usize {
+        self.device.passes_ahead()
     }
 
     fn allocated(&self) -> usize {
@@ -157,7 +157,7 @@ fn run(c: &Compiled, file: &OnnxFile, device: Box<dyn Device>) -> Vec<u32> {
     let mut session = session(c, device, &weights(c, file), &Batch::random(c, 4));
     let mut numbers: Vec<f32> = Vec::new();
     for s in 0..2 {
-        for m in session.step(s, 2).expect("step") {
+        for m in session.pass(s, 2).expect("step") {
             numbers.extend([m.loss, m.accuracy]);
             numbers.extend(m.boundary.iter().flat_map(|b| [b.discord, b.cosine, b.ratio]));
         }

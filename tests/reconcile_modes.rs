@@ -35,7 +35,7 @@ fn by_device(file: &OnnxFile, text: &str) -> Gradients {
     let c = compile_spec(file, text, BATCH);
     let device = CpuDevice::load(&c.plan, None).expect("device");
     let mut session = session(&c, Box::new(device), &weights(&c, file), &Batch::random(&c, 2));
-    session.step(0, 1).expect("step");
+    session.pass(0, 1).expect("step");
     by_name(session.optimizer_state().expect("read"))
 }
 

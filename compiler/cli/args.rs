@@ -124,6 +124,10 @@ pub(crate) struct SpecArgs {
     /// Samples a step [default: the model's own if fixed above 1, else 32].
     #[arg(long, value_name = "N", help_heading = "Input")]
     pub(crate) batch: Option<usize>,
+    /// Passes a step takes, each over as many of its samples; gradients add up. Memory is that of a pass. BatchNorm
+    /// normalises by the samples of a pass [default: 1, or as many as a memory budget needs].
+    #[arg(long, value_name = "N", help_heading = "Input")]
+    pub(crate) micro_batches: Option<usize>,
     /// Shape of an input whose extents the model leaves open, such as input=Nx3x32x32; N is the batch. Repeatable.
     #[arg(long, value_name = "IN=NxCxHxW", help_heading = "Input")]
     pub(crate) shape: Vec<String>,

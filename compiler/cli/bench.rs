@@ -67,20 +67,21 @@ fn bench(a: &BenchArgs, folder: &Path) -> Result<Row, Failure> {
     let mut session = Session::new(plan, device, &read_weights(folder)?)?;
     let seconds = median(&measure(&mut session, a.steps)?);
     let plan = session.plan();
-    let moved = planned_bytes(plan);
+    let passes = plan.settings.micro_batches;
+    let moved = passes * planned_bytes(plan);
     Ok(Row {
         plan: folder.display().to_string(),
         model: plan.model.name.clone(),
         modules: plan.modules.len(),
-        batch: plan.settings.batch,
+        batch: plan.settings.samples(),
         device: name.to_string(),
         stream_modules: a.streaming.stream_modules,
         steps: a.steps,
         step_seconds: seconds,
-        samples_per_second: plan.settings.batch as f64 / seconds,
+        samples_per_second: plan.settings.samples() as f64 / seconds,
         launches_per_step: match name {
             DeviceName::Cpu => None,
-            DeviceName::Cuda(_) => Some(plan.modules.iter().map(|m| m.step.launches.len()).sum()),
+            DeviceName::Cuda(_) => Some(passes * plan.modules.iter().map(|m| m.step.launches.len()).sum::<usize>()),
         },
         planned_bytes_per_step: moved,
         bytes_per_second: moved as f64 / seconds,
@@ -93,18 +94,23 @@ fn bench(a: &BenchArgs, folder: &Path) -> Result<Row, Failure> {
 /// while the one before may still run, and a step ends when its report is there.
 fn measure(session: &mut Session, steps: u64) -> Result<Vec<f64>, Failure> {
     let batch = Batch::random(session);
-    let total = WARM_UP.saturating_add(steps);
+    let steps = WARM_UP.saturating_add(steps);
+    let passes = session.plan().settings.micro_batches as u64;
+    let total = steps.saturating_mul(passes);
     let (mut queued, mut seconds) = (0, Vec::new());
     let mut start = Instant::now();
     for done in 0..total {
-        while queued < total && queued - done <= session.steps_ahead() as u64 {
+        while queued < total && queued - done <= session.passes_ahead() as u64 {
             batch.feed(session)?;
-            session.queue_step(queued, total)?;
+            session.queue_pass(queued, steps)?;
             queued += 1;
         }
-        session.finish_step()?;
+        session.finish_pass()?;
+        if !(done + 1).is_multiple_of(passes) {
+            continue;
+        }
         let end = Instant::now();
-        if done >= WARM_UP {
+        if done / passes >= WARM_UP {
             seconds.push((end - start).as_secs_f64());
         }
         start = end;
@@ -112,7 +118,7 @@ fn measure(session: &mut Session, steps: u64) -> Result<Vec<f64>, Failure> {
     Ok(seconds)
 }
 
-/// Bytes that the kernels of a step read and write, each operand once a kernel.
+/// Bytes that the kernels of a pass read and write, each operand once a kernel.
 fn planned_bytes(plan: &Plan) -> usize {
     plan.modules.iter().flat_map(|m| &m.step.kernels).map(|k| bytes_moved(plan, k)).sum()
 }

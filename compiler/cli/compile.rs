@@ -67,6 +67,7 @@ fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
     }
     set(&mut spec.head.kind, o.head);
     set(&mut spec.batch, o.batch);
+    set(&mut spec.micro_batches, o.micro_batches);
     for s in &o.shape {
         let (name, shape) = s.split_once('=').ok_or_else(|| {
             Failure::Usage(format!("--shape {s}: write an input and its shape, such as input=Nx3x32x32"))

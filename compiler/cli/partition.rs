@@ -35,7 +35,18 @@ fn budget(c: &Compiled) -> String {
     let (peak, modules) = (c.plan.memory.peak(), c.plan.modules.len());
     let s = if modules == 1 { "" } else { "s" };
     let spare = bytes(allowed.saturating_sub(peak));
-    format!("\nmemory budget {}: {modules} module{s}, peak {}, {spare} to spare\n", bytes(allowed), bytes(peak))
+    let settings = &c.plan.settings;
+    let divided = match settings.micro_batches {
+        1 => String::new(),
+        n => format!(" and {n} micro-batches of {}", settings.batch),
+    };
+    let (allowed, peak) = (bytes(allowed), bytes(peak));
+    let mut out = format!("\nmemory budget {allowed}: {modules} module{s}{divided}, peak {peak}, {spare} to spare\n");
+    let norms = c.network.nodes.iter().any(|n| n.op == "BatchNormalization");
+    if settings.micro_batches > 1 && norms {
+        out.push_str("BatchNorm normalises by the samples of a micro-batch; --micro-batches 1 keeps the batch whole\n");
+    }
+    out
 }
 
 /// Where the network was cut, where it could be, and why not elsewhere.

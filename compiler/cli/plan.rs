@@ -90,6 +90,7 @@ fn estimates(plan: &Plan, gpu: &Gpu) -> String {
 struct Summary<'a> {
     model: &'a str,
     batch: usize,
+    micro_batches: usize,
     modules: Vec<ModuleSummary<'a>>,
     totals: Totals,
 }
@@ -143,13 +144,14 @@ impl Summary<'_> {
                 live_bytes: m.step.live_bytes,
                 eval_arena_bytes: m.eval.arena_bytes,
                 kernels: m.step.kernels.len(),
-                flops: m.step.flops,
+                flops: m.step.flops.saturating_mul(plan.settings.micro_batches as u64),
                 estimate: None,
             })
             .collect();
         Summary {
             model: &plan.model.name,
-            batch: plan.settings.batch,
+            batch: plan.settings.samples(),
+            micro_batches: plan.settings.micro_batches,
             modules,
             totals: Totals {
                 parameters: plan.parameter_count(),
@@ -160,7 +162,11 @@ impl Summary<'_> {
                 constant_bytes: plan.memory.constant,
                 peak_bytes: plan.memory.peak(),
                 footprint: footprint(plan),
-                flops: plan.modules.iter().fold(0, |sum, m| m.step.flops.saturating_add(sum)),
+                flops: plan
+                    .modules
+                    .iter()
+                    .fold(0, |sum, m| m.step.flops.saturating_add(sum))
+                    .saturating_mul(plan.settings.micro_batches as u64),
             },
         }
     }
@@ -172,7 +178,7 @@ pub(crate) fn text(plan: &Plan) -> String {
     let mut out = format!(
         "{}, batch {}, {}, reconcile {}{}, {}{}\n\n",
         s.model,
-        s.batch,
+        plan.settings.batch_text(),
         plan.settings.partition,
         plan.settings.reconcile,
         if plan.settings.reconcile == "off" { String::new() } else { format!(" ({})", plan.settings.distance) },
@@ -205,7 +211,11 @@ pub(crate) fn text(plan: &Plan) -> String {
         vec!["parameters".into(), bytes(t.parameter_bytes), format!("{} trained", count(t.parameters))],
         vec!["optimizer".into(), bytes(t.optimizer_bytes), String::new()],
         vec!["arena".into(), bytes(t.arena_bytes), "largest module's transients, boundaries included".into()],
-        vec!["input".into(), bytes(t.input_bytes), "one batch".into()],
+        vec![
+            "input".into(),
+            bytes(t.input_bytes),
+            if s.micro_batches == 1 { "one batch" } else { "one micro-batch" }.into(),
+        ],
         vec!["peak".into(), bytes(t.peak_bytes), "all of the above".into()],
     ];
     if let Some(f) = t.footprint {

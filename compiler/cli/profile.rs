@@ -33,7 +33,7 @@ pub(crate) fn run(a: &ProfileArgs) -> Result<(), Failure> {
     // The first step touches memory for the first time.
     for step in 0..=a.steps.max(1) {
         let (mut at, mut total) = (0, 0.0);
-        session.profile_step(step, &mut |module, kernel, seconds| {
+        session.profile_pass(step, &mut |module, kernel, seconds| {
             total += seconds;
             if step == 0 {
                 all.push(Timed { module, kernel: kernel.clone(), seconds: Vec::new() });
@@ -54,7 +54,8 @@ fn report(plan: &Plan, all: &[Timed], step: f64, top: usize) -> String {
     let ms = |s: f64| format!("{:.2} ms", s * 1e3);
     let rate = |flops: u64, s: f64| format!("{:.1}", flops as f64 / s / 1e9);
     let mut out = format!(
-        "a step of {} samples: {}, {:.1} samples/s\n\n",
+        "a {} of {} samples: {}, {:.1} samples/s\n\n",
+        if plan.settings.micro_batches == 1 { "step" } else { "pass over a micro-batch" },
         plan.settings.batch,
         ms(step),
         plan.settings.batch as f64 / step

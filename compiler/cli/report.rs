@@ -82,7 +82,7 @@ pub(crate) fn html(plan: &Plan, lines: &[Line]) -> String {
         "<table><tr><td>modules<td>{k} ({})<tr><td>batch<td>{}<tr><td>reconcile<td>{} {}<tr><td>optimizer<td>{}\
          <tr><td>planned peak<td>{}</table>",
         escape(&s.partition),
-        s.batch,
+        s.batch_text(),
         s.reconcile,
         if s.reconcile == "off" { "" } else { &s.distance },
         escape(&s.optimizer),

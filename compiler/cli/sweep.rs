@@ -52,6 +52,7 @@ impl FromStr for Counts {
 struct Sweep<'a> {
     model: String,
     batch: usize,
+    micro_batches: usize,
     target: String,
     reconcile: &'static str,
     /// Most modules there can be.
@@ -131,7 +132,8 @@ fn plans<'a>(
     row::mark_front(&mut rows);
     Ok(Sweep {
         model: first.plan.model.name,
-        batch: first.plan.settings.batch,
+        batch: first.plan.settings.samples(),
+        micro_batches: first.plan.settings.micro_batches,
         target: first.plan.settings.target,
         reconcile,
         most_modules: most,
@@ -184,7 +186,10 @@ fn text(s: &Sweep<'_>, gpu: Option<&Gpu>) -> String {
     let mut out = format!(
         "{}, batch {}, {}, reconcile {}; at most {} modules\n\n{}",
         s.model,
-        s.batch,
+        match s.micro_batches {
+            1 => s.batch.to_string(),
+            n => format!("{} in {n} micro-batches", s.batch),
+        },
         s.target,
         s.reconcile,
         s.most_modules,

@@ -66,7 +66,7 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
     let plan = read_plan(folder)?;
     let data = Dataset::read(&a.data, Part::Train)?;
     data.check(&plan)?;
-    steps_per_epoch(&data, plan.settings.batch)?;
+    steps_per_epoch(&data, plan.settings.samples())?;
     let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), folder)?;
     let seed = a.seed.unwrap_or(plan.settings.seed);
     let weights = read_weights(folder)?;
@@ -147,8 +147,8 @@ fn go_with(
         let (all, in_turn) = (bytes(f.device_bytes), bytes(f.streamed_device_bytes));
         output::line(format!("{name}, {used}: {all} with all modules there, {in_turn} with --stream-modules"));
     }
-    let batch = session.plan().settings.batch;
-    let mut display = Display::new(batch, resumed.map_or(0, |s| s.step));
+    let samples = session.plan().settings.samples();
+    let mut display = Display::new(samples, resumed.map_or(0, |s| s.step));
     let result = train(session, data, &a.out, options, resumed, &mut |p| display.show(&p));
     display.finish();
     result.map_err(|e: TrainError| Failure::from(e))?;

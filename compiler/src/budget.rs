@@ -1,4 +1,5 @@
-//! A plan within a memory budget: as few modules as fit, then the cuts that need the least work, or what is missing.
+//! A plan within a memory budget: as few modules as fit, then the cuts that need the least work. Where no number of
+//! modules fits, as few micro-batches as make one fit; or what is missing.
 //!
 //! What fits is decided by compiled plans. Costs of segments only say which plans are worth compiling.
 
@@ -13,21 +14,69 @@ use crate::pipeline::{CompileError, Compiled, Planner};
 use crate::size::readable;
 use crate::spec::{OptimizerFile, OptimizerKind, OptimizerRule, PartitionFile, Recompute, ReconcileMode, SpecFile};
 
-/// Compiles with as few modules as a peak of at most `budget` bytes allows; of the cuts that allow it, those of the
-/// least work. K modules fit if the plan of the smallest peak among those of K modules does.
+/// Compiles within `budget` bytes of peak: with the batch as a whole, or where the spec leaves the number of
+/// micro-batches open and nothing fits, with as few as fit.
 pub(crate) fn within(
     planner: &mut Planner<'_>,
     budget: usize,
     spec_file: &SpecFile,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Compiled, CompileError> {
+    let smallest = match undivided(planner, budget, spec_file, progress)? {
+        Fit::Within(c) => return Ok(*c),
+        Fit::Over(smallest) => *smallest,
+    };
+    let batch = planner.network.batch;
+    if spec_file.micro_batches.is_some() || batch == 1 {
+        return Err(refusal(planner, budget, spec_file, &smallest).into());
+    }
+    let divided = |n: usize| SpecFile { micro_batches: Some(n), ..spec_file.clone() };
+    let mut attempt = |n: usize| {
+        let spec_file = divided(n);
+        let mut planner = Planner::new(planner.file, &spec_file)?;
+        let fit = undivided(&mut planner, budget, &spec_file, progress)?;
+        Ok::<_, CompileError>((planner, fit))
+    };
+    // A sample a pass needs the least: whether anything fits at all.
+    let mut best = match attempt(batch)? {
+        (_, Fit::Within(c)) => c,
+        (planner, Fit::Over(smallest)) => {
+            return Err(refusal(&planner, budget, &divided(batch), &smallest).into());
+        }
+    };
+    let counts: Vec<usize> = (2..batch).filter(|&n| batch.is_multiple_of(n)).collect();
+    let (mut low, mut high) = (0, counts.len());
+    while low < high {
+        let middle = low.midpoint(high);
+        match attempt(counts[middle])?.1 {
+            Fit::Within(c) => (best, high) = (c, middle),
+            Fit::Over(_) => low = middle + 1,
+        }
+    }
+    Ok(*best)
+}
+
+enum Fit {
+    Within(Box<Compiled>),
+    /// Nothing fits: the plan of the smallest peak.
+    Over(Box<Compiled>),
+}
+
+/// As few modules as a peak of at most `budget` bytes allows; of the cuts that allow it, those of the least work. K
+/// modules fit if the plan of the smallest peak among those of K modules does.
+fn undivided(
+    planner: &mut Planner<'_>,
+    budget: usize,
+    spec_file: &SpecFile,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Fit, CompileError> {
     let whole = planner.compile_at(Vec::new(), spec_file)?;
     let pieces = planner.found.cuts.len() + 1;
     if whole.plan.memory.peak() <= budget {
-        return Ok(whole);
+        return Ok(Fit::Within(whole.into()));
     }
     if pieces == 1 {
-        return Err(refusal(planner, budget, spec_file, &whole).into());
+        return Ok(Fit::Over(whole.into()));
     }
     planner.known.learn_whole(pieces, &whole.modules[0], &whole.names);
     // What every partition needs: weights, their optimizer state, and the batch.
@@ -51,17 +100,17 @@ pub(crate) fn within(
             if let Some(found) = best(planner, counts, limit, Aim::Fastest)? {
                 let fastest = planner.compile_at(cuts(planner, &found), spec_file)?;
                 if fastest.plan.memory.peak() <= budget && work(&fastest) < work(&smallest) {
-                    return Ok(fastest);
+                    return Ok(Fit::Within(fastest.into()));
                 }
             }
-            return Ok(smallest);
+            return Ok(Fit::Within(smallest.into()));
         }
     }
     let found = best(planner, 2..=pieces, usize::MAX, Aim::Smallest)?.expect("invariant: nothing limits it");
     let smallest = planner.compile_at(cuts(planner, &found), spec_file)?;
     let peak = |c: &Compiled| c.plan.memory.peak();
     let smallest = if peak(&whole) <= peak(&smallest) { whole } else { smallest };
-    Err(refusal(planner, budget, spec_file, &smallest).into())
+    Ok(Fit::Over(smallest.into()))
 }
 
 fn cuts(planner: &Planner<'_>, found: &Found) -> Vec<Candidate> {
@@ -80,6 +129,8 @@ pub struct OverBudget {
     pub budget: usize,
     /// Modules of the plan of the smallest peak.
     pub modules: usize,
+    /// Its micro-batches.
+    pub micro_batches: usize,
     /// Its memory.
     pub memory: Memory,
     /// What would lower its peak.
@@ -100,9 +151,13 @@ impl fmt::Display for OverBudget {
         let exact = |n: usize| format!("{} ({n} bytes)", readable(n));
         let peak = self.memory.peak();
         let s = if self.modules == 1 { "" } else { "s" };
+        let passes = match self.micro_batches {
+            1 => String::new(),
+            n => format!(" and {n} micro-batches"),
+        };
         write!(
             f,
-            "nothing fits the memory budget of {}; the smallest peak is {}, in {} module{s}",
+            "nothing fits the memory budget of {}; the smallest peak is {}, in {} module{s}{passes}",
             exact(self.budget),
             exact(peak),
             self.modules,
@@ -136,14 +191,15 @@ impl fmt::Display for OverBudget {
 fn refusal(planner: &Planner<'_>, budget: usize, spec_file: &SpecFile, smallest: &Compiled) -> Box<OverBudget> {
     let memory = smallest.plan.memory.clone();
     let peak = memory.peak();
-    let mut ways: Vec<Way> = batch(planner, budget, spec_file, smallest).into_iter().collect();
+    let mut ways: Vec<Way> = fewer_samples(planner, budget, spec_file, smallest).into_iter().collect();
     // Nothing is promised of settings whose plan cannot be compiled.
     ways.extend(settings(spec_file, smallest).into_iter().filter_map(|(options, spec)| {
         let other = planner.compile_at(smallest.cuts.clone(), &spec).ok()?;
         Some(Way { options, peak: other.plan.memory.peak() })
     }));
     ways.retain(|w| w.peak < peak);
-    Box::new(OverBudget { budget, modules: smallest.cuts.len() + 1, memory, ways })
+    let micro_batches = smallest.spec.micro_batches;
+    Box::new(OverBudget { budget, modules: smallest.cuts.len() + 1, micro_batches, memory, ways })
 }
 
 /// Settings that hold less, where they are not made already.
@@ -190,8 +246,11 @@ fn settings(spec_file: &SpecFile, smallest: &Compiled) -> Vec<(String, SpecFile)
 const BATCHES_TRIED: usize = 6;
 
 /// The same cuts with fewer samples: as many as are found to fit, or one.
-fn batch(planner: &Planner<'_>, budget: usize, spec_file: &SpecFile, smallest: &Compiled) -> Option<Way> {
+fn fewer_samples(planner: &Planner<'_>, budget: usize, spec_file: &SpecFile, smallest: &Compiled) -> Option<Way> {
     let at: Vec<String> = smallest.cuts.iter().map(|c| c.name.clone()).collect();
+    if smallest.spec.micro_batches > 1 {
+        return None;
+    }
     let peak = |batch: usize| {
         let partition = PartitionFile { at: at.clone(), ..PartitionFile::default() };
         let partition = if at.is_empty() { PartitionFile { modules: Some(1), ..partition } } else { partition };

@@ -289,6 +289,7 @@ fn settings(file: &SpecFile, spec: &Spec, batch: usize) -> Settings {
         target: spec.target.name(),
         precision: spec.precision,
         batch,
+        micro_batches: spec.micro_batches,
         seed: spec.seed,
         partition: match &spec.partition {
             PartitionSpec::Modules(k) => format!("modules {k}"),

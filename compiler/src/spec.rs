@@ -23,6 +23,9 @@ pub struct SpecFile {
     pub model: Option<String>,
     /// Samples a step.
     pub batch: Option<usize>,
+    /// Passes a step takes, each over as many of its samples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batches: Option<usize>,
     /// Input shapes, such as `input: Nx3x32x32`.
     pub shapes: BTreeMap<String, String>,
     /// Output to train.
@@ -277,6 +280,8 @@ pub struct Spec {
     pub reconcile: ReconcileSpec,
     /// Optimizer.
     pub optimizer: OptimizerSpec,
+    /// Passes a step takes.
+    pub micro_batches: usize,
     /// What is computed again.
     pub recompute: Recompute,
     /// Where initial weights come from.
@@ -342,6 +347,10 @@ impl SpecFile {
             head: self.head.kind.unwrap_or(HeadKind::Auto),
             reconcile: self.reconcile.resolve(precision)?,
             optimizer: self.optimizer.resolve()?,
+            micro_batches: match self.micro_batches {
+                Some(0) => return bad("micro-batches", "at least 1"),
+                n => n.unwrap_or(1),
+            },
             recompute: self.recompute.unwrap_or(Recompute::Elementwise),
             init: self.init.unwrap_or(InitMode::Keep),
             seed: self.seed.unwrap_or(0),
@@ -371,6 +380,7 @@ impl SpecFile {
         }
         Ok(ImportOptions {
             batch: self.batch,
+            micro_batches: self.micro_batches.unwrap_or(1),
             shapes,
             output: self.output.clone(),
             tie: self.tie.clone(),

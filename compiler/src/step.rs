@@ -154,7 +154,7 @@ fn train_graph(module: &Graph, place: &Place, spec: &Spec) -> Result<Graph, Step
     roots.extend(reports.into_iter().map(|(name, value)| Root { kind: RootKind::Report(name.into()), value }));
     roots.extend(g.roots.iter().filter(|r| matches!(r.kind, RootKind::Update(_))).cloned());
     g.roots = roots;
-    optimizer::apply(&mut g, &weights, &grads.weights, &spec.optimizer);
+    optimizer::apply(&mut g, &weights, &grads.weights, &spec.optimizer, spec.micro_batches);
     verify(&g, VerifySpec::one_mode("optimizer"))?;
     let closed = close(&g);
     Ok(match spec.recompute {

@@ -111,8 +111,8 @@ pub enum ProgramKind {
 pub struct StepContext {
     /// Seed of the run.
     pub seed: u64,
-    /// Step number, from 0.
-    pub step: u64,
+    /// Number of the pass, from 0: that of the step where it takes one.
+    pub pass: u64,
 }
 
 /// A plan loaded on a device.
@@ -127,15 +127,15 @@ pub trait Device {
     /// Runs one program of module `module` (from 1).
     fn run(&mut self, module: usize, program: ProgramKind, context: StepContext) -> Result<(), DeviceError>;
     /// Queues fetching what programs have reported so far: [`slrc_plan::Space::Metric`], byte by byte. Together with
-    /// those that [`Device::report`] has not returned yet, at most [`Device::steps_ahead`] + 1.
+    /// those that [`Device::report`] has not returned yet, at most [`Device::passes_ahead`] + 1.
     fn queue_report(&mut self) -> Result<(), DeviceError>;
     /// The oldest report that was queued and not returned yet; bytes beyond the space's mean nothing. Waits for the
     /// work queued before it, not for later work. What went wrong in that work is told here; after an error, no report
     /// is outstanding.
     fn report(&mut self) -> Result<Vec<u8>, DeviceError>;
-    /// How many steps are worth queueing behind one whose report is not read yet: none where a step is done when
+    /// How many passes are worth queueing behind one whose report is not read yet: none where a pass is done when
     /// [`Device::run`] returns.
-    fn steps_ahead(&self) -> usize;
+    fn passes_ahead(&self) -> usize;
     /// Bytes of the device's own memory that are allocated.
     fn allocated(&self) -> usize;
     /// Runs one program kernel by kernel and calls `after` with each and the seconds it took.

@@ -190,19 +190,21 @@ impl Session {
         self.device.write(&b, bytemuck::cast_slice(labels))
     }
 
-    /// Queues one training step of the batch that was set: every module in turn. `run_steps` is the length of the run,
-    /// which schedules may depend on. At most [`Session::steps_ahead`] + 1 steps may be unfinished.
-    pub fn queue_step(&mut self, step: u64, run_steps: u64) -> Result<(), DeviceError> {
-        self.set_scalars(step, run_steps)?;
-        let context = StepContext { seed: self.plan.settings.seed, step };
+    /// Queues one pass of training over the batch that was set: every module in turn. Passes are counted from the
+    /// run's first; a step takes [`slrc_plan::plan::Settings::micro_batches`] of them, and weights change in its last.
+    /// `run_steps` is the length of the run, which schedules may depend on. At most [`Session::passes_ahead`] + 1
+    /// passes may be unfinished.
+    pub fn queue_pass(&mut self, pass: u64, run_steps: u64) -> Result<(), DeviceError> {
+        self.set_scalars(pass, run_steps)?;
+        let context = StepContext { seed: self.plan.settings.seed, pass };
         for m in &self.plan.modules {
             self.device.run(m.index, ProgramKind::Step, context)?;
         }
         self.device.queue_report()
     }
 
-    /// What the oldest unfinished step reports, when it is done. After an error, no step is unfinished.
-    pub fn finish_step(&mut self) -> Result<Vec<ModuleReport>, DeviceError> {
+    /// What the oldest unfinished pass reports, when it is done. After an error, no pass is unfinished.
+    pub fn finish_pass(&mut self) -> Result<Vec<ModuleReport>, DeviceError> {
         let bytes = self.device.report()?;
         let number = |id: &str| {
             let at = self.buffers[id].offset;
@@ -222,8 +224,8 @@ impl Session {
     }
 
     /// How many steps are worth queueing behind an unfinished one.
-    pub fn steps_ahead(&self) -> usize {
-        self.device.steps_ahead()
+    pub fn passes_ahead(&self) -> usize {
+        self.device.passes_ahead()
     }
 
     /// Bytes of the device's own memory that are allocated.
@@ -231,29 +233,30 @@ impl Session {
         self.device.allocated()
     }
 
-    /// Trains one step and waits for it. No step may be unfinished.
-    pub fn step(&mut self, step: u64, run_steps: u64) -> Result<Vec<ModuleReport>, DeviceError> {
-        self.queue_step(step, run_steps)?;
-        self.finish_step()
+    /// Trains one pass and waits for it. No pass may be unfinished.
+    pub fn pass(&mut self, pass: u64, run_steps: u64) -> Result<Vec<ModuleReport>, DeviceError> {
+        self.queue_pass(pass, run_steps)?;
+        self.finish_pass()
     }
 
-    /// Trains one step kernel by kernel; `after` is told the module, the kernel and the seconds it took.
-    pub fn profile_step(
+    /// Trains one pass kernel by kernel; `after` is told the module, the kernel and the seconds it took.
+    pub fn profile_pass(
         &mut self,
-        step: u64,
+        pass: u64,
         after: &mut (dyn FnMut(usize, &Kernel, f64) + Send),
     ) -> Result<(), DeviceError> {
-        self.set_scalars(step, step + 1)?;
-        let context = StepContext { seed: self.plan.settings.seed, step };
+        self.set_scalars(pass, pass + 1)?;
+        let context = StepContext { seed: self.plan.settings.seed, pass };
         for m in &self.plan.modules {
             self.device.profile(m.index, ProgramKind::Step, context, &mut |k, seconds| after(m.index, k, seconds))?;
         }
         Ok(())
     }
 
-    fn set_scalars(&mut self, step: u64, run_steps: u64) -> Result<(), DeviceError> {
+    fn set_scalars(&mut self, pass: u64, run_steps: u64) -> Result<(), DeviceError> {
+        let micro_batches = self.plan.settings.micro_batches as u64;
         for s in &self.plan.scalars {
-            let value = s.schedule.at(step, run_steps) as f32;
+            let value = s.at(pass, micro_batches, run_steps) as f32;
             self.device.write(&self.buffers[&s.buffer], &value.to_le_bytes())?;
         }
         Ok(())
@@ -266,7 +269,7 @@ impl Session {
 
     /// Inference of the batch: what every head yields, in module order, and the network's logits, row-major.
     pub fn eval(&mut self) -> Result<(Vec<EvalReport>, Vec<f32>), DeviceError> {
-        let context = StepContext { seed: self.plan.settings.seed, step: 0 };
+        let context = StepContext { seed: self.plan.settings.seed, pass: 0 };
         let mut reports = Vec::new();
         let mut logits = Vec::new();
         for m in &self.plan.modules {

@@ -28,15 +28,15 @@ pub(super) struct Yield {
 /// Trains on another batch every step.
 fn train(run: &Run, session: &mut Session) -> Yield {
     let steps = run.case.steps;
-    let ahead = if run.ahead { session.steps_ahead() as u64 } else { 0 };
+    let ahead = if run.ahead { session.passes_ahead() as u64 } else { 0 };
     let (mut queued, mut reports) = (0, Vec::new());
     for done in 0..steps {
         while queued < steps && queued - done <= ahead {
             feed_seeded(session, 100 + queued);
-            session.queue_step(queued, steps).expect("a step is queued");
+            session.queue_pass(queued, steps).expect("a step is queued");
             queued += 1;
         }
-        let report = session.finish_step().expect("a step is finished");
+        let report = session.finish_pass().expect("a step is finished");
         reports.push(bits(&report.iter().flat_map(|r| [r.loss, r.accuracy]).collect::<Vec<f32>>()));
     }
     Yield { reports, weights: named(session.parameters().expect("parameters")) }
@@ -129,19 +129,19 @@ fn faulty(case: Case) -> Vec<String> {
     let mut said = Vec::new();
     let queue = |session: &mut Session, step: u64, bytes: &[u8]| {
         session.set_input(&input.name, bytes).expect("input");
-        session.queue_step(step, 5).expect("a step is queued");
+        session.queue_pass(step, 5).expect("a step is queued");
     };
     let say = |finished: Result<Vec<_>, _>| {
         finished.map_or_else(|e: slrc_runtime::device::DeviceError| e.to_string(), |_| "fine".into())
     };
     queue(&mut session, 0, &legal);
     queue(&mut session, 1, &wrong);
-    said.push(say(session.finish_step()));
+    said.push(say(session.finish_pass()));
     queue(&mut session, 2, &legal);
-    said.push(say(session.finish_step()));
+    said.push(say(session.finish_pass()));
     // After an error no step is unfinished, and what follows is judged on its own.
     queue(&mut session, 3, &legal);
-    said.push(say(session.finish_step()));
+    said.push(say(session.finish_pass()));
     said
 }
 

@@ -32,7 +32,7 @@ fn on_cuda(case: Case) -> Yield {
     let (mut losses, mut states, mut middle) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..case.steps {
         feed_seeded(&mut session, 100 + step);
-        let report = session.step(step, case.steps).expect("a step");
+        let report = session.pass(step, case.steps).expect("a step");
         losses.push(bits(&report.iter().map(|r| r.loss).collect::<Vec<f32>>()));
         if step == case.steps / 2 {
             states.push(state(&session));

@@ -53,7 +53,7 @@ impl GraphPlan {
         for (b, bytes) in &self.written {
             device.write(b, &to_memory(b, bytes)).expect("write");
         }
-        device.run(1, ProgramKind::Eval, StepContext { seed: 0, step: 0 }).expect("run");
+        device.run(1, ProgramKind::Eval, StepContext { seed: 0, pass: 0 }).expect("run");
         let b = &self.result;
         let data = to_row_major(b, &device.read(b).expect("read"))
             .chunks_exact(4)
@@ -126,6 +126,7 @@ impl GraphPlan {
             format: FORMAT.into(),
             model: ModelInfo { name: "graph".into(), sha256: String::new(), output: "y".into() },
             settings: Settings {
+                micro_batches: 1,
                 spec_sha256: String::new(),
                 target: target.into(),
                 precision,

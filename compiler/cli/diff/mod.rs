@@ -113,7 +113,7 @@ fn settings(old: &Plan, new: &Plan) -> Vec<Change<String>> {
             ("spec", s.spec_sha256.clone()),
             ("target", s.target.clone()),
             ("precision", s.precision.name().to_string()),
-            ("batch", s.batch.to_string()),
+            ("batch", s.batch_text()),
             ("seed", s.seed.to_string()),
             ("partition", s.partition.clone()),
             ("reconcile", s.reconcile.clone()),

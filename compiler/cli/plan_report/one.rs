@@ -67,7 +67,8 @@ fn spec(plan: &Plan, recompute: Recompute) -> Result<SpecFile, String> {
     }
     let frozen = plan.parameters.iter().filter(|p| p.role == Role::Frozen);
     Ok(SpecFile {
-        batch: Some(batch),
+        batch: Some(plan.settings.samples()),
+        micro_batches: Some(plan.settings.micro_batches),
         shapes,
         output: Some(plan.model.output.clone()),
         freeze: frozen.map(|p| p.name.clone()).collect(),

@@ -58,11 +58,12 @@ impl Row {
         let head_bytes = head_bytes(c);
         let resident_bytes = m.parameter + m.optimizer - head_bytes;
         let working_bytes = m.of(Space::Arena) + head_bytes;
-        let flops = work(&plan.modules);
+        let passes = plan.settings.micro_batches;
+        let flops = work(&plan.modules).saturating_mul(passes as u64);
         let (before, own) = plan.modules.split_at(plan.modules.len() - 1);
         let numbers = |all: &[ModulePlan]| all.iter().map(|m| m.parameters - m.head_parameters).sum::<usize>();
         let part = |some: f64, rest: f64| if some + rest > 0.0 { some / (some + rest) } else { 0.0 };
-        let launches: usize = plan.modules.iter().map(|m| m.step.launches.len()).sum();
+        let launches = passes * plan.modules.iter().map(|m| m.step.launches.len()).sum::<usize>();
         Row {
             modules: plan.modules.len(),
             recompute: c.spec.recompute.name(),
@@ -79,7 +80,7 @@ impl Row {
             work_of_one: one.map_or(1.0, |o| flops as f64 / o.flops.max(1) as f64),
             kernels: plan.modules.iter().map(|m| m.step.kernels.len()).sum(),
             launches: (launches > 0).then_some(launches),
-            estimate_seconds: gpu.map(|g| estimate(plan, g)),
+            estimate_seconds: gpu.map(|g| passes as f64 * estimate(plan, g)),
             local_heads: before.len(),
             locally_trained_parameters: part(numbers(before) as f64, numbers(own) as f64),
             locally_trained_work: part(work(before) as f64, work(own) as f64),

@@ -251,7 +251,8 @@ fn scalars(names: &Names, buffers: &mut Vec<Buffer>, memory: &mut Memory) -> Vec
     let mut out = Vec::new();
     for (s, id) in &names.scalars {
         buffers.push(space.add(id.clone(), &Type::f32([]), Vec::new()));
-        out.push(StepScalar { name: s.name.clone(), buffer: id.clone(), schedule: s.schedule.clone() });
+        let (name, schedule) = (s.name.clone(), s.schedule.clone());
+        out.push(StepScalar { name, buffer: id.clone(), schedule, pass: s.pass });
     }
     memory.scalar = space.end;
     out

@@ -6,7 +6,7 @@ use std::fmt;
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
 use slrc_plan::kernel::Phase;
-use slrc_plan::schedule::Schedule;
+use slrc_plan::schedule::{Pass, Schedule};
 
 use crate::ir::op::Op;
 use crate::ir::types::{DType, Number, Type};
@@ -180,13 +180,15 @@ pub struct Constant {
     pub data: Vec<f64>,
 }
 
-/// A number the runtime sets before each step.
+/// A number the runtime sets before each pass of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepScalar {
     /// `lr`, `lambda` ...
     pub name: String,
     /// Its value by step.
     pub schedule: Schedule,
+    /// In which passes it has that value.
+    pub pass: Pass,
 }
 
 /// What a root does with its value.

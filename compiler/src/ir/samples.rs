@@ -78,10 +78,14 @@ pub fn all() -> Vec<Sample> {
     let wide = (-2.0, 2.0);
     out.push(sample("leaves", wide, |m| {
         use crate::ir::graph::{Init, StepScalar, VarKind, Variable};
-        use slrc_plan::schedule::Schedule;
+        use slrc_plan::schedule::{Pass, Schedule};
         let x = m.real(&[2, 3]);
         let c = m.b.constant(Type::f32([2, 3]), vec![0.5, -1.0, 2.0, 3.0, -0.25, 1.5]);
-        let s = m.b.graph_mut().add_scalar(StepScalar { name: "lr".into(), schedule: Schedule::constant(0.25) });
+        let s = m.b.graph_mut().add_scalar(StepScalar {
+            name: "lr".into(),
+            schedule: Schedule::constant(0.25),
+            pass: Pass::Every,
+        });
         let s = m.b.step_scalar(s);
         let s = m.b.broadcast_to(s, &[2, 3]);
         let v = m.b.graph_mut().add_variable(Variable {

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use slrc_plan::kernel::Phase;
-use slrc_plan::schedule::{Decay, Schedule};
+use slrc_plan::schedule::{Decay, Pass, Schedule, Which};
 
 use crate::ir::graph::{
     Constant, Graph, Init, Input, InputKind, Node, NodeId, Root, RootKind, StepScalar, VarId, VarKind, Variable,
@@ -48,7 +48,7 @@ pub fn print(g: &Graph) -> String {
         let _ = writeln!(out, "const const{i} {} {}", c.ty, data.join(" "));
     }
     for (i, s) in g.scalars.iter().enumerate() {
-        let _ = writeln!(out, "scalar scalar{i} {:?} {}", s.name, schedule_text(&s.schedule));
+        let _ = writeln!(out, "scalar scalar{i} {:?} {}{}", s.name, pass_text(s.pass), schedule_text(&s.schedule));
     }
     for id in g.ids() {
         let n = g.node(id);
@@ -75,6 +75,15 @@ fn init_text(init: Init) -> String {
         Init::Constant(x) => format!("constant({x:?})"),
         Init::Uniform(x) => format!("uniform({x:?})"),
         Init::Normal(x) => format!("normal({x:?})"),
+    }
+}
+
+/// Nothing, or the pass and the value in others.
+fn pass_text(pass: Pass) -> String {
+    match pass {
+        Pass::Every => String::new(),
+        Pass::Only { which: Which::First, otherwise } => format!("first {otherwise:?} "),
+        Pass::Only { which: Which::Last, otherwise } => format!("last {otherwise:?} "),
     }
 }
 
@@ -182,17 +191,28 @@ fn parse_line(g: &mut Graph, line: &str) -> Result<(), String> {
             g.constants.push(Constant { ty, data });
         }
         "scalar" => {
-            let decay = match word(&w, 5)? {
+            let which = match word(&w, 3)? {
+                "first" => Some(Which::First),
+                "last" => Some(Which::Last),
+                _ => None,
+            };
+            let pass = match which {
+                Some(which) => Pass::Only { which, otherwise: number(&w, 4)? },
+                None => Pass::Every,
+            };
+            let at = if which.is_some() { 5 } else { 3 };
+            let decay = match word(&w, at + 2)? {
                 "constant" => Decay::Constant,
                 "cosine" => {
-                    Decay::Cosine { last: number(&w, 6)?, steps: if w.len() > 7 { Some(number(&w, 7)?) } else { None } }
+                    let steps = if w.len() > at + 4 { Some(number(&w, at + 4)?) } else { None };
+                    Decay::Cosine { last: number(&w, at + 3)?, steps }
                 }
-                "step" => Decay::Step { every: number(&w, 6)?, gamma: number(&w, 7)? },
-                "adam-correction" => Decay::AdamCorrection { beta: number(&w, 6)? },
+                "step" => Decay::Step { every: number(&w, at + 3)?, gamma: number(&w, at + 4)? },
+                "adam-correction" => Decay::AdamCorrection { beta: number(&w, at + 3)? },
                 other => return Err(format!("`{other}` is not a schedule")),
             };
-            let schedule = Schedule { base: number(&w, 3)?, warmup: number(&w, 4)?, decay };
-            g.scalars.push(StepScalar { name: word(&w, 2)?.to_string(), schedule });
+            let schedule = Schedule { base: number(&w, at)?, warmup: number(&w, at + 1)?, decay };
+            g.scalars.push(StepScalar { name: word(&w, 2)?.to_string(), schedule, pass });
         }
         "root" => {
             let last = word(&w, w.len() - 1)?.strip_prefix('%').and_then(|n| n.parse().ok());

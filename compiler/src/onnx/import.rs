@@ -21,10 +21,12 @@ use crate::onnx::tensor::{self, Const, Elem};
 use crate::onnx::{NodeError, OnnxError};
 
 /// What the user can say about an import.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ImportOptions {
     /// Batch size; the model's own, or [`DEFAULT_BATCH`], where absent.
     pub batch: Option<usize>,
+    /// Passes that the batch is divided into; the network is imported for the samples of one.
+    pub micro_batches: usize,
     /// Input shapes by name.
     pub shapes: BTreeMap<String, Vec<Extent>>,
     /// Output to train; the first where absent.
@@ -33,6 +35,19 @@ pub struct ImportOptions {
     pub tie: BTreeSet<String>,
     /// Weights that are not trained: names, or prefixes that end in `*`.
     pub freeze: Vec<String>,
+}
+
+impl Default for ImportOptions {
+    fn default() -> ImportOptions {
+        ImportOptions {
+            batch: None,
+            micro_batches: 1,
+            shapes: BTreeMap::new(),
+            output: None,
+            tie: BTreeSet::new(),
+            freeze: Vec::new(),
+        }
+    }
 }
 
 /// An ONNX node as it arrived in the IR.
@@ -61,7 +76,7 @@ pub struct Imported {
     pub logits: NodeId,
     /// Name of the trained output.
     pub output: String,
-    /// Samples a step.
+    /// Samples a pass.
     pub batch: usize,
     /// ONNX nodes the output needs, in order.
     pub nodes: Vec<ImportedNode>,
@@ -97,7 +112,7 @@ pub fn import(file: &OnnxFile, options: &ImportOptions) -> Result<Imported, Onnx
     if declared.is_empty() {
         return Err(OnnxError::Graph(format!("output \"{output}\" does not depend on any input of the model")));
     }
-    let resolved = resolve(&declared, options.batch, &options.shapes)?;
+    let resolved = resolve(&declared, options.batch, options.micro_batches, &options.shapes)?;
 
     let mut graph = Graph::new(if proto.name.is_empty() { "network" } else { &proto.name });
     let mut state = State {

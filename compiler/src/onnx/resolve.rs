@@ -28,7 +28,7 @@ pub(crate) struct ResolvedInput {
 pub(crate) struct Resolved {
     pub(crate) inputs: Vec<ResolvedInput>,
     pub(crate) batch: usize,
-    /// `(declared, wanted)` where the file fixes another batch.
+    /// `(declared, samples a pass)` where the file fixes another batch.
     pub(crate) rebatch: Option<(usize, usize)>,
 }
 
@@ -66,10 +66,11 @@ fn declared(v: &ValueInfoProto) -> Result<(Elem, Vec<Dim>), OnnxError> {
     Ok((elem, dims))
 }
 
-/// Gives every input its extents. The first dimension of the first input is the batch.
+/// Gives every input its extents. The first dimension of the first input is the batch, divided into `micro_batches`.
 pub(crate) fn resolve(
     inputs: &[&ValueInfoProto],
     batch: Option<usize>,
+    micro_batches: usize,
     shapes: &BTreeMap<String, Vec<Extent>>,
 ) -> Result<Resolved, OnnxError> {
     if let Some(name) = shapes.keys().find(|n| !inputs.iter().any(|i| i.name == **n)) {
@@ -100,7 +101,12 @@ pub(crate) fn resolve(
         Some(Extent::Fixed(n)) => Some(*n),
         _ => None,
     });
-    let wanted = batch.or(given).or(fixed.filter(|&n| n > 1)).unwrap_or(DEFAULT_BATCH);
+    let whole = batch.or(given).or(fixed.filter(|&n| n > 1)).unwrap_or(DEFAULT_BATCH);
+    if !whole.is_multiple_of(micro_batches) {
+        let reason = format!("a batch of {whole} is no multiple of {micro_batches} micro-batches");
+        return Err(OnnxError::Input { name: inputs[0].name.clone(), reason });
+    }
+    let wanted = whole / micro_batches;
     let rebatch = fixed.filter(|&n| n != wanted).map(|n| (n, wanted));
     let batch_name = match first.1.first() {
         Some(Dim::Named(n)) => Some(n.clone()),
@@ -114,7 +120,13 @@ pub(crate) fn resolve(
                     let reason = format!("it has {} dimensions, --shape gives {}", dims.len(), given.len());
                     return Err(OnnxError::Input { name: v.name.clone(), reason });
                 }
-                given.iter().map(|e| if let Extent::Fixed(n) = e { *n } else { wanted }).collect()
+                let extent = |(d, e): (usize, &Extent)| match e {
+                    // What is given is the step's batch.
+                    Extent::Fixed(n) if d == 0 && *n == whole => wanted,
+                    Extent::Fixed(n) => *n,
+                    Extent::Batch => wanted,
+                };
+                given.iter().enumerate().map(extent).collect()
             }
             None => {
                 let extents = dims.iter().enumerate().map(|(d, dim)| match dim {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use slrc_plan::ScalarFn;
 use slrc_plan::kernel::Phase;
-use slrc_plan::schedule::{Decay, Schedule};
+use slrc_plan::schedule::{Decay, Pass, Schedule};
 
 use crate::autodiff::{gradients, pushforward};
 use crate::ir::builder::Builder;
@@ -164,7 +164,7 @@ fn safe_div(b: &mut Builder<'_>, a: NodeId, c: NodeId) -> NodeId {
 fn lambda_scalar(b: &mut Builder<'_>, k: usize, spec: &ReconcileSpec) -> NodeId {
     let schedule = Schedule { base: spec.lambda_of(k), warmup: spec.warmup, decay: Decay::Constant };
     let name = if spec.lambdas.contains_key(&k) { format!("lambda.{k}") } else { "lambda".into() };
-    let id = b.graph_mut().add_scalar(StepScalar { name, schedule });
+    let id = b.graph_mut().add_scalar(StepScalar { name, schedule, pass: Pass::Every });
     b.step_scalar(id)
 }
 

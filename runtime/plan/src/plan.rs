@@ -99,8 +99,11 @@ pub struct Settings {
     /// What the operands of products are rounded to; f32 where absent.
     #[serde(default, skip_serializing_if = "Precision::is_f32")]
     pub precision: Precision,
-    /// Samples a step.
+    /// Samples a pass: a step's, unless it takes several.
     pub batch: usize,
+    /// Passes a step takes, each over a micro-batch of `batch` samples; gradients add up to their mean. 1 where absent.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub micro_batches: usize,
     /// Seed of initial weights, shuffles and random kernels.
     pub seed: u64,
     /// How modules were chosen.
@@ -111,6 +114,29 @@ pub struct Settings {
     pub distance: String,
     /// `sgd` or `adamw`, with its settings.
     pub optimizer: String,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(n: &usize) -> bool {
+    *n == 1
+}
+
+impl Settings {
+    /// Samples a step.
+    pub fn samples(&self) -> usize {
+        self.batch * self.micro_batches
+    }
+
+    /// For people: the samples of a step, and how they are divided.
+    pub fn batch_text(&self) -> String {
+        match self.micro_batches {
+            1 => self.batch.to_string(),
+            n => format!("{} in {n} micro-batches of {}", self.samples(), self.batch),
+        }
+    }
 }
 
 /// Bytes of every space: what a run allocates, before data and the runtime's own code.

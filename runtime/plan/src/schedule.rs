@@ -12,6 +12,53 @@ pub struct StepScalar {
     pub buffer: String,
     /// Its value as a function of the step.
     pub schedule: Schedule,
+    /// In which passes of a step it has that value.
+    #[serde(default, skip_serializing_if = "Pass::is_every")]
+    pub pass: Pass,
+}
+
+impl StepScalar {
+    /// Value in pass `pass` (from 0) of a run of `run_steps` steps with `micro_batches` passes each.
+    pub fn at(&self, pass: u64, micro_batches: u64, run_steps: u64) -> f64 {
+        let (step, within) = (pass / micro_batches, pass % micro_batches);
+        match self.pass {
+            Pass::Only { which: Which::First, otherwise } if within > 0 => otherwise,
+            Pass::Only { which: Which::Last, otherwise } if within + 1 < micro_batches => otherwise,
+            Pass::Every | Pass::Only { .. } => self.schedule.at(step, run_steps),
+        }
+    }
+}
+
+/// A step takes a pass over each of its micro-batches: in which of them a scalar has its schedule's value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Pass {
+    /// In all.
+    #[default]
+    Every,
+    /// In one.
+    Only {
+        /// Which one.
+        which: Which,
+        /// Its value in the others.
+        otherwise: f64,
+    },
+}
+
+impl Pass {
+    fn is_every(&self) -> bool {
+        *self == Pass::Every
+    }
+}
+
+/// One pass of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Which {
+    /// That of the first micro-batch.
+    First,
+    /// That of the last: where weights change.
+    Last,
 }
 
 /// A function of the step number.
@@ -101,6 +148,16 @@ mod tests {
         assert!(cosine.at(500, 110).abs() < 1e-12);
         let step = Schedule { base: 1.0, warmup: 0, decay: Decay::Step { every: 5, gamma: 0.5 } };
         assert_eq!((step.at(4, 0), step.at(5, 0), step.at(10, 0)), (1.0, 0.5, 0.25));
+        let sum = |which, otherwise| StepScalar {
+            name: "s".into(),
+            buffer: "scalar/s".into(),
+            schedule: Schedule { base: 1.0, warmup: 0, decay: Decay::Step { every: 1, gamma: 0.5 } },
+            pass: Pass::Only { which, otherwise },
+        };
+        let passes = |s: &StepScalar, n: u64| (0..6).map(|p| s.at(p, n, 0)).collect::<Vec<_>>();
+        assert_eq!(passes(&sum(Which::First, 7.0), 3), [1.0, 7.0, 7.0, 0.5, 7.0, 7.0]);
+        assert_eq!(passes(&sum(Which::Last, 0.0), 3), [0.0, 0.0, 1.0, 0.0, 0.0, 0.5]);
+        assert_eq!(passes(&sum(Which::Last, 0.0), 1), passes(&sum(Which::First, 7.0), 1));
         let adam = Schedule { base: 1.0, warmup: 0, decay: Decay::AdamCorrection { beta: 0.9 } };
         assert!((adam.at(0, 0) - 10.0).abs() < 1e-9);
     }

@@ -104,7 +104,7 @@ impl Device for CpuDevice {
         Ok(self.reports.pop_front().expect("invariant: callers read no more reports than they queued"))
     }
 
-    fn steps_ahead(&self) -> usize {
+    fn passes_ahead(&self) -> usize {
         0
     }
 

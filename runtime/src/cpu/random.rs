@@ -24,7 +24,7 @@ impl Random {
         let tasks = tasks_for(blocks, 32);
         for_each(tasks, |t| {
             for b in part(blocks, tasks, t) {
-                let words = block(context.seed, context.step, self.stream, b as u32);
+                let words = block(context.seed, context.pass, self.stream, b as u32);
                 for (i, &w) in words.iter().enumerate().take(self.count - 4 * b) {
                     // SAFETY: views lie in their buffers; tasks write disjoint elements.
                     unsafe { *self.to.f32((4 * b + i) * self.to.strides[0]) = unit(w) };

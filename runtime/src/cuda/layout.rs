@@ -155,6 +155,7 @@ mod tests {
             format: String::new(),
             model: ModelInfo { name: String::new(), sha256: String::new(), output: String::new() },
             settings: Settings {
+                micro_batches: 1,
                 spec_sha256: String::new(),
                 target: "cuda:sm_80".into(),
                 precision: slrc_plan::Precision::F32,

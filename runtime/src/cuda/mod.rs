@@ -153,7 +153,7 @@ impl CudaDevice {
             return Ok(());
         }
         let mut bytes = context.seed.to_le_bytes().to_vec();
-        bytes.extend_from_slice(&context.step.to_le_bytes());
+        bytes.extend_from_slice(&context.pass.to_le_bytes());
         self.memory.write(self.memory.layout().run(), &bytes)?;
         self.run = Some(context);
         Ok(())
@@ -288,7 +288,7 @@ impl Device for CudaDevice {
         taken
     }
 
-    fn steps_ahead(&self) -> usize {
+    fn passes_ahead(&self) -> usize {
         SLOTS - 1
     }
 

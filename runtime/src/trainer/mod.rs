@@ -4,6 +4,7 @@
 //! `metrics.jsonl` and `checkpoint/`. What a run computes is a function of the plan, the weights, the data and the
 //! seed; stopping it at any moment and resuming changes nothing.
 
+mod average;
 pub mod checkpoint;
 pub mod metrics;
 
@@ -18,6 +19,7 @@ use crate::files::{
     FileError, check_replaceable, read_safetensors, read_tensors, replace_folder, write_atomic, write_safetensors,
 };
 use crate::session::{BoundaryReport, ModuleReport, NamedTensor, Session, StateError};
+use crate::trainer::average::Average;
 use crate::trainer::checkpoint::{Checkpoint, RunState};
 use crate::trainer::metrics::MetricsLog;
 
@@ -125,7 +127,7 @@ pub struct Progress<'a> {
     pub total: u64,
     /// Steps an epoch takes.
     pub steps_per_epoch: u64,
-    /// Numbers of the last step, by module.
+    /// Numbers of the last step, by module: means over its passes.
     pub modules: &'a [ModuleReport],
 }
 
@@ -188,9 +190,10 @@ pub fn train(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(), TrainError> {
     data.check(session.plan())?;
-    let batch = session.plan().settings.batch;
-    let order = Order { seed: options.seed, shuffle: options.shuffle, batch, count: data.count };
-    let per_epoch = steps_per_epoch(data, batch)?;
+    let settings = &session.plan().settings;
+    let (batch, passes, samples) = (settings.batch, settings.micro_batches as u64, settings.samples());
+    let order = Order { seed: options.seed, shuffle: options.shuffle, batch: samples, count: data.count };
+    let per_epoch = steps_per_epoch(data, samples)?;
     let total = match (options.length, resumed) {
         (Some(Length::Steps(n)), _) => n,
         (Some(Length::Epochs(n)), _) => n.saturating_mul(per_epoch),
@@ -217,23 +220,32 @@ pub fn train(
     }
     let every = options.checkpoint_every.unwrap_or(per_epoch).max(1);
     let mut epoch_order: Option<(u64, Vec<u32>)> = None;
-    // Steps queued: those done, and on a device that works on its own some ahead of them.
-    let mut queued = state.step;
+    let mut done = state.step * passes;
+    // Passes queued: those done, and on a device that works on its own some ahead of them.
+    let mut queued = done;
+    let mut average = Average::default();
     while state.step < total {
         // A checkpoint is what its step left: none is queued behind that step before it is written.
         let stop = (state.step / every + 1).saturating_mul(every).min(total);
-        while queued < stop && queued - state.step <= session.steps_ahead() as u64 {
-            let (epoch, within) = (queued / per_epoch, (queued % per_epoch) as usize);
+        while queued < stop.saturating_mul(passes) && queued - done <= session.passes_ahead() as u64 {
+            let (step, pass) = (queued / passes, (queued % passes) as usize);
+            let (epoch, within) = (step / per_epoch, (step % per_epoch) as usize);
             if epoch_order.as_ref().map(|o| o.0) != Some(epoch) {
                 epoch_order = Some((epoch, order.epoch(epoch)));
             }
-            let samples = &epoch_order.as_ref().expect("set above").1[within * batch..(within + 1) * batch];
-            feed(session, data, samples)?;
-            session.queue_step(queued, total).map_err(at_step(queued))?;
+            let first = within * samples + pass * batch;
+            feed(session, data, &epoch_order.as_ref().expect("set above").1[first..first + batch])?;
+            session.queue_pass(queued, total).map_err(at_step(step))?;
             queued += 1;
         }
-        let modules = session.finish_step().map_err(at_step(state.step))?;
+        let modules = session.finish_pass().map_err(at_step(state.step))?;
         check_finite(state.step, &modules)?;
+        done += 1;
+        average.add(&modules);
+        if !done.is_multiple_of(passes) {
+            continue;
+        }
+        let modules = average.take();
         let epoch = state.step / per_epoch;
         state.step += 1;
         if state.step.is_multiple_of(options.log_every.max(1)) || state.step == total || state.step == 1 {

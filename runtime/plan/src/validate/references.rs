@@ -11,6 +11,9 @@ pub(super) fn check_references(plan: &Plan, table: &Table) -> Result<(), Invalid
     if batch == 0 {
         return fail("settings", "a batch has at least one sample");
     }
+    if plan.settings.micro_batches == 0 || batch.checked_mul(plan.settings.micro_batches).is_none() {
+        return fail("settings", format!("a step does not take {} micro-batches", plan.settings.micro_batches));
+    }
     let mut purposes = Purposes { table, taken: std::collections::BTreeSet::new() };
     for i in &plan.inputs {
         let b = purposes.take("inputs", &i.buffer, Space::Input, &[DType::F32, DType::I32])?;
