@@ -56,8 +56,9 @@ fn page() -> String {
          ## ONNX operators\n\n\
          Operators of other domains, control flow and model-local functions are not supported. A model with operators \
          that are not listed is refused with all of them at once. *Networks* counts those of [models/](../models) whose \
-         files hold the operator: their import is compared with PyTorch's parameter counts and between exporters. An \
-         operator without one has been checked only where a test names it.\n\n\
+         files hold the operator: their import is compared with PyTorch's parameter counts and between exporters. All are \
+         held to ONNX's own [node tests](#conformance). What a node says that a conversion does not look at, an attribute \
+         or an input that a later opset added, is an error.\n\n\
          | operator | how, and what not | networks |\n|---|---|---|\n",
     );
     let networks = networks();
@@ -95,6 +96,48 @@ fn page() -> String {
             ResultKind::Flag => "flag",
         };
         let _ = writeln!(out, "| {f} | {} | {result} | {n} |", f.arity());
+    }
+    out.push_str(&conformance());
+    out
+}
+
+/// What `compiler/tests/conformance/cases.txt` holds, by suite.
+fn conformance() -> String {
+    let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("compiler/tests/conformance/cases.txt");
+    let list = std::fs::read_to_string(list).expect("the list of official cases");
+    let cases: Vec<(&str, &str)> = list
+        .lines()
+        .filter(|l| !l.starts_with('#'))
+        .filter_map(|l| l.split_once(' '))
+        .map(|(name, said)| (name.split('/').next().unwrap_or_default(), said))
+        .collect();
+    let mut out = String::from(
+        "\n## Conformance\n\n\
+         ONNX's own node tests, as the onnx package generates them and as an older wheel carries them, evaluated by the \
+         importer and the f64 interpreter. `compiler/tests/conformance/cases.txt` says of each that it passes, or why it \
+         is left out; a change in either direction fails the build. Of a case that passes, first and second derivative are \
+         compared with differences where floats depend on floats. *Of numbers* leaves out strings, sequences, optionals and \
+         types narrower than 16 bits.\n\n\
+         | package | cases | pass | of all | of numbers | derivatives agree | at a kink, or infinite |\n|---|---|---|---|---|---|---|\n",
+    );
+    for suite in cases.iter().map(|c| c.0).collect::<BTreeSet<_>>() {
+        let said = || cases.iter().filter(|c| c.0 == suite).map(|c| c.1);
+        let pass = said().filter(|s| s.starts_with("pass")).count();
+        let odd = |s: &&str| s.starts_with("out") && (s.ends_with(" data") || s.contains("sequences, optionals"));
+        let (all, numbers) = (said().count(), said().filter(|s| !odd(s)).count());
+        let ends = |word: &str| said().filter(|s| s.starts_with("pass") && s.ends_with(word)).count();
+        let percent = |n: usize| format!("{:.1} %", 100.0 * pass as f64 / n as f64);
+        let (whole, part) = (percent(all), percent(numbers));
+        let rough = ends(" kink") + ends(" nan");
+        let _ = writeln!(out, "| onnx {suite} | {all} | {pass} | {whole} | {part} | {} | {rough} |", ends(" grad"));
+    }
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    cases.iter().filter_map(|c| c.1.strip_prefix("out ")).for_each(|r| *reasons.entry(r).or_default() += 1);
+    let mut reasons: Vec<_> = reasons.into_iter().collect();
+    reasons.sort_by_key(|(r, n)| (std::cmp::Reverse(*n), *r));
+    out.push_str("\n| left out | cases |\n|---|---|\n");
+    for (reason, n) in reasons {
+        let _ = writeln!(out, "| {} | {n} |", reason.replace('|', "\\|"));
     }
     out
 }

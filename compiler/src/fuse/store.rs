@@ -154,6 +154,7 @@ fn operation_bytes(g: &Graph, id: NodeId) -> f64 {
             | ScalarFn::Sigmoid
             | ScalarFn::Erf
             | ScalarFn::Sin
+            | ScalarFn::Atan
             | ScalarFn::Cos
             | ScalarFn::Pow => TRANSCENDENTAL_BYTES,
             _ => SIMPLE_BYTES,

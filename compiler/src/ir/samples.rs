@@ -275,6 +275,7 @@ fn scalar_sample(f: ScalarFn) -> Sample {
         | ScalarFn::Sigmoid
         | ScalarFn::Erf
         | ScalarFn::Sin
+        | ScalarFn::Atan
         | ScalarFn::Cos
         | ScalarFn::Not
         | ScalarFn::Add

@@ -135,49 +135,7 @@ pub fn import(file: &OnnxFile, options: &ImportOptions) -> Result<Imported, Onnx
         values.insert(i.name.clone(), Slot::Ready(value));
     }
 
-    let mut nodes = Vec::new();
-    let mut errors = Vec::new();
-    for &i in &needed {
-        let n = &proto.node[i];
-        let before = graph.len();
-        match convert(n, i, file, &mut graph, &mut state, &values) {
-            Ok(outs) => {
-                let value = match outs.first() {
-                    Some(Slot::Ready(Operand::Node(id, _))) => Some(*id),
-                    _ => None,
-                };
-                let first = n.output.first().cloned().unwrap_or_default();
-                let weights = state.sources.values().flat_map(|s| &s.uses).filter(|u| u.0 == i).count();
-                nodes.push(ImportedNode {
-                    name: node_name(n),
-                    op: n.op_type.clone(),
-                    inputs: n.input.clone(),
-                    output: first,
-                    weights,
-                    value,
-                });
-                for (name, out) in n.output.iter().zip(outs) {
-                    if !name.is_empty() {
-                        values.insert(name.clone(), out);
-                    }
-                }
-            }
-            Err(None) => mark_failed(n, &mut values),
-            Err(Some(reason)) => {
-                errors.push(NodeError {
-                    node: node_name(n),
-                    op: qualified(n),
-                    opset: file.opset_of(&n.domain),
-                    reason,
-                });
-                mark_failed(n, &mut values);
-            }
-        }
-        debug_assert!(graph.len() >= before);
-    }
-    if !errors.is_empty() {
-        return Err(OnnxError::Nodes(errors));
-    }
+    let nodes = convert_all(file, &needed, &mut graph, &mut state, &mut values)?;
     check_names(options, &state.sources)?;
     let value = match values.get(&output) {
         Some(Slot::Ready(Operand::Node(id, Elem::Float))) => *id,
@@ -199,8 +157,63 @@ pub fn import(file: &OnnxFile, options: &ImportOptions) -> Result<Imported, Onnx
     Ok(Imported { graph, logits, output, batch: resolved.batch, nodes, sources, notes })
 }
 
+/// Converts nodes in order; all that cannot be converted are reported at once.
+pub(crate) fn convert_all<'s>(
+    file: &'s OnnxFile,
+    needed: &[usize],
+    graph: &mut Graph,
+    state: &mut State<'s>,
+    values: &mut Values,
+) -> Result<Vec<ImportedNode>, OnnxError> {
+    let proto = &file.proto.graph;
+    let mut nodes = Vec::new();
+    let mut errors = Vec::new();
+    for &i in needed {
+        let n = &proto.node[i];
+        let before = graph.len();
+        match convert(n, i, file, graph, state, values) {
+            Ok(outs) => {
+                let value = match outs.first() {
+                    Some(Slot::Ready(Operand::Node(id, _))) => Some(*id),
+                    _ => None,
+                };
+                let first = n.output.first().cloned().unwrap_or_default();
+                let weights = state.sources.values().flat_map(|s| &s.uses).filter(|u| u.0 == i).count();
+                nodes.push(ImportedNode {
+                    name: node_name(n),
+                    op: n.op_type.clone(),
+                    inputs: n.input.clone(),
+                    output: first,
+                    weights,
+                    value,
+                });
+                for (name, out) in n.output.iter().zip(outs) {
+                    if !name.is_empty() {
+                        values.insert(name.clone(), out);
+                    }
+                }
+            }
+            Err(None) => mark_failed(n, values),
+            Err(Some(reason)) => {
+                errors.push(NodeError {
+                    node: node_name(n),
+                    op: qualified(n),
+                    opset: file.opset_of(&n.domain),
+                    reason,
+                });
+                mark_failed(n, values);
+            }
+        }
+        debug_assert!(graph.len() >= before);
+    }
+    if !errors.is_empty() {
+        return Err(OnnxError::Nodes(errors));
+    }
+    Ok(nodes)
+}
+
 /// What is known of an ONNX value.
-enum Slot {
+pub(crate) enum Slot {
     Ready(Operand),
     /// The node that makes it could not be imported, which is reported once, there.
     Failed,
@@ -208,10 +221,10 @@ enum Slot {
     Unavailable(&'static str),
 }
 
-type Values = HashMap<String, Slot>;
+pub(crate) type Values = HashMap<String, Slot>;
 
 /// Indices of the nodes `output` depends on, in file order.
-fn needed_nodes(nodes: &[NodeProto], output: &str) -> Vec<usize> {
+pub(crate) fn needed_nodes(nodes: &[NodeProto], output: &str) -> Vec<usize> {
     let makers: HashMap<&str, usize> = nodes
         .iter()
         .enumerate()
@@ -258,7 +271,7 @@ fn check_names(options: &ImportOptions, sources: &BTreeMap<String, VariableSourc
 }
 
 /// Floats with dimensions stay in the file until they are used; everything else is small and read now.
-fn read_initializers(file: &OnnxFile, used: &BTreeSet<&str>, values: &mut Values) -> Result<(), OnnxError> {
+pub(crate) fn read_initializers(file: &OnnxFile, used: &BTreeSet<&str>, values: &mut Values) -> Result<(), OnnxError> {
     for t in &file.proto.graph.initializer {
         if !used.contains(t.name.as_str()) {
             continue;
@@ -328,7 +341,7 @@ fn convert<'s>(
     let mut scratch = Graph::new("constants");
     // Building on the network's graph and on a scratch graph differ only in which graph it is.
     let target: &mut Graph = if constant { &mut scratch } else { graph };
-    let outs = run(entry, n, index, file, target, state, &operands).map_err(Some)?;
+    let outs = run(entry, n, index, file, target, state, &operands, constant).map_err(Some)?;
     outs.into_iter()
         .map(|out| match out {
             Out::Node(id, elem) if constant => {
@@ -351,6 +364,7 @@ fn convert<'s>(
 /// Largest constant computed at import, in elements.
 const MAX_FOLDED: usize = 1 << 26;
 
+#[allow(clippy::too_many_arguments, reason = "what a conversion sees, piece by piece")]
 fn run<'s>(
     entry: &ops::Entry,
     n: &NodeProto,
@@ -359,12 +373,15 @@ fn run<'s>(
     graph: &mut Graph,
     state: &mut State<'s>,
     operands: &[Operand],
+    folding: bool,
 ) -> Result<Vec<Out>, String> {
     let origin = graph.add_origin(&node_name(n));
     let mut b = Builder::new(graph);
     b.origin = origin;
     let opset = file.opset_of(&n.domain);
-    let outs = (entry.convert)(&mut Cx { proto: n, index, opset, operands, b: &mut b, state })?;
+    let mut cx = Cx { proto: n, index, opset, operands, b: &mut b, state, folding, looked: Default::default() };
+    let outs = (entry.convert)(&mut cx)?;
+    cx.check_all_looked_at()?;
     match b.take_error() {
         Some(e) => Err(e),
         None => Ok(outs),

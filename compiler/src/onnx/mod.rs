@@ -6,6 +6,7 @@
 
 pub mod export;
 pub mod file;
+pub mod forward;
 pub mod import;
 mod node;
 pub mod ops;

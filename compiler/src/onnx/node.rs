@@ -1,5 +1,6 @@
 //! What a conversion sees of its node: attributes, operands in the form it asks for, and where to build.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use onnx_protobuf::{AttributeProto, NodeProto, TensorProto, attribute_proto::AttributeType};
@@ -101,10 +102,51 @@ pub(crate) struct Cx<'a, 'g, 's> {
     pub(crate) operands: &'a [Operand],
     pub(crate) b: &'a mut Builder<'g>,
     pub(crate) state: &'a mut State<'s>,
+    /// Whether all operands are known and the graph is a scratch one: nothing becomes a weight.
+    pub(crate) folding: bool,
+    /// What the conversion has looked at.
+    pub(crate) looked: RefCell<Looked>,
 }
 
+/// Attributes and inputs a conversion has asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Looked {
+    attributes: BTreeSet<String>,
+    inputs: BTreeSet<usize>,
+}
+
+/// Attributes without a bearing on what is computed here: hints of the first opsets, the precision of intermediate
+/// results (f32 throughout), layouts of outputs that are not computed, seeds (a plan has its own), and modes that slrc
+/// chooses itself.
+const WITHOUT_BEARING: &[&str] = &[
+    "consumed_inputs",
+    "is_test",
+    "saturate",
+    "seed",
+    "softmax_precision",
+    "stash_type",
+    "storage_order",
+    "training_mode",
+];
+
 impl Cx<'_, '_, '_> {
+    /// Fails where the node says something that the conversion has not looked at: what a later opset added is not
+    /// passed over in silence.
+    pub(crate) fn check_all_looked_at(&self) -> Result<(), String> {
+        let looked = self.looked.borrow();
+        let known = |name: &str| looked.attributes.contains(name) || WITHOUT_BEARING.contains(&name);
+        if let Some(a) = self.proto.attribute.iter().find(|a| !known(&a.name)) {
+            return Err(format!("attribute {} is not supported", a.name));
+        }
+        let unseen = |i: &usize| !matches!(self.operands[*i], Operand::Absent) && !looked.inputs.contains(i);
+        match (0..self.operands.len()).find(unseen) {
+            Some(i) => Err(format!("input {i} is not supported")),
+            None => Ok(()),
+        }
+    }
+
     fn attribute(&self, name: &str) -> Option<&AttributeProto> {
+        self.looked.borrow_mut().attributes.insert(name.to_string());
         self.proto.attribute.iter().find(|a| a.name == name)
     }
 
@@ -146,6 +188,7 @@ impl Cx<'_, '_, '_> {
     }
 
     pub(crate) fn operand(&self, i: usize) -> &Operand {
+        self.looked.borrow_mut().inputs.insert(i);
         self.operands.get(i).unwrap_or(&Operand::Absent)
     }
 
@@ -242,7 +285,7 @@ impl Cx<'_, '_, '_> {
     pub(crate) fn weight(&mut self, i: usize, init: Init, kind: VarKind) -> Result<NodeId, String> {
         match self.operand(i).clone() {
             Operand::Weight(w) => Ok(self.variable(&w, i, init, kind)),
-            Operand::Const(c) if c.elem == Elem::Float => {
+            Operand::Const(c) if c.elem == Elem::Float && !self.folding => {
                 let name = self.proto.input.get(i).cloned().unwrap_or_default();
                 let values = c.data.iter().map(|&x| x as f32).collect();
                 let source = WeightSource::Values(std::sync::Arc::new(values));

@@ -191,8 +191,8 @@ impl Maker<'_> {
     }
 
     fn unary(&mut self, a: u16, choice: usize) -> NodeId {
-        use ScalarFn::{Abs, Cos, Erf, Exp, Log, Neg, Recip, Rsqrt, Sigmoid, Sin, Sqrt, Tanh};
-        let f = [Neg, Abs, Tanh, Sigmoid, Erf, Sin, Cos, Exp, Log, Sqrt, Rsqrt, Recip][choice % 12];
+        use ScalarFn::{Abs, Atan, Cos, Erf, Exp, Log, Neg, Recip, Rsqrt, Sigmoid, Sin, Sqrt, Tanh};
+        let f = [Neg, Abs, Tanh, Sigmoid, Erf, Sin, Cos, Exp, Log, Sqrt, Rsqrt, Recip, Atan][choice % 13];
         let x = self.pick(a);
         let x = match f {
             Exp => self.squash(x),

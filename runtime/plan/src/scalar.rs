@@ -74,6 +74,8 @@ scalar_functions! {
     Erf = "erf", 1, Number;
     /// sine, radians
     Sin = "sin", 1, Number;
+    /// arc tangent, in radians
+    Atan = "atan", 1, Number;
     /// cosine, radians
     Cos = "cos", 1, Number;
     /// `1 - a` on flags

@@ -49,7 +49,7 @@ fn body<const FUSED: bool>(f: ScalarFn, out: &mut [f32], a: Source<'_>, b: Sourc
     }
     each!(
         Copy: unary, Neg: unary, Abs: unary, Sign: unary, Floor: unary, Exp: unary, Log: unary, Sqrt: unary, Rsqrt: unary,
-        Recip: unary, Tanh: unary, Sigmoid: unary, Erf: unary, Sin: unary, Cos: unary, Not: unary,
+        Recip: unary, Tanh: unary, Sigmoid: unary, Erf: unary, Sin: unary, Atan: unary, Cos: unary, Not: unary,
         Add: binary, Sub: binary, Mul: binary, Div: binary, Pow: binary, Lt: binary, Le: binary, Eq: binary, And: binary,
         Or: binary, Select: ternary
     );

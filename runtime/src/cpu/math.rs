@@ -143,6 +143,7 @@ pub(super) fn apply<const FUSED: bool>(f: ScalarFn, a: f32, b: f32, c: f32) -> f
         ScalarFn::Sigmoid => sigmoid::<FUSED>(a),
         ScalarFn::Erf => erf::<FUSED>(a),
         ScalarFn::Sin => a.sin(),
+        ScalarFn::Atan => a.atan(),
         ScalarFn::Cos => a.cos(),
         ScalarFn::Not => 1.0 - a,
         ScalarFn::Add => a + b,

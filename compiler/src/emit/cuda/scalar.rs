@@ -21,6 +21,7 @@ pub(super) fn expression(f: ScalarFn, args: &[String]) -> String {
         ScalarFn::Sigmoid => format!("1.0f / (1.0f + expf(-{a}))"),
         ScalarFn::Erf => format!("erff({a})"),
         ScalarFn::Sin => format!("sinf({a})"),
+        ScalarFn::Atan => format!("atanf({a})"),
         ScalarFn::Cos => format!("cosf({a})"),
         ScalarFn::Not => format!("1.0f - {a}"),
         ScalarFn::Add => format!("{a} + {b}"),

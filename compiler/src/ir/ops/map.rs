@@ -150,6 +150,11 @@ fn partial(f: ScalarFn, i: usize, b: &mut Builder<'_>, x: &[NodeId], y: NodeId) 
             Value(b.scale(bell, std::f64::consts::FRAC_2_SQRT_PI))
         }
         ScalarFn::Sin => Value(b.map(ScalarFn::Cos, &[x[0]])),
+        ScalarFn::Atan => {
+            let square = b.mul(x[0], x[0]);
+            let more = b.offset(square, 1.0);
+            Value(b.map(ScalarFn::Recip, &[more]))
+        }
         ScalarFn::Cos => {
             let s = b.map(ScalarFn::Sin, &[x[0]]);
             Value(b.neg(s))
@@ -222,6 +227,7 @@ pub fn scalar_f64(f: ScalarFn, a: f64, b: f64, c: f64) -> f64 {
         ScalarFn::Sigmoid => 1.0 / (1.0 + (-a).exp()),
         ScalarFn::Erf => erf(a),
         ScalarFn::Sin => a.sin(),
+        ScalarFn::Atan => a.atan(),
         ScalarFn::Cos => a.cos(),
         ScalarFn::Not => 1.0 - a,
         ScalarFn::Add => a + b,

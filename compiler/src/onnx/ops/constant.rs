@@ -4,6 +4,7 @@ use onnx_protobuf::attribute_proto::AttributeType;
 use slrc_plan::ScalarFn;
 
 use crate::ir::graph::NodeId;
+use crate::ir::types::{DType, Type};
 use crate::onnx::import::int_const;
 use crate::onnx::node::{Cx, Operand, Out};
 use crate::onnx::ops::Entry;
@@ -16,9 +17,13 @@ pub(super) const OPS: &[Entry] = &[
     Entry { op: "Size", note: "computed at import", convert: size },
     Entry { op: "Range", note: "computed at import", convert: range },
     Entry { op: "Identity", note: "passed through", convert: identity },
-    Entry { op: "Cast", note: "between floats: none (all are f32); to integers: known values only", convert: cast },
+    Entry {
+        op: "Cast",
+        note: "between floats: none (all are f32); to integers: truncated, and of no use as indices",
+        convert: cast,
+    },
     Entry { op: "CastLike", note: "as Cast", convert: cast_like },
-    Entry { op: "Dropout", note: "random in training, nothing in inference; no mask output", convert: dropout },
+    Entry { op: "Dropout", note: "random in training, nothing in inference", convert: dropout },
 ];
 
 type R = Result<Vec<Out>, String>;
@@ -142,7 +147,10 @@ fn cast_to(cx: &mut Cx<'_, '_, '_>, to: Elem) -> R {
         (_, Elem::Float) => Ok(vec![Out::Node(cx.real(0)?, Elem::Float)]),
         (_, Elem::Bool) => Ok(vec![Out::Node(cx.flag(0)?, Elem::Bool)]),
         (_, Elem::Int) if from == Elem::Bool => Ok(vec![Out::Node(cx.real(0)?, Elem::Int)]),
-        (_, Elem::Int) => Err("casting computed floats to integers is not supported".into()),
+        (_, Elem::Int) => {
+            let x = cx.real(0)?;
+            Ok(vec![Out::Node(crate::onnx::ops::elementwise::truncate(cx, x), Elem::Int)])
+        }
     }
 }
 
@@ -152,16 +160,22 @@ fn dropout(cx: &mut Cx<'_, '_, '_>) -> R {
     if !(0.0..1.0).contains(&ratio) {
         return Err(format!("ratio {ratio} is not in [0, 1)"));
     }
+    // Whether a file was exported for training does not matter: a plan trains and infers.
+    let _ = cx.present(2);
     let x = cx.real(0)?;
-    let out = if ratio == 0.0 { x } else { random_mask(cx, x, ratio) };
+    let (out, dropped) = if ratio == 0.0 { (x, None) } else { random_mask(cx, x, ratio) };
     let mut outs = vec![Out::Node(out, Elem::Float)];
     if cx.wants(1) {
-        outs.push(Out::Unavailable("dropout's mask"));
+        let s = cx.b.shape(x);
+        let all = cx.b.constant(Type::new(DType::U8, s.clone()), vec![1.0; s.iter().product()]);
+        let kept = dropped.map_or(all, |d| cx.b.map(ScalarFn::Not, &[d]));
+        outs.push(Out::Node(cx.b.mode_select(kept, all), Elem::Bool));
     }
     Ok(outs)
 }
 
-fn random_mask(cx: &mut Cx<'_, '_, '_>, x: NodeId, ratio: f64) -> NodeId {
+/// The result, and which elements are dropped in training.
+fn random_mask(cx: &mut Cx<'_, '_, '_>, x: NodeId, ratio: f64) -> (NodeId, Option<NodeId>) {
     let stream = cx.state.streams;
     cx.state.streams += 1;
     cx.state.note("the network has dropout: it is random in training and off in inference");
@@ -172,5 +186,5 @@ fn random_mask(cx: &mut Cx<'_, '_, '_>, x: NodeId, ratio: f64) -> NodeId {
     let scaled = cx.b.scale(x, 1.0 / (1.0 - ratio));
     let zero = cx.b.zeros_like(x);
     let train = cx.b.select(dropped, zero, scaled);
-    cx.b.mode_select(train, x)
+    (cx.b.mode_select(train, x), Some(dropped))
 }

@@ -13,9 +13,13 @@ use crate::onnx::ops::{Entry, real};
 
 pub(super) const OPS: &[Entry] = &[
     Entry { op: "Conv", note: "one or two spatial dimensions, groups, dilations", convert: conv },
+    Entry {
+        op: "ConvTranspose",
+        note: "one or two spatial dimensions: a convolution's gradient",
+        convert: conv_transpose,
+    },
     Entry { op: "Gemm", note: "alpha A B + beta C", convert: gemm },
     Entry { op: "MatMul", note: "batched, broadcast", convert: matmul },
-    Entry { op: "Attention", note: "opset 23, without cache; 3-D or 4-D", convert: attention },
 ];
 
 type R = Result<Vec<Out>, String>;
@@ -154,6 +158,77 @@ fn conv(cx: &mut Cx<'_, '_, '_>) -> R {
     real(y)
 }
 
+/// The gradient of a convolution with respect to its input, as an op of its own: `x` is where the convolution has its
+/// result, and the result is where it has its input.
+fn conv_transpose(cx: &mut Cx<'_, '_, '_>) -> R {
+    let (xs, ws) = (cx.shape(0)?, cx.shape(1)?);
+    if xs.len() != ws.len() || !(3..=4).contains(&xs.len()) || xs[1] != ws[0] {
+        return Err(format!("input {xs:?} and weight {ws:?} do not belong together"));
+    }
+    let groups = usize::try_from(cx.int("group", 1)).ok().filter(|&g| g > 0).ok_or("group must be positive")?;
+    if !ws[0].is_multiple_of(groups) {
+        return Err(format!("group {groups} does not divide {} channels", ws[0]));
+    }
+    let rank = xs.len() - 2;
+    let list = |cx: &Cx<'_, '_, '_>, name: &str, fill: i64, n: usize| -> Result<Vec<i64>, String> {
+        let v = cx.ints(name).unwrap_or_else(|| vec![fill; n]);
+        let fits = v.len() == n && v.iter().all(|&x| (0..=LARGEST as i64).contains(&x));
+        if fits { Ok(v) } else { Err(format!("{name} {v:?} does not fit {rank} spatial dimensions")) }
+    };
+    let (strides, dilations) = (list(cx, "strides", 1, rank)?, list(cx, "dilations", 1, rank)?);
+    let (pads, more) = (list(cx, "pads", 0, 2 * rank)?, list(cx, "output_padding", 0, rank)?);
+    let kernel = list(cx, "kernel_shape", 1, rank)?;
+    if cx.has("kernel_shape") && !kernel.iter().map(|&k| k as usize).eq(ws[2..].iter().copied()) {
+        return Err(format!("kernel_shape {kernel:?} is not that of weight {ws:?}"));
+    }
+    let (auto, wanted) = (cx.string("auto_pad", "NOTSET"), cx.ints("output_shape"));
+    if wanted.as_ref().is_some_and(|w| w.len() < rank) || strides.contains(&0) || dilations.contains(&0) {
+        return Err("output_shape, strides and dilations are one number a spatial dimension, at least 1".into());
+    }
+    let (mut begin, mut out) = (vec![0; rank], vec![0; rank]);
+    for d in 0..rank {
+        let reach = (ws[2 + d] as i64 - 1) * dilations[d] + 1;
+        let whole = strides[d] * (xs[2 + d] as i64 - 1) + more[d] + reach;
+        let same = auto.starts_with("SAME").then(|| xs[2 + d] as i64 * strides[d]);
+        let wanted = wanted.as_ref().map(|w| w[w.len() - rank + d]).or(same);
+        let (low, high) = match wanted {
+            None => (pads[d], pads[d + rank]),
+            Some(w) => {
+                let total = (whole - w).max(0);
+                let low = if auto == "SAME_UPPER" { total / 2 } else { total - total / 2 };
+                (low, whole - w - low)
+            }
+        };
+        let extent = usize::try_from(whole - low - high).ok().filter(|&n| n > 0 && n <= LARGEST);
+        (begin[d], out[d]) = (low as usize, extent.ok_or("nothing is left of its output")?);
+    }
+    let lift = |v: &[usize], fill: usize| Dims(if rank == 1 { vec![fill, v[0]] } else { v.to_vec() });
+    let sizes = |v: &[i64]| v.iter().map(|&x| x as usize).collect::<Vec<usize>>();
+    let geometry = WindowGeometry {
+        input: lift(&out, 1),
+        output: lift(&xs[2..], 1),
+        kernel: lift(&ws[2..], 1),
+        strides: lift(&sizes(&strides), 1),
+        pads: lift(&begin, 0),
+        dilations: lift(&sizes(&dilations), 1),
+    };
+    let init = fan_in(ws[1..].iter().product());
+    let x = cx.real(0)?;
+    let w = cx.weight(1, init, VarKind::Weight)?;
+    let (x, _) = as_image(cx, x)?;
+    let (w, _) = as_image(cx, w)?;
+    let mut y = cx.b.conv_input_grad(w, x, &ConvShape { groups, geometry });
+    if cx.present(2) {
+        let bias = bias(cx, 2, init)?;
+        let full = cx.b.shape(y);
+        let bias = cx.b.reshape(bias, &[1, ws[1] * groups, 1, 1]);
+        let bias = cx.b.broadcast(bias, &full);
+        y = cx.b.add(y, bias);
+    }
+    let y = from_image(cx, y, xs.len());
+    real(y)
+}
+
 /// A bias is a weight unless it is a constant zero, which exporters add where the layer has none.
 pub(super) fn bias(cx: &mut Cx<'_, '_, '_>, i: usize, init: Init) -> Result<NodeId, String> {
     match cx.known(i)? {
@@ -220,7 +295,7 @@ fn matmul(cx: &mut Cx<'_, '_, '_>) -> R {
 }
 
 /// numpy's matmul for operands of at least two dimensions.
-fn multiply(cx: &mut Cx<'_, '_, '_>, a: NodeId, b: NodeId) -> Result<NodeId, String> {
+pub(super) fn multiply(cx: &mut Cx<'_, '_, '_>, a: NodeId, b: NodeId) -> Result<NodeId, String> {
     let (sa, sb) = (cx.b.shape(a), cx.b.shape(b));
     let (ra, rb) = (sa.len(), sb.len());
     if sa[ra - 1] != sb[rb - 2] {
@@ -240,69 +315,4 @@ fn multiply(cx: &mut Cx<'_, '_, '_>, a: NodeId, b: NodeId) -> Result<NodeId, Str
     let a = cx.b.broadcast_to(a, &[&batch[..], &sa[ra - 2..]].concat());
     let b = cx.b.broadcast_to(b, &[&batch[..], &sb[rb - 2..]].concat());
     Ok(cx.b.matmul(a, b))
-}
-
-/// `softmax(scale Q K^T + mask) V`, per head.
-fn attention(cx: &mut Cx<'_, '_, '_>) -> R {
-    if (4..6).any(|i| cx.present(i)) || (1..4).any(|i| cx.wants(i)) {
-        return Err("the key-value cache and the score output are not supported".into());
-    }
-    if cx.float("softcap", 0.0) != 0.0 {
-        return Err("softcap is not supported".into());
-    }
-    let rank = cx.shape(0)?.len();
-    let heads = |cx: &mut Cx<'_, '_, '_>, i: usize, attribute: &str| -> Result<NodeId, String> {
-        let x = cx.real(i)?;
-        let s = cx.b.shape(x);
-        if s.len() == 4 {
-            return Ok(x);
-        }
-        let n = usize::try_from(cx.int(attribute, 0)).unwrap_or(0);
-        if s.len() != 3 || n == 0 || !s[2].is_multiple_of(n) {
-            return Err(format!("{attribute} = {n} does not split {s:?} into heads"));
-        }
-        let split = cx.b.reshape(x, &[s[0], s[1], n, s[2] / n]);
-        Ok(cx.b.transpose(split, &[0, 2, 1, 3]))
-    };
-    let q = heads(cx, 0, "q_num_heads")?;
-    let k = heads(cx, 1, "kv_num_heads")?;
-    let v = heads(cx, 2, "kv_num_heads")?;
-    let (sq, sk) = (cx.b.shape(q), cx.b.shape(k));
-    if sq[1] != sk[1] {
-        return Err(format!("{} query heads for {} key heads: grouped heads are not supported", sq[1], sk[1]));
-    }
-    let scale = if cx.has("scale") { cx.float("scale", 1.0) } else { 1.0 / (sq[3] as f64).sqrt() };
-    let kt = cx.b.matrix_transpose(k);
-    let q = cx.b.scale(q, scale);
-    let mut scores = multiply(cx, q, kt)?;
-    let full = cx.b.shape(scores);
-    if cx.present(3) {
-        if cx.elem(3)? == crate::onnx::tensor::Elem::Bool {
-            let flag = cx.flag(3)?;
-            let flag = cx.b.broadcast_to(flag, &full);
-            let low = cx.b.splat(-1e30, &full);
-            scores = cx.b.select(flag, scores, low);
-        } else {
-            let mask = cx.real(3)?;
-            let mask = cx.b.broadcast_to(mask, &full);
-            scores = cx.b.add(scores, mask);
-        }
-    }
-    if cx.int("is_causal", 0) != 0 {
-        let (t, s) = (full[2], full[3]);
-        let data = (0..t * s).map(|i| f64::from(u8::from(i % s <= i / s))).collect();
-        let ty = crate::ir::types::Type::new(crate::ir::types::DType::U8, vec![1, 1, t, s]);
-        let flag = cx.b.constant(ty, data);
-        let flag = cx.b.broadcast(flag, &full);
-        let low = cx.b.splat(-1e30, &full);
-        scores = cx.b.select(flag, scores, low);
-    }
-    let p = cx.b.softmax(scores, &[3]);
-    let mut y = multiply(cx, p, v)?;
-    if rank == 3 {
-        y = cx.b.transpose(y, &[0, 2, 1, 3]);
-        let s = cx.b.shape(y);
-        y = cx.b.reshape(y, &[s[0], s[1], s[2] * s[3]]);
-    }
-    real(y)
 }

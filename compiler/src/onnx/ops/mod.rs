@@ -1,13 +1,22 @@
 //! Conversions of ONNX ops to IR, a file a family. Most are decompositions; the tables here are also what
 //! `slrc ops` and docs/ops.md print.
 
+mod activation;
+mod arrange;
+mod attention;
 mod constant;
+mod einsum;
 mod elementwise;
+mod index;
 mod linear;
+mod loss;
 mod norm;
 mod pool;
 mod reduce;
+mod resize;
+mod search;
 mod shape;
+mod trigonometry;
 
 use onnx_protobuf::NodeProto;
 
@@ -25,8 +34,24 @@ pub struct Entry {
     pub(crate) convert: Convert,
 }
 
-const FAMILIES: &[&[Entry]] =
-    &[constant::OPS, elementwise::OPS, linear::OPS, norm::OPS, pool::OPS, reduce::OPS, shape::OPS];
+const FAMILIES: &[&[Entry]] = &[
+    activation::OPS,
+    arrange::OPS,
+    attention::OPS,
+    constant::OPS,
+    einsum::OPS,
+    elementwise::OPS,
+    index::OPS,
+    linear::OPS,
+    loss::OPS,
+    norm::OPS,
+    pool::OPS,
+    reduce::OPS,
+    resize::OPS,
+    search::OPS,
+    shape::OPS,
+    trigonometry::OPS,
+];
 
 /// Every supported op, by name.
 pub fn all() -> Vec<&'static Entry> {

@@ -1,9 +1,12 @@
 //! Normalisations and softmax, as their definitions.
 
-use crate::ir::graph::{Init, VarKind};
+use slrc_plan::ScalarFn;
+
+use crate::ir::graph::{Init, NodeId, VarKind};
 use crate::ir::op::Op;
 use crate::layers::{self, BatchNorm};
 use crate::onnx::node::{Cx, Out};
+use crate::onnx::ops::shape::{pad_with, part};
 use crate::onnx::ops::{Entry, real};
 use crate::onnx::tensor::Elem;
 
@@ -14,7 +17,12 @@ pub(super) const OPS: &[Entry] = &[
         convert: batch_norm,
     },
     Entry { op: "InstanceNormalization", note: "", convert: instance_norm },
-    Entry { op: "LayerNormalization", note: "no statistics outputs", convert: layer_norm },
+    Entry { op: "LayerNormalization", note: "", convert: layer_norm },
+    Entry { op: "GroupNormalization", note: "", convert: group_norm },
+    Entry { op: "RMSNormalization", note: "x / sqrt(mean(x^2) + epsilon) scale", convert: rms_norm },
+    Entry { op: "LpNormalization", note: "p = 1 and 2", convert: lp_norm },
+    Entry { op: "MeanVarianceNormalization", note: "", convert: mean_variance_norm },
+    Entry { op: "LRN", note: "", convert: local_response_norm },
     Entry { op: "Softmax", note: "exp(x - log-sum-exp(x))", convert: softmax },
     Entry { op: "LogSoftmax", note: "x - log-sum-exp(x)", convert: log_softmax },
 ];
@@ -89,9 +97,6 @@ fn instance_norm(cx: &mut Cx<'_, '_, '_>) -> R {
 
 /// `y = (x - mean) / sqrt(var + epsilon) * scale + bias` over the dimensions from `axis` on.
 fn layer_norm(cx: &mut Cx<'_, '_, '_>) -> R {
-    if cx.wants(1) || cx.wants(2) {
-        return Err("its statistics outputs are not supported".into());
-    }
     let xs = cx.shape(0)?;
     let axis = cx.axis(cx.int("axis", -1), xs.len())?;
     let epsilon = cx.float("epsilon", 1e-5);
@@ -99,11 +104,135 @@ fn layer_norm(cx: &mut Cx<'_, '_, '_>) -> R {
     let scale = cx.weight(1, Init::Constant(1.0), VarKind::Weight)?;
     let axes: Vec<usize> = (axis..xs.len()).collect();
     let shift = if cx.present(2) { Some(cx.weight(2, Init::Constant(0.0), VarKind::Weight)?) } else { None };
-    real(layers::layer_norm(cx.b, x, &axes, epsilon, scale, shift))
+    let mut outs = vec![Out::Node(layers::layer_norm(cx.b, x, &axes, epsilon, scale, shift), Elem::Float)];
+    if cx.wants(1) || cx.wants(2) {
+        let mean = cx.b.mean(x, &axes);
+        let centred = layers::centre(cx.b, x, mean);
+        let r = layers::inverse_deviation(cx.b, centred, &axes, epsilon);
+        outs.extend([Out::Node(mean, Elem::Float), Out::Node(r, Elem::Float)]);
+    }
+    outs.truncate(cx.proto.output.len().max(1));
+    Ok(outs)
+}
+
+/// Groups of channels are normalised together. Until opset 20 scale and bias are one a group, from 21 on one a channel.
+fn group_norm(cx: &mut Cx<'_, '_, '_>) -> R {
+    let xs = cx.shape(0)?;
+    let groups = usize::try_from(cx.int("num_groups", 0)).unwrap_or(0);
+    if xs.len() < 2 || groups == 0 || !xs[1].is_multiple_of(groups) {
+        return Err(format!("{groups} groups do not divide {xs:?}"));
+    }
+    let epsilon = cx.float("epsilon", 1e-5);
+    let x = cx.real(0)?;
+    let scale = cx.weight(1, Init::Constant(1.0), VarKind::Weight)?;
+    let shift = cx.weight(2, Init::Constant(0.0), VarKind::Weight)?;
+    let rest: usize = xs[2..].iter().product();
+    let each = xs[1] / groups;
+    let grouped = [xs[0], groups, each, rest];
+    let wide = |cx: &mut Cx<'_, '_, '_>, v: NodeId| -> Result<NodeId, String> {
+        let n: usize = cx.b.shape(v).iter().product();
+        let shape = match n {
+            n if n == xs[1] => [1, groups, each, 1],
+            n if n == groups => [1, groups, 1, 1],
+            n => return Err(format!("{n} scales for {} channels in {groups} groups", xs[1])),
+        };
+        let v = cx.b.reshape(v, &shape);
+        Ok(cx.b.broadcast(v, &grouped))
+    };
+    let (scale, shift) = (wide(cx, scale)?, wide(cx, shift)?);
+    let x = cx.b.reshape(x, &grouped);
+    let mean = cx.b.mean(x, &[2, 3]);
+    let centred = layers::centre(cx.b, x, mean);
+    let r = layers::inverse_deviation(cx.b, centred, &[2, 3], epsilon);
+    let r = cx.b.broadcast(r, &grouped);
+    let normal = cx.b.mul(centred, r);
+    let scaled = cx.b.mul(normal, scale);
+    let y = cx.b.add(scaled, shift);
+    real(cx.b.reshape(y, &xs))
+}
+
+fn rms_norm(cx: &mut Cx<'_, '_, '_>) -> R {
+    let xs = cx.shape(0)?;
+    let axis = cx.axis(cx.int("axis", -1), xs.len())?;
+    let epsilon = cx.float("epsilon", 1e-5);
+    let x = cx.real(0)?;
+    let scale = cx.weight(1, Init::Constant(1.0), VarKind::Weight)?;
+    let axes: Vec<usize> = (axis..xs.len()).collect();
+    let r = layers::inverse_deviation(cx.b, x, &axes, epsilon);
+    let r = cx.b.broadcast(r, &xs);
+    let normal = cx.b.mul(x, r);
+    real(cx.b.binary(ScalarFn::Mul, normal, scale))
+}
+
+/// `x / |x|_p`; zero where the norm is.
+fn lp_norm(cx: &mut Cx<'_, '_, '_>) -> R {
+    let xs = cx.shape(0)?;
+    let axis = cx.axis(cx.int("axis", -1), xs.len())?;
+    let p = cx.int("p", 2);
+    let x = cx.real(0)?;
+    let norm = match p {
+        1 => {
+            let abs = cx.b.map(ScalarFn::Abs, &[x]);
+            cx.b.sum(abs, &[axis])
+        }
+        2 => {
+            let square = cx.b.mul(x, x);
+            let sum = cx.b.sum(square, &[axis]);
+            cx.b.map(ScalarFn::Sqrt, &[sum])
+        }
+        other => return Err(format!("p = {other} is not supported")),
+    };
+    let zero = cx.b.zeros_like(norm);
+    let one = cx.b.splat_like(norm, 1.0);
+    let some = cx.b.map(ScalarFn::Lt, &[zero, norm]);
+    let divisor = cx.b.select(some, norm, one);
+    let divisor = cx.b.broadcast(divisor, &xs);
+    real(cx.b.div(x, divisor))
+}
+
+/// `(x - mean) / (sqrt(var) + 1e-9)`.
+fn mean_variance_norm(cx: &mut Cx<'_, '_, '_>) -> R {
+    let xs = cx.shape(0)?;
+    let axes = cx.axes(&cx.ints("axes").unwrap_or_else(|| vec![0, 2, 3]), xs.len())?;
+    let x = cx.real(0)?;
+    let mean = cx.b.mean(x, &axes);
+    let centred = layers::centre(cx.b, x, mean);
+    let square = cx.b.mul(centred, centred);
+    let var = cx.b.mean(square, &axes);
+    let deviation = cx.b.map(ScalarFn::Sqrt, &[var]);
+    let deviation = cx.b.offset(deviation, 1e-9);
+    let deviation = cx.b.broadcast(deviation, &xs);
+    real(cx.b.div(centred, deviation))
+}
+
+/// `x / (bias + alpha / size * sum of neighbours' squares)^beta`, neighbours being channels (Krizhevsky et al., 2012).
+fn local_response_norm(cx: &mut Cx<'_, '_, '_>) -> R {
+    let xs = cx.shape(0)?;
+    let size = usize::try_from(cx.int("size", 0)).ok().filter(|&n| n > 0).ok_or("size is missing")?;
+    let (alpha, beta, bias) = (cx.float("alpha", 1e-4), cx.float("beta", 0.75), cx.float("bias", 1.0));
+    if xs.len() < 2 || size > 256 {
+        return Err(format!("{size} neighbours of {xs:?} are not supported"));
+    }
+    let x = cx.real(0)?;
+    let square = cx.b.mul(x, x);
+    let mut pads = vec![[0, 0]; xs.len()];
+    let low = (size - 1) / 2;
+    pads[1] = [low as i64, (size - 1 - low) as i64];
+    let padded = pad_with(cx, square, &pads, 0.0)?;
+    let mut sum = cx.b.zeros_like(x);
+    for i in 0..size {
+        let shifted = part(cx, padded, 1, i, xs[1]);
+        sum = cx.b.add(sum, shifted);
+    }
+    let scaled = cx.b.scale(sum, alpha / size as f64);
+    let base = cx.b.offset(scaled, bias);
+    let power = cx.b.splat_like(base, beta);
+    let divisor = cx.b.map(ScalarFn::Pow, &[base, power]);
+    real(cx.b.div(x, divisor))
 }
 
 /// Before opset 13 softmax is over all dimensions from `axis` on.
-fn softmax_axes(cx: &Cx<'_, '_, '_>, rank: usize) -> Result<Vec<usize>, String> {
+pub(super) fn softmax_axes(cx: &Cx<'_, '_, '_>, rank: usize) -> Result<Vec<usize>, String> {
     if rank == 0 {
         return Err("a scalar has no axis".into());
     }

@@ -1,5 +1,8 @@
 //! Pooling.
 
+use slrc_plan::ScalarFn;
+
+use crate::ir::graph::NodeId;
 use crate::ir::types::Type;
 use crate::onnx::node::{Cx, Out};
 use crate::onnx::ops::linear::{as_image, from_image, geometry};
@@ -9,6 +12,8 @@ pub(super) const OPS: &[Entry] = &[
     Entry { op: "MaxPool", note: "no index output", convert: max_pool },
     Entry { op: "AveragePool", note: "", convert: average_pool },
     Entry { op: "GlobalAveragePool", note: "mean over the spatial dimensions", convert: global_average_pool },
+    Entry { op: "LpPool", note: "", convert: lp_pool },
+    Entry { op: "GlobalLpPool", note: "", convert: global_lp_pool },
     Entry { op: "GlobalMaxPool", note: "maximum over the spatial dimensions", convert: global_max_pool },
 ];
 
@@ -29,9 +34,10 @@ fn max_pool(cx: &mut Cx<'_, '_, '_>) -> R {
     let (x, spatial) = as_image(cx, x)?;
     check_rank(&k, rank)?;
     let g = geometry(cx, spatial, &k)?;
+    let elem = cx.elem(0)?;
     let y = cx.b.max_pool(x, &g);
     let y = from_image(cx, y, rank);
-    real(y)
+    Ok(vec![Out::Node(y, elem)])
 }
 
 fn check_rank(kernel: &[usize], rank: usize) -> Result<(), String> {
@@ -74,6 +80,56 @@ fn average_pool(cx: &mut Cx<'_, '_, '_>) -> R {
     let y = cx.b.mul(sum, weights);
     let y = from_image(cx, y, rank);
     real(y)
+}
+
+/// `|x|^p`.
+fn power(cx: &mut Cx<'_, '_, '_>, x: NodeId, p: f64) -> NodeId {
+    if p == 2.0 {
+        return cx.b.mul(x, x);
+    }
+    let abs = cx.b.map(ScalarFn::Abs, &[x]);
+    let exponent = cx.b.splat_like(x, p);
+    cx.b.map(ScalarFn::Pow, &[abs, exponent])
+}
+
+/// `x^(1 / p)`.
+fn root(cx: &mut Cx<'_, '_, '_>, x: NodeId, p: f64) -> NodeId {
+    if p == 2.0 {
+        return cx.b.map(ScalarFn::Sqrt, &[x]);
+    }
+    let exponent = cx.b.splat_like(x, 1.0 / p);
+    cx.b.map(ScalarFn::Pow, &[x, exponent])
+}
+
+/// An exponent, which the first opset had as a float.
+fn exponent(cx: &Cx<'_, '_, '_>) -> Result<f64, String> {
+    let p = cx.int("p", 2) as f64;
+    if p >= 1.0 { Ok(p) } else { Err(format!("p = {p} is not supported")) }
+}
+
+/// `(sum of |x|^p)^(1 / p)` of each window.
+fn lp_pool(cx: &mut Cx<'_, '_, '_>) -> R {
+    let p = exponent(cx)?;
+    let x = cx.real(0)?;
+    let rank = cx.b.graph().ty(x).rank();
+    let k = kernel(cx)?;
+    let (x, spatial) = as_image(cx, x)?;
+    check_rank(&k, rank)?;
+    let g = geometry(cx, spatial, &k)?;
+    let powers = power(cx, x, p);
+    let sum = cx.b.window_sum(powers, &g);
+    let y = root(cx, sum, p);
+    let y = from_image(cx, y, rank);
+    real(y)
+}
+
+fn global_lp_pool(cx: &mut Cx<'_, '_, '_>) -> R {
+    let p = exponent(cx)?;
+    let x = cx.real(0)?;
+    let axes = spatial_axes(cx.b.graph().ty(x).rank())?;
+    let powers = power(cx, x, p);
+    let sum = cx.b.sum(powers, &axes);
+    real(root(cx, sum, p))
 }
 
 fn spatial_axes(rank: usize) -> Result<Vec<usize>, String> {

@@ -3,6 +3,7 @@
 use slrc_plan::ScalarFn;
 
 use crate::ir::graph::NodeId;
+use crate::ir::ops::shape::Slice;
 use crate::onnx::node::{Cx, Out};
 use crate::onnx::ops::Entry;
 
@@ -11,6 +12,9 @@ pub(super) const OPS: &[Entry] = &[
     Entry { op: "ReduceMean", note: "", convert: |cx| reduce(cx, 18, |cx, x, axes| cx.b.mean(x, axes)) },
     Entry { op: "ReduceMax", note: "", convert: |cx| reduce(cx, 18, |cx, x, axes| cx.b.max(x, axes)) },
     Entry { op: "ReduceMin", note: "-max(-x)", convert: |cx| reduce(cx, 18, minimum) },
+    Entry { op: "ReduceProd", note: "product of slices, at most 64", convert: product },
+    Entry { op: "ReduceL1", note: "sum(|x|)", convert: |cx| reduce(cx, 18, sum_abs) },
+    Entry { op: "ReduceLogSum", note: "log(sum(x))", convert: |cx| reduce(cx, 18, log_sum) },
     Entry { op: "ReduceL2", note: "sqrt(sum(x^2))", convert: |cx| reduce(cx, 18, norm) },
     Entry { op: "ReduceSumSquare", note: "sum(x^2)", convert: |cx| reduce(cx, 18, sum_square) },
     Entry { op: "ReduceLogSumExp", note: "", convert: |cx| reduce(cx, 18, |cx, x, axes| cx.b.log_sum_exp(x, axes)) },
@@ -22,6 +26,41 @@ fn minimum(cx: &mut Cx<'_, '_, '_>, x: NodeId, axes: &[usize]) -> NodeId {
     let minus = cx.b.neg(x);
     let m = cx.b.max(minus, axes);
     cx.b.neg(m)
+}
+
+fn sum_abs(cx: &mut Cx<'_, '_, '_>, x: NodeId, axes: &[usize]) -> NodeId {
+    let abs = cx.b.map(ScalarFn::Abs, &[x]);
+    cx.b.sum(abs, axes)
+}
+
+fn log_sum(cx: &mut Cx<'_, '_, '_>, x: NodeId, axes: &[usize]) -> NodeId {
+    let s = cx.b.sum(x, axes);
+    cx.b.map(ScalarFn::Log, &[s])
+}
+
+/// Most factors of a product.
+const FACTORS: usize = 64;
+
+fn product(cx: &mut Cx<'_, '_, '_>) -> R {
+    let shape = cx.shape(0)?;
+    if shape.iter().any(|&d| d > FACTORS) {
+        return Err(format!("products of more than {FACTORS} numbers are not supported"));
+    }
+    reduce(cx, 18, |cx, x, axes| {
+        axes.iter().fold(x, |x, &d| {
+            let mut shape = cx.b.shape(x);
+            let (n, rank) = (shape[d], shape.len());
+            shape[d] = 1;
+            let mut y = cx.b.splat(1.0, &shape);
+            for i in 0..n {
+                let mut starts = vec![0; rank];
+                starts[d] = i;
+                let part = cx.b.slice(x, Slice { starts, steps: vec![1; rank], shape: shape.clone() });
+                y = cx.b.mul(y, part);
+            }
+            y
+        })
+    })
 }
 
 fn sum_square(cx: &mut Cx<'_, '_, '_>, x: NodeId, axes: &[usize]) -> NodeId {
@@ -36,7 +75,8 @@ fn norm(cx: &mut Cx<'_, '_, '_>, x: NodeId, axes: &[usize]) -> NodeId {
 
 /// Axes are an input since opset `since`, an attribute before.
 fn reduce(cx: &mut Cx<'_, '_, '_>, since: i64, f: fn(&mut Cx<'_, '_, '_>, NodeId, &[usize]) -> NodeId) -> R {
-    let elem = cx.elem(0)?;
+    let (elem, keep) = (cx.elem(0)?, cx.int("keepdims", 1) != 0);
+    let nothing = cx.int("noop_with_empty_axes", 0) != 0;
     let x = cx.real(0)?;
     let shape = cx.b.shape(x);
     let given = if cx.present(1) {
@@ -48,11 +88,14 @@ fn reduce(cx: &mut Cx<'_, '_, '_>, since: i64, f: fn(&mut Cx<'_, '_, '_>, NodeId
     };
     let axes = match given {
         Some(a) if !a.is_empty() => cx.axes(&a, shape.len())?,
-        _ if cx.int("noop_with_empty_axes", 0) != 0 => return Ok(vec![Out::Node(x, elem)]),
+        _ if nothing => {
+            let y = f(cx, x, &[]);
+            return Ok(vec![Out::Node(y, elem)]);
+        }
         _ => (0..shape.len()).collect(),
     };
     let mut y = f(cx, x, &axes);
-    if cx.int("keepdims", 1) == 0 {
+    if !keep {
         let kept: Vec<usize> = (0..shape.len()).filter(|d| !axes.contains(d)).map(|d| shape[d]).collect();
         y = cx.b.reshape(y, &kept);
     }

@@ -3,10 +3,9 @@
 use crate::ir::builder::common_shape;
 use crate::ir::graph::NodeId;
 use crate::ir::ops::shape::{Pad, Slice};
-use crate::ir::types::DType;
 use crate::onnx::node::{Cx, Operand, Out};
 use crate::onnx::ops::Entry;
-use crate::onnx::tensor::{Const, Elem};
+use crate::onnx::tensor::Elem;
 
 pub(super) const OPS: &[Entry] = &[
     Entry { op: "Reshape", note: "shape known at import", convert: reshape },
@@ -16,17 +15,16 @@ pub(super) const OPS: &[Entry] = &[
     Entry { op: "Unsqueeze", note: "", convert: unsqueeze },
     Entry { op: "Concat", note: "", convert: concat },
     Entry { op: "Split", note: "", convert: split },
-    Entry { op: "Slice", note: "bounds known at import, positive steps", convert: slice },
-    Entry { op: "Pad", note: "with zeros", convert: pad },
+    Entry { op: "Slice", note: "bounds known at import", convert: slice },
+    Entry { op: "Pad", note: "constant, reflect, edge and wrap", convert: pad },
     Entry { op: "Expand", note: "shape known at import", convert: expand },
     Entry { op: "Tile", note: "repeats known at import", convert: tile },
-    Entry { op: "Gather", note: "rows of a table by data, or any axis by indices known at import", convert: gather },
 ];
 
 type R = Result<Vec<Out>, String>;
 
 /// The operand as a node that may be a flag or an integer, and its kind.
-fn any(cx: &mut Cx<'_, '_, '_>, i: usize) -> Result<(NodeId, Elem), String> {
+pub(super) fn any(cx: &mut Cx<'_, '_, '_>, i: usize) -> Result<(NodeId, Elem), String> {
     let elem = cx.elem(i)?;
     match cx.operand(i) {
         Operand::Node(id, _) => Ok((*id, elem)),
@@ -35,7 +33,7 @@ fn any(cx: &mut Cx<'_, '_, '_>, i: usize) -> Result<(NodeId, Elem), String> {
     }
 }
 
-fn one(id: NodeId, elem: Elem) -> R {
+pub(super) fn one(id: NodeId, elem: Elem) -> R {
     Ok(vec![Out::Node(id, elem)])
 }
 
@@ -169,7 +167,7 @@ fn concat(cx: &mut Cx<'_, '_, '_>) -> R {
     one(cx.b.concat(&parts, axis), elem)
 }
 
-fn part(cx: &mut Cx<'_, '_, '_>, x: NodeId, axis: usize, start: usize, extent: usize) -> NodeId {
+pub(super) fn part(cx: &mut Cx<'_, '_, '_>, x: NodeId, axis: usize, start: usize, extent: usize) -> NodeId {
     let mut shape = cx.b.shape(x);
     let rank = shape.len();
     let mut starts = vec![0; rank];
@@ -181,7 +179,10 @@ fn part(cx: &mut Cx<'_, '_, '_>, x: NodeId, axis: usize, start: usize, extent: u
 fn split(cx: &mut Cx<'_, '_, '_>) -> R {
     let s = cx.shape(0)?;
     let axis = cx.axis(cx.int("axis", 0), s.len())?;
-    let outputs = cx.proto.output.len().max(1);
+    let outputs = match cx.int("num_outputs", 0) {
+        0 => cx.proto.output.len().max(1),
+        n => usize::try_from(n).map_err(|_| format!("{n} outputs"))?,
+    };
     let sizes: Vec<usize> = if cx.present(1) || cx.has("split") {
         let v = if cx.present(1) { cx.known_ints(1, "the sizes")? } else { cx.ints("split").unwrap_or_default() };
         v.iter().map(|&x| usize::try_from(x).map_err(|_| format!("size {x} is negative"))).collect::<Result<_, _>>()?
@@ -215,46 +216,115 @@ fn slice(cx: &mut Cx<'_, '_, '_>) -> R {
         return Err("starts, ends, axes and steps differ in length".into());
     }
     let mut out = Slice { starts: vec![0; s.len()], steps: vec![1; s.len()], shape: s.clone() };
+    let mut backwards = Vec::new();
     for i in 0..starts.len() {
         let d = cx.axis(axes[i], s.len())?;
         let n = s[d] as i64;
-        let step = usize::try_from(steps[i]).ok().filter(|&x| x > 0).ok_or("negative steps are not supported")?;
+        if steps[i] < 0 {
+            backwards.push((d, starts[i], ends[i], steps[i]));
+            continue;
+        }
+        let step = usize::try_from(steps[i]).ok().filter(|&x| x > 0).ok_or("a step of 0")?;
         let clamp = |x: i64| (if x < 0 { x.saturating_add(n) } else { x }).clamp(0, n) as usize;
         let (from, to) = (clamp(starts[i]), clamp(ends[i]));
         (out.starts[d], out.steps[d], out.shape[d]) = (from, step, to.saturating_sub(from).div_ceil(step));
     }
     let (x, elem) = any(cx, 0)?;
-    one(cx.b.slice(x, out), elem)
+    let mut x = cx.b.slice(x, out);
+    for (d, start, end, step) in backwards {
+        let n = s[d] as i64;
+        let from = (if start < 0 { start.saturating_add(n) } else { start }).clamp(-1, n - 1);
+        let to = (if end < 0 { end.saturating_add(n) } else { end }).clamp(-1, n - 1);
+        let back = usize::try_from(step.unsigned_abs()).map_err(|_| "a step is too large")?;
+        let at: Vec<usize> = (to + 1..=from).rev().step_by(back).map(|i| i as usize).collect();
+        x = super::index::take(cx, x, d, &at);
+    }
+    one(x, elem)
 }
 
 fn pad(cx: &mut Cx<'_, '_, '_>) -> R {
-    if cx.string("mode", "constant") != "constant" {
-        return Err(format!("mode \"{}\" is not supported", cx.string("mode", "")));
-    }
-    let value = if cx.present(2) { cx.known_number(2, "the value")? } else { cx.float("value", 0.0) };
-    if value != 0.0 {
-        return Err(format!("padding with {value} is not supported, only with zero"));
-    }
+    let mode = cx.string("mode", "constant");
     let s = cx.shape(0)?;
     let pads = if cx.present(1) { cx.known_ints(1, "the pads")? } else { cx.ints("pads").ok_or("pads are missing")? };
     let axes = if cx.present(3) { cx.known_ints(3, "the axes")? } else { (0..s.len() as i64).collect() };
     if pads.len() != 2 * axes.len() {
         return Err(format!("{} pads for {} axes", pads.len(), axes.len()));
     }
+    let mut both = vec![[0i64; 2]; s.len()];
+    for (i, &a) in axes.iter().enumerate() {
+        both[cx.axis(a, s.len())?] = [pads[i], pads[i + axes.len()]];
+    }
+    if both.iter().flatten().any(|p| p.unsigned_abs() > 1 << 24) {
+        return Err(format!("pads {pads:?} are too large"));
+    }
+    let value = if cx.present(2) { cx.known_number(2, "the value")? } else { cx.float("value", 0.0) };
+    let (x, elem) = any(cx, 0)?;
+    let y = match mode.as_str() {
+        "constant" => pad_with(cx, x, &both, value)?,
+        "edge" | "reflect" | "wrap" => {
+            let mut x = x;
+            for (d, &[low, high]) in both.iter().enumerate().filter(|(_, p)| **p != [0, 0]) {
+                let n = s[d] as i64;
+                if n == 0 {
+                    return Err(format!("dimension {d} is empty and cannot be continued"));
+                }
+                let period = (2 * n - 2).max(1);
+                let source = |i: i64| match mode.as_str() {
+                    "edge" => i.clamp(0, n - 1),
+                    "wrap" => i.rem_euclid(n),
+                    _ => (n - 1) - ((n - 1) - i.rem_euclid(period)).abs(),
+                };
+                let at: Vec<usize> = (-low..n + high).map(|i| source(i) as usize).collect();
+                x = super::index::take(cx, x, d, &at);
+            }
+            x
+        }
+        other => return Err(format!("mode \"{other}\" does not exist")),
+    };
+    one(y, elem)
+}
+
+/// Pads with a number; negative pads remove elements.
+pub(super) fn pad_with(cx: &mut Cx<'_, '_, '_>, x: NodeId, pads: &[[i64; 2]], value: f64) -> Result<NodeId, String> {
+    let s = cx.b.shape(x);
     let mut p = Pad { low: vec![0; s.len()], high: vec![0; s.len()], interior: vec![0; s.len()] };
     let mut crop = Slice { starts: vec![0; s.len()], steps: vec![1; s.len()], shape: s.clone() };
-    for (i, &a) in axes.iter().enumerate() {
-        let d = cx.axis(a, s.len())?;
-        let (low, high) = (pads[i], pads[i + axes.len()]);
+    for (d, &[low, high]) in pads.iter().enumerate() {
         p.low[d] = low.max(0) as usize;
         p.high[d] = high.max(0) as usize;
         let (cut_low, cut_high) = ((-low).max(0) as usize, (-high).max(0) as usize);
         crop.starts[d] = cut_low;
         crop.shape[d] = s[d].checked_sub(cut_low + cut_high).ok_or("negative pads remove more than there is")?;
     }
-    let (x, elem) = any(cx, 0)?;
+    let inside = crop.shape.clone();
     let x = cx.b.slice(x, crop);
-    one(cx.b.pad(x, p), elem)
+    let y = cx.b.pad(x, p.clone());
+    if value == 0.0 {
+        return Ok(y);
+    }
+    // The number where the padding is.
+    let full = cx.b.shape(y);
+    if full.iter().product::<usize>() > 1 << 27 {
+        return Err(format!("padding with {value} to {full:?} is too large"));
+    }
+    let y = cx.b.number(y);
+    let mut at = vec![0usize; full.len()];
+    let count: usize = full.iter().product();
+    let mut flags = Vec::with_capacity(count);
+    for _ in 0..count {
+        let within = (0..full.len()).all(|d| at[d] >= p.low[d] && at[d] < p.low[d] + inside[d]);
+        flags.push(f64::from(u8::from(within)));
+        for d in (0..full.len()).rev() {
+            at[d] += 1;
+            if at[d] < full[d] {
+                break;
+            }
+            at[d] = 0;
+        }
+    }
+    let flags = cx.b.constant(crate::ir::types::Type::new(crate::ir::types::DType::U8, full.clone()), flags);
+    let around = cx.b.splat(value, &full);
+    Ok(cx.b.select(flags, y, around))
 }
 
 fn extents(v: &[i64]) -> Result<Vec<usize>, String> {
@@ -283,84 +353,4 @@ fn tile(cx: &mut Cx<'_, '_, '_>) -> R {
         x = cx.b.concat(&vec![x; n], d);
     }
     one(x, elem)
-}
-
-fn gather(cx: &mut Cx<'_, '_, '_>) -> R {
-    let s = cx.shape(0)?;
-    let axis = cx.axis(cx.int("axis", 0), s.len())?;
-    match (cx.known(0)?, cx.known(1)?) {
-        (Some(data), Some(index)) => gather_known(&data, &index, axis),
-        (None, Some(index)) if !cx.is_weight(0) || axis != 0 || index.data.len() == 1 => gather_parts(cx, &index, axis),
-        _ => gather_rows(cx, axis),
-    }
-}
-
-fn wrap(i: f64, extent: usize) -> Result<usize, String> {
-    let at = if i < 0.0 { i + extent as f64 } else { i };
-    if at >= 0.0 && at < extent as f64 { Ok(at as usize) } else { Err(format!("index {i} is outside 0..{extent}")) }
-}
-
-fn gather_known(data: &Const, index: &Const, axis: usize) -> R {
-    let s = &data.shape;
-    let (outer, inner): (usize, usize) = (s[..axis].iter().product(), s[axis + 1..].iter().product());
-    let mut out = Vec::new();
-    for o in 0..outer {
-        for &i in &index.data {
-            let at = (o * s[axis] + wrap(i, s[axis])?) * inner;
-            out.extend_from_slice(&data.data[at..at + inner]);
-        }
-    }
-    let shape = [&s[..axis], &index.shape, &s[axis + 1..]].concat();
-    Ok(vec![Out::Const(Const { elem: data.elem, shape, data: out })])
-}
-
-/// Slices for indices known now: neighbours are taken together.
-fn gather_parts(cx: &mut Cx<'_, '_, '_>, index: &Const, axis: usize) -> R {
-    let s = cx.shape(0)?;
-    let at: Vec<usize> = index.data.iter().map(|&i| wrap(i, s[axis])).collect::<Result<_, _>>()?;
-    let (x, elem) = any(cx, 0)?;
-    let mut parts = Vec::new();
-    let mut i = 0;
-    while i < at.len() {
-        let mut n = 1;
-        while i + n < at.len() && at[i + n] == at[i] + n {
-            n += 1;
-        }
-        parts.push(part(cx, x, axis, at[i], n));
-        i += n;
-    }
-    if parts.is_empty() || parts.len() > 256 {
-        return Err(format!("gathering {} separate slices is not supported", parts.len()));
-    }
-    let joined = cx.b.concat(&parts, axis);
-    let shape = [&s[..axis], &index.shape, &s[axis + 1..]].concat();
-    one(cx.b.reshape(joined, &shape), elem)
-}
-
-/// Rows of a table by indices.
-fn gather_rows(cx: &mut Cx<'_, '_, '_>, axis: usize) -> R {
-    if axis != 0 {
-        return Err("gathering by data along an axis other than 0 is not supported".into());
-    }
-    let (s, is) = (cx.shape(0)?, cx.shape(1)?);
-    let index = match cx.operand(1).clone() {
-        // Indices known now may count from the end.
-        Operand::Const(c) => {
-            let at: Vec<f64> = c.data.iter().map(|&i| wrap(i, s[0]).map(|x| x as f64)).collect::<Result<_, _>>()?;
-            cx.b.constant(crate::ir::types::Type::new(DType::I32, c.shape), at)
-        }
-        _ => cx.index_values(1)?,
-    };
-    let table = if cx.is_weight(0) {
-        cx.weight(0, crate::ir::graph::Init::Normal(0.02), crate::ir::graph::VarKind::Weight)?
-    } else {
-        cx.real(0)?
-    };
-    let width: usize = s[1..].iter().product();
-    let flat_table = cx.b.reshape(table, &[s[0], width]);
-    let count = is.iter().product();
-    let flat_index = cx.b.reshape(index, &[count]);
-    let rows = cx.b.gather(flat_table, flat_index);
-    let shape = [&is[..], &s[1..]].concat();
-    one(cx.b.reshape(rows, &shape), Elem::Float)
 }

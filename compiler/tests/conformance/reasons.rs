@@ -1,0 +1,82 @@
+//! Reasons for which cases are left out, a line each.
+
+const INTEGERS: &str = "integers here are shapes and indices; their bits are not modelled";
+const QUANTIZED: &str = "quantized numbers: training needs the float network they were made from";
+const STEPWISE: &str = "recurrence over a sequence is not there yet";
+const RANDOM: &str = "random numbers: a plan draws its own";
+const BOXES: &str = "selection among boxes: nothing to train behind it";
+const PLACES: &str = "elements at places that data choose are not there yet";
+const SIGNALS: &str = "complex numbers and signals are not there";
+
+/// What is not there, and why, where the importer only knows that it is not.
+const OPS: &[(&str, &str)] = &[
+    ("AffineGrid", PLACES),
+    ("Bernoulli", RANDOM),
+    ("BitCast", INTEGERS),
+    ("BitShift", INTEGERS),
+    ("BitwiseAnd", INTEGERS),
+    ("BitwiseNot", INTEGERS),
+    ("BitwiseOr", INTEGERS),
+    ("BitwiseXor", INTEGERS),
+    ("CausalConvWithState", "an op newer than opset 26 that keeps a state; its function form passes"),
+    ("Col2Im", "not there yet"),
+    ("ConvInteger", QUANTIZED),
+    ("DFT", SIGNALS),
+    ("DeformConv", PLACES),
+    ("DequantizeLinear", QUANTIZED),
+    ("Det", "not there"),
+    ("DynamicQuantizeLinear", QUANTIZED),
+    ("GRU", STEPWISE),
+    ("GridSample", PLACES),
+    ("ImageDecoder", "decoding of images is not part of a network"),
+    ("LSTM", STEPWISE),
+    ("LinearAttention", "an op newer than opset 26; its function form is a loop"),
+    ("MatMulInteger", QUANTIZED),
+    ("MaxUnpool", "not there yet"),
+    ("MelWeightMatrix", SIGNALS),
+    ("NonMaxSuppression", BOXES),
+    ("NonZero", "its result's shape depends on the data"),
+    ("OptionalGetElement", "sequences, optionals and maps"),
+    ("OptionalHasElement", "sequences, optionals and maps"),
+    ("QLinearConv", QUANTIZED),
+    ("QLinearMatMul", QUANTIZED),
+    ("QuantizeLinear", QUANTIZED),
+    ("RNN", STEPWISE),
+    ("RandomUniformLike", RANDOM),
+    ("RoiAlign", BOXES),
+    ("STFT", SIGNALS),
+    ("TensorScatter", PLACES),
+    ("TfIdfVectorizer", "counting of n-grams is not part of a network"),
+    ("Unique", "its result's shape depends on the data"),
+];
+
+/// Cases whose result is another on purpose, by the beginning of their name.
+const DIFFERENT: &[(&str, &str)] = &[
+    ("gather_negative_indices", "indices from the end as data: a step that meets one fails and says so"),
+    ("mod_float_edge_cases_fmod_0", "a divisor of infinity: a - floor(a / b) b is no number"),
+    ("reduce_max_empty_set_bool", "the maximum of no flags"),
+    ("training_dropout", RANDOM),
+];
+
+/// The reason for which a case's result may differ.
+pub(crate) fn different(case: &str) -> Option<&'static str> {
+    DIFFERENT.iter().find(|d| case.starts_with(d.0)).map(|d| d.1)
+}
+
+/// The importer's first reason for a case, or the one given here for its operator.
+pub(crate) fn short(reason: &str) -> String {
+    if reason.contains("does not say which opset of ONNX") {
+        return "operators of another domain: trees, preprocessing, optimizers".into();
+    }
+    let line = reason.lines().nth(1).unwrap_or(reason).trim();
+    // node "y" (Op, opset 20): why
+    let Some((head, why)) = line.split_once("): ") else { return line.to_string() };
+    let op = head.rsplit_once('(').map_or("", |x| x.1).split(',').next().unwrap_or("");
+    let why = OPS.iter().find(|o| o.0 == op && why == "not supported").map_or(why, |o| o.1);
+    format!("{op}: {why}")
+}
+
+/// Every operator that is left out without a word of the importer's has a reason here.
+pub(crate) fn is_shrug(said: &str) -> bool {
+    said.ends_with(": not supported")
+}
