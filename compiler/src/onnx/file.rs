@@ -7,6 +7,7 @@ use onnx_protobuf::{Message as _, ModelProto, TensorProto, tensor_proto::DataLoc
 use sha2::{Digest, Sha256};
 
 use crate::onnx::OnnxError;
+use crate::onnx::inline::inline;
 use crate::onnx::wire::{RANGE_KEY, slim};
 
 /// An opened model.
@@ -15,7 +16,7 @@ pub struct OnnxFile {
     pub path: PathBuf,
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
-    /// The decoded model, large raw data left in the file.
+    /// The decoded model, large raw data left in the file, functions in place of their calls.
     pub(crate) proto: ModelProto,
     map: Bytes,
 }
@@ -68,7 +69,7 @@ impl OnnxFile {
     pub fn open(path: &Path) -> Result<OnnxFile, OnnxError> {
         let map = map_file(path)?;
         let malformed = |reason: String| OnnxError::Malformed { path: path.to_path_buf(), reason };
-        let proto =
+        let mut proto =
             ModelProto::parse_from_bytes(&slim(&map).map_err(malformed)?).map_err(|e| malformed(e.to_string()))?;
         if proto.graph.is_none() {
             return Err(malformed("it holds no graph".into()));
@@ -78,6 +79,7 @@ impl OnnxFile {
                 "it does not say which opset of ONNX it uses: the file is truncated or damaged".into(),
             ));
         }
+        inline(&mut proto).map_err(malformed)?;
         let sha256 = sha256_hex(&map);
         Ok(OnnxFile { path: path.to_path_buf(), sha256, proto, map })
     }

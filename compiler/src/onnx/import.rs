@@ -318,8 +318,7 @@ fn convert<'s>(
     state: &mut State<'s>,
     values: &Values,
 ) -> Result<Outputs, Option<String>> {
-    let entry = ops::find(n)
-        .ok_or_else(|| Some(ops::unsupported(n, file.proto.functions.iter().any(|f| f.name == n.op_type))))?;
+    let entry = ops::find(n).ok_or_else(|| Some(ops::unsupported(n)))?;
     let mut operands = Vec::with_capacity(n.input.len());
     let mut failed = None;
     for name in &n.input {

@@ -8,6 +8,7 @@ pub mod export;
 pub mod file;
 pub mod forward;
 pub mod import;
+mod inline;
 mod node;
 pub mod ops;
 mod resolve;

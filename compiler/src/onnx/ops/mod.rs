@@ -67,12 +67,10 @@ pub(crate) fn find(n: &NodeProto) -> Option<&'static Entry> {
     FAMILIES.iter().flat_map(|f| f.iter()).find(|e| e.op == n.op_type)
 }
 
-pub(crate) fn unsupported(n: &NodeProto, function: bool) -> String {
+pub(crate) fn unsupported(n: &NodeProto) -> String {
     let nested = n.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty());
     if nested {
         "control flow is not supported: export the model with the branch or loop resolved".into()
-    } else if function {
-        "model-local functions are not supported: inline them with onnx.inliner.inline_local_functions".into()
     } else if !(n.domain.is_empty() || n.domain == "ai.onnx") {
         "only ONNX's own operators are supported".into()
     } else {
