@@ -3,19 +3,19 @@
 //! The oracle rounds the operands itself, by arithmetic rather than by bits, and then multiplies without rounding. So
 //! what is left between the two is f32's rounding of sums, whatever the precision of the operands.
 
+#[path = "tensor_cores/library.rs"]
+mod library;
 mod support;
 
 use slrc_compiler::ir::graph::{Input, InputId, InputKind, RootKind};
 use slrc_compiler::ir::interp::{Env, evaluate};
-use slrc_compiler::ir::ops::contract::ConvShape;
 use slrc_compiler::ir::samples::all;
-use slrc_compiler::ir::{Builder, Graph, NodeId, Root, Tensor, Type};
-use slrc_plan::kernel::WindowGeometry;
+use slrc_compiler::ir::{Builder, Graph, Root, Tensor, Type};
 use slrc_plan::random::{Sequence, stream_of};
-use slrc_plan::{Dims, KernelOp, Precision};
+use slrc_plan::{KernelOp, Precision};
 use slrc_runtime::cuda::{CudaDevice, Launching, Libraries, Residency};
 use slrc_runtime::device::Device as _;
-use support::cuda_host::{Options, Order, Sanitizer, Streams, in_child, in_child_failing, real};
+use support::cuda_host::{Options, Order, Sanitizer, Streams, in_child, real};
 use support::graph_plan::GraphPlan;
 
 /// f32 rounding of sums of at most 17000 terms of order one.
@@ -167,89 +167,6 @@ fn tf32() {
 #[test]
 fn bf16() {
     check("bf16", Precision::Bf16);
-}
-
-/// Convolutions of single pixels, which are plain products: forward and both gradients.
-fn pointwise() -> Vec<Case> {
-    let two = |a, b| Dims(vec![a, b]);
-    let geometry = WindowGeometry {
-        input: two(5, 7),
-        output: two(5, 7),
-        kernel: two(1, 1),
-        strides: two(1, 1),
-        pads: two(0, 0),
-        dilations: two(1, 1),
-    };
-    let shape = ConvShape { groups: 1, geometry };
-    let (x, w, y) = ([3, 12, 5, 7], [20, 12, 1, 1], [3, 20, 5, 7]);
-    let case = |name: &str, operands: [[usize; 4]; 2], op: fn(&mut Builder<'_>, [NodeId; 2], &ConvShape) -> NodeId| {
-        let mut graph = Graph::new("pointwise");
-        let mut b = Builder::new(&mut graph);
-        let operands = [0, 1].map(|i| {
-            let input = Input { name: format!("x{i}"), kind: InputKind::Data, ty: Type::f32(operands[i]) };
-            let id = b.graph_mut().add_input(input);
-            b.input(id)
-        });
-        let value = op(&mut b, operands, &shape);
-        graph.roots = vec![Root { kind: RootKind::Output("y".into()), value }];
-        Case { name: format!("1 x 1 {name}"), graph }
-    };
-    vec![
-        case("convolution", [x, w], |b, [x, w], s| b.conv(x, w, s)),
-        case("input gradient", [w, y], |b, [w, y], s| b.conv_input_grad(w, y, s)),
-        case("weight gradient", [x, y], |b, [x, y], s| b.conv_weight_grad(x, y, s)),
-    ]
-}
-
-/// What a library computes: products of every layout, in batches, in parts, and of single pixels.
-fn for_library() -> Vec<Case> {
-    let samples = small().into_iter().filter(|c| c.name.starts_with("matmul"));
-    let sides = [(false, false), (false, true), (true, false), (true, true)];
-    let products = sides.map(|(a, b)| product(21, 34, 55, a, b));
-    samples.chain(products).chain([product(20, 30, 17000, true, false)]).chain(pointwise()).collect()
-}
-
-fn with_library(precision: Precision) -> (Vec<Vec<f64>>, usize) {
-    results(precision, Libraries::Cublaslt, for_library())
-}
-
-/// The same products by cuBLASLt, told to round its operands likewise.
-#[test]
-fn products_by_a_library() {
-    for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
-        for sanitizer in [Sanitizer::None, Sanitizer::Address] {
-            let options = Options { cublaslt: true, sanitizer, ..Options::default() };
-            let (results, by_library) = in_child("products_by_a_library", &options, precision, with_library).value;
-            for (s, got) in for_library().iter().zip(&results) {
-                let off = |p: Precision| {
-                    let round =
-                        |t: Tensor| Tensor::new(t.shape.clone(), t.data.iter().map(|&x| rounded(x, p)).collect());
-                    support::relative(got, &oracle(&s.graph, inputs(s).into_iter().map(round)).data)
-                };
-                let (as_asked, as_they_are) = (off(precision), off(Precision::F32));
-                // How a real library rounds operands, it does not say.
-                let limit = if real() && precision != Precision::F32 { 2e-2 } else { TOLERANCE };
-                assert!(as_asked < limit, "{}, {precision:?}: {as_asked:e}", s.name);
-                assert!(precision == Precision::F32 || as_they_are > 1e-5, "{}: nothing is rounded", s.name);
-            }
-            if real() {
-                break; // A real library may have no algorithm for one of them, and a real device no options.
-            }
-            assert_eq!(by_library, for_library().len());
-        }
-    }
-}
-
-/// The one call of the library that only batches of products need; `tests/cuda_command/libraries.rs` has the others.
-#[test]
-fn a_failing_call_for_batches_is_named() {
-    if real() {
-        return; // A real library does not fail when told to.
-    }
-    let call = "cublasLtMatrixLayoutSetAttribute";
-    let options = Options { cublaslt: true, fail: format!("{call}:1:14"), ..Options::default() };
-    let text = in_child_failing("a_failing_call_for_batches_is_named", &options, Precision::F32, with_library);
-    assert!(text.contains(&format!("device: Call {{ call: \"{call}\"")), "{text}");
 }
 
 /// A change of heuristics may leave a form of the kernels untried.
