@@ -71,7 +71,9 @@ fn check(test: &str, model: &str, spec: &str, limits: Limits, products: [usize; 
     ] {
         let ran = in_child(test, &Options { order, streams, ..library() }, case.clone(), with_library);
         let same = |t: &Trained| (t.losses.clone(), t.gradients.clone(), t.weights.clone(), t.logits.clone());
-        assert_eq!(same(&ran.value.trained), same(&base.value.trained), "{model}: {order:?}, {streams:?}: other bits");
+        // A failure's numbers would be too many to read.
+        let agree = same(&ran.value.trained) == same(&base.value.trained);
+        assert!(agree, "{model}: {order:?}, {streams:?}: other bits");
         if !real() {
             check_counts(case, &ran);
         }

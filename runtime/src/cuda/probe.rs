@@ -140,6 +140,19 @@ pub fn cublaslt_version() -> Result<Version, DeviceError> {
     Ok(version)
 }
 
+/// Version of the cuBLASLt that is there, where the driver can run it.
+pub(super) fn usable_cublaslt() -> Result<Version, DeviceError> {
+    let (library, driver) = (cublaslt_version()?, driver_version()?);
+    if library.0 <= driver.0 {
+        return Ok(library);
+    }
+    unavailable(format!(
+        "the NVIDIA driver supports CUDA {}.{}, cuBLASLt on the loader path is {}.{}: update the driver, name the folder of \
+         libcublasLt.so.{} in LD_LIBRARY_PATH, or use --libraries none",
+        driver.0, driver.1, library.0, library.1, driver.0
+    ))
+}
+
 /// The version that cuBLAS gives as one number: 120903 is 12.9. Before 12 the major number was counted in thousands.
 fn cublas_version(number: usize) -> Version {
     let (major, rest) =
