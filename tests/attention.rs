@@ -11,7 +11,7 @@ use slrc_compiler::lower::{Draft, Names, Program};
 use slrc_compiler::pipeline::program;
 use slrc_compiler::simplify::{Mode, close, specialise};
 use slrc_plan::random::Sequence;
-use slrc_runtime::cuda::{CudaDevice, Launching, Residency};
+use slrc_runtime::cuda::{CudaDevice, Launching, Libraries, Residency};
 use support::cuda_host::{Options, Order, Sanitizer, in_child, real};
 use support::graph_plan::{GraphPlan, run_on_cpu};
 
@@ -203,7 +203,8 @@ fn on_cuda(order: usize) -> Vec<Vec<f64>> {
         let planned = GraphPlan::new(&orders(case)[order], &inputs(case), &[], "cuda:sm_80");
         let kernels = planned.kernels.clone().expect("kernels").into();
         let mut device =
-            CudaDevice::load(&planned.plan, 0, &kernels, Launching::Eager, Residency::All).expect("device");
+            CudaDevice::load(&planned.plan, 0, &kernels, Launching::Eager, Residency::All, Libraries::None)
+                .expect("device");
         planned.run(&mut device).data
     };
     FUSED.iter().map(run).collect()

@@ -5,6 +5,8 @@
 mod cli;
 #[path = "cuda_command/cubin.rs"]
 mod cubin;
+#[path = "cuda_command/libraries.rs"]
+mod libraries;
 mod support;
 
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! The stand-in CUDA device, tested through cudarc as the runtime uses it. tests/cuda-host/README.md describes it.
 
+#[path = "cuda_host/cublaslt.rs"]
+mod cublaslt;
 #[path = "cuda_host/detectors.rs"]
 mod detectors;
 #[path = "cuda_host/driver.rs"]

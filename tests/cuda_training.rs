@@ -7,6 +7,8 @@
 mod ahead;
 #[path = "cuda_training/in_turn.rs"]
 mod in_turn;
+#[path = "cuda_training/libraries.rs"]
+mod libraries;
 #[path = "cuda_training/precision.rs"]
 mod precision;
 #[path = "cuda_training/sanitized.rs"]
@@ -26,7 +28,8 @@ use slrc_plan::plan::InputDecl;
 use slrc_plan::random::{Sequence, stream_of};
 use slrc_plan::{DType, Plan, Space};
 use slrc_runtime::cpu::CpuDevice;
-use slrc_runtime::cuda::{CudaDevice, Launching, Residency};
+use slrc_runtime::cuda::code::Kernels;
+use slrc_runtime::cuda::{CudaDevice, Launching, Libraries, Residency};
 use slrc_runtime::device::Device;
 use slrc_runtime::session::{NamedTensor, Session};
 use support::cuda_host::{Counts, Options, Order, Streams, in_child, real};
@@ -59,11 +62,27 @@ struct Case {
     graphs: bool,
     /// Whether modules take turns on the device.
     in_turn: bool,
+    /// Whether cuBLASLt computes products.
+    library: bool,
 }
 
 impl Case {
     fn residency(&self) -> Residency {
         if self.in_turn { Residency::InTurn } else { Residency::All }
+    }
+
+    fn libraries(&self) -> Libraries {
+        if self.library { Libraries::Cublaslt } else { Libraries::None }
+    }
+
+    fn launching(&self) -> Launching {
+        if self.graphs { Launching::Graphs } else { Launching::Eager }
+    }
+
+    /// Loads a plan with its kernels as the case has it.
+    fn load(&self, plan: &Plan, kernels: &Kernels) -> CudaDevice {
+        let (residency, libraries) = (self.residency(), self.libraries());
+        CudaDevice::load(plan, 0, kernels, self.launching(), residency, libraries).expect("device")
     }
 }
 
@@ -188,9 +207,7 @@ fn train(case: &Case, plan: Plan, device: Box<dyn Device>, allocated: usize, ten
 
 fn on_cuda(case: Case) -> Trained {
     let (c, tensors) = compiled(&case, "cuda");
-    let launching = if case.graphs { Launching::Graphs } else { Launching::Eager };
-    let device =
-        CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), launching, case.residency()).expect("device");
+    let device = case.load(&c.plan, &c.kernels.expect("kernels").into());
     let allocated = device.allocated();
     train(&case, c.plan, Box::new(device), allocated, &tensors)
 }
@@ -198,9 +215,7 @@ fn on_cuda(case: Case) -> Trained {
 /// A case's plan on the device, with its weights.
 fn session_on_cuda(case: &Case) -> Session {
     let (c, tensors) = compiled(case, "cuda");
-    let launching = if case.graphs { Launching::Graphs } else { Launching::Eager };
-    let device =
-        CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), launching, case.residency()).expect("device");
+    let device = case.load(&c.plan, &c.kernels.expect("kernels").into());
     Session::new(c.plan, Box::new(device), &tensors).expect("session")
 }
 
@@ -293,7 +308,7 @@ fn check_counts(case: &Case, counts: &Counts, allocated: usize) {
 
 /// A case of a model as it is, in graphs.
 fn case(model: &str, spec: &str, steps: u64) -> Case {
-    Case { model: model.into(), dropout: None, spec: spec.into(), steps, graphs: true, in_turn: false }
+    Case { model: model.into(), dropout: None, spec: spec.into(), steps, graphs: true, in_turn: false, library: false }
 }
 
 /// One training, run in every way the device may run it, against the CPU.
@@ -409,9 +424,7 @@ fn index_out_of_range() {
 /// Writes more than pinned memory holds, without waiting in between; returns what the first and the last write left.
 fn many_writes(case: Case) -> (Vec<u8>, Vec<u8>) {
     let (c, _) = compiled(&case, "cuda");
-    let mut device =
-        CudaDevice::load(&c.plan, 0, &c.kernels.expect("kernels").into(), Launching::Graphs, Residency::All)
-            .expect("device");
+    let mut device = case.load(&c.plan, &c.kernels.expect("kernels").into());
     let buffer = |id: &str| c.plan.buffers.iter().find(|b| b.id == id).expect("a buffer").clone();
     let (input, labels) = (buffer(&c.plan.inputs[0].buffer), buffer(&c.plan.labels.buffer));
     device.write(&input, &first_write(input.bytes)).expect("input");

@@ -14,7 +14,7 @@ use slrc_plan::kernel::{Access, Fill, Kernel, KernelOp, Phase};
 use slrc_plan::plan::{BoundaryDecl, Program};
 use slrc_plan::{Buffer, DType, Dims, Plan, Space, View};
 use slrc_runtime::cpu::CpuDevice;
-use slrc_runtime::device::{Device, DeviceError, ProgramKind, StepContext};
+use slrc_runtime::device::{Device, DeviceError, LibraryUse, ProgramKind, StepContext};
 use support::steps::{Batch, compile_spec, session, weights};
 
 const BATCH: usize = 8;
@@ -88,6 +88,10 @@ impl Device for Poisoned {
 
     fn allocated(&self) -> usize {
         self.device.allocated()
+    }
+
+    fn library(&self) -> LibraryUse {
+        self.device.library()
     }
 
     fn profile(

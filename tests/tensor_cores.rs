@@ -3,6 +3,8 @@
 //! The oracle rounds the operands itself, by arithmetic rather than by bits, and then multiplies without rounding. So
 //! what is left between the two is f32's rounding of sums, whatever the precision of the operands.
 
+#[path = "tensor_cores/library.rs"]
+mod library;
 mod support;
 
 use slrc_compiler::ir::graph::{Input, InputId, InputKind, RootKind};
@@ -11,7 +13,8 @@ use slrc_compiler::ir::samples::all;
 use slrc_compiler::ir::{Builder, Graph, Root, Tensor, Type};
 use slrc_plan::random::{Sequence, stream_of};
 use slrc_plan::{KernelOp, Precision};
-use slrc_runtime::cuda::{CudaDevice, Launching, Residency};
+use slrc_runtime::cuda::{CudaDevice, Launching, Libraries, Residency};
+use slrc_runtime::device::Device as _;
 use support::cuda_host::{Options, Order, Sanitizer, Streams, in_child, real};
 use support::graph_plan::GraphPlan;
 
@@ -108,14 +111,22 @@ fn planned(s: &Case, precision: Precision) -> GraphPlan {
 
 /// The results of the cases from `first` on, so many of them.
 fn on_cuda((precision, first, count): (Precision, usize, usize)) -> Vec<Vec<f64>> {
-    let run = |s: Case| {
+    results(precision, Libraries::None, cases().into_iter().skip(first).take(count).collect()).0
+}
+
+/// Results of cases, and how many of the cases a library computes.
+fn results(precision: Precision, libraries: Libraries, cases: Vec<Case>) -> (Vec<Vec<f64>>, usize) {
+    let mut by_library = 0;
+    let mut run = |s: Case| {
         let planned = planned(&s, precision);
         let kernels = planned.kernels.clone().expect("kernels").into();
         let mut device =
-            CudaDevice::load(&planned.plan, 0, &kernels, Launching::Eager, Residency::All).expect("device");
+            CudaDevice::load(&planned.plan, 0, &kernels, Launching::Eager, Residency::All, libraries).expect("device");
+        by_library += usize::from(!device.library().kernels[0][1].is_empty());
         planned.run(&mut device).data
     };
-    cases().into_iter().skip(first).take(count).map(run).collect()
+    let data = cases.into_iter().map(&mut run).collect();
+    (data, by_library)
 }
 
 fn check(test: &str, precision: Precision) {

@@ -8,8 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use slrc_compiler::size::Size;
 use slrc_compiler::spec::{Distance, HeadKind, InitMode, OptimizerKind, Recompute, ReconcileMode};
 use slrc_plan::Precision;
-use slrc_runtime::cuda::Residency;
 use slrc_runtime::cuda::architecture::Architecture;
+use slrc_runtime::cuda::{Libraries, Residency};
 use slrc_runtime::devices::DeviceName;
 
 pub(crate) use plan::{DiffArgs, DiffFormat, ExplainArgs, PlanVerb, ReportArgs, ShowArgs, SweepArgs, VerifyArgs};
@@ -206,6 +206,22 @@ impl StreamingArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct LibraryArgs {
+    /// What computes matrix products on a GPU: none (the plan's own kernels), cublaslt, or auto (cuBLASLt if this
+    /// machine has it; docs/cuda.md). A library's results differ in their last places, from version to version too
+    /// [default: none; a resumed run's own].
+    #[arg(long, value_name = "none|cublaslt|auto")]
+    pub(crate) libraries: Option<Libraries>,
+}
+
+impl LibraryArgs {
+    /// What computes products, where nothing was begun before.
+    pub(crate) fn choice(&self) -> Libraries {
+        self.libraries.unwrap_or(Libraries::None)
+    }
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct TrainArgs {
     /// A plan folder, or a spec to compile first.
     #[arg(value_name = "PLAN_DIR|SPEC.yaml")]
@@ -230,6 +246,8 @@ pub(crate) struct TrainArgs {
     pub(crate) device: Option<DeviceName>,
     #[command(flatten)]
     pub(crate) streaming: StreamingArgs,
+    #[command(flatten)]
+    pub(crate) library: LibraryArgs,
     /// Threads of the CPU device [default: all cores]. Results do not depend on it.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -262,6 +280,8 @@ pub(crate) struct EvalArgs {
     pub(crate) device: Option<DeviceName>,
     #[command(flatten)]
     pub(crate) streaming: StreamingArgs,
+    #[command(flatten)]
+    pub(crate) library: LibraryArgs,
     /// Threads of the CPU device [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -294,6 +314,8 @@ pub(crate) struct ProfileArgs {
     pub(crate) device: Option<DeviceName>,
     #[command(flatten)]
     pub(crate) streaming: StreamingArgs,
+    #[command(flatten)]
+    pub(crate) library: LibraryArgs,
     /// Threads of the CPU device [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -312,6 +334,8 @@ pub(crate) struct BenchArgs {
     pub(crate) device: Option<DeviceName>,
     #[command(flatten)]
     pub(crate) streaming: StreamingArgs,
+    #[command(flatten)]
+    pub(crate) library: LibraryArgs,
     /// Threads of the CPU device [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,

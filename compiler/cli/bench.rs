@@ -1,10 +1,12 @@
 //! `slrc bench`: how long plans' training steps take, on random data.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
-use slrc_plan::Plan;
+use slrc_plan::{ModulePlan, Plan};
+use slrc_runtime::device::ProgramKind;
 use slrc_runtime::devices::DeviceName;
 use slrc_runtime::folder::{read_plan, read_weights};
 use slrc_runtime::session::Session;
@@ -31,6 +33,9 @@ struct Row {
     device: String,
     /// Whether modules took turns on the device.
     stream_modules: bool,
+    /// The library that computes products, if one does, and how many of a step's kernels.
+    library: Option<String>,
+    library_kernels: usize,
     /// Steps that count.
     steps: u64,
     /// Median.
@@ -46,6 +51,9 @@ struct Row {
     allocated_bytes: usize,
     /// What a training step needs of it with all modules there.
     peak_bytes: usize,
+    /// Who computes products, where a library was asked for, as a line for people.
+    #[serde(skip)]
+    products: Option<String>,
 }
 
 pub(crate) fn run(a: &BenchArgs) -> Result<(), Failure> {
@@ -54,6 +62,9 @@ pub(crate) fn run(a: &BenchArgs) -> Result<(), Failure> {
         let json = serde_json::to_string_pretty(&rows).map_err(|e| Failure::Run(e.to_string()))?;
         output::line(json);
     } else {
+        for row in &rows {
+            row.products.iter().for_each(|line| output::line(format!("{}: {line}", row.plan)));
+        }
         output::print(&text(&rows));
     }
     Ok(())
@@ -63,10 +74,11 @@ fn bench(a: &BenchArgs, folder: &Path) -> Result<Row, Failure> {
     let folder = &crate::plan::folder(folder);
     let plan = read_plan(folder)?;
     let name = a.device.unwrap_or_else(|| DeviceName::of(&plan));
-    let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), folder)?;
+    let libraries = a.library.choice();
+    let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), libraries, folder)?;
     let mut session = Session::new(plan, device, &read_weights(folder)?)?;
     let seconds = median(&measure(&mut session, a.steps)?);
-    let plan = session.plan();
+    let (plan, library) = (session.plan(), session.library());
     let passes = plan.settings.micro_batches;
     let moved = passes * planned_bytes(plan);
     Ok(Row {
@@ -76,18 +88,30 @@ fn bench(a: &BenchArgs, folder: &Path) -> Result<Row, Failure> {
         batch: plan.settings.samples(),
         device: name.to_string(),
         stream_modules: a.streaming.stream_modules,
+        library_kernels: library.kernels.iter().map(|[step, _]| step.len()).sum(),
         steps: a.steps,
         step_seconds: seconds,
         samples_per_second: plan.settings.samples() as f64 / seconds,
         launches_per_step: match name {
             DeviceName::Cpu => None,
-            DeviceName::Cuda(_) => Some(passes * plan.modules.iter().map(|m| m.step.launches.len()).sum::<usize>()),
+            DeviceName::Cuda(_) => {
+                let of_a_pass = plan.modules.iter().zip(&library.kernels).map(|(m, k)| launches(m, &k[0]));
+                Some(passes * of_a_pass.sum::<usize>())
+            }
         },
         planned_bytes_per_step: moved,
         bytes_per_second: moved as f64 / seconds,
         allocated_bytes: session.allocated(),
         peak_bytes: plan.memory.peak(),
+        products: device::products(plan, &library, ProgramKind::Step),
+        library: library.name,
     })
+}
+
+/// Launches of a step: one for each kernel of a library, and those of the others.
+fn launches(m: &ModulePlan, library: &BTreeSet<String>) -> usize {
+    let own = m.step.launches.iter().filter(|l| !l.kernels.first().is_some_and(|k| library.contains(k)));
+    own.count() + library.len()
 }
 
 /// Seconds of each step that counts. Steps follow each other as they do in training: a batch is fed and its step queued
@@ -131,6 +155,12 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     middle.iter().sum::<f64>() / middle.len().max(1) as f64
 }
 
+/// The device, and how it is used where not as by default.
+fn device_cell(r: &Row) -> String {
+    let in_turn = r.stream_modules.then(|| "in turn".to_string());
+    [Some(r.device.clone()), in_turn, r.library.clone()].into_iter().flatten().collect::<Vec<String>>().join(", ")
+}
+
 /// A line a plan.
 fn text(rows: &[Row]) -> String {
     let lines = rows
@@ -138,7 +168,7 @@ fn text(rows: &[Row]) -> String {
         .map(|r| {
             vec![
                 r.plan.clone(),
-                if r.stream_modules { format!("{}, in turn", r.device) } else { r.device.clone() },
+                device_cell(r),
                 r.modules.to_string(),
                 r.batch.to_string(),
                 format!("{:.3} ms", r.step_seconds * 1e3),

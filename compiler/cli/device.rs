@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use serde::Serialize;
-use slrc_plan::Plan;
-use slrc_runtime::cuda::{Residency, device_bytes};
-use slrc_runtime::device::Device;
+use slrc_plan::plan::{ModulePlan, Program};
+use slrc_plan::{KernelOp, Plan};
+use slrc_runtime::cuda::{Libraries, Residency, device_bytes};
+use slrc_runtime::device::{Device, LibraryUse, ProgramKind};
 use slrc_runtime::devices::{self, DeviceName};
 use slrc_runtime::folder::read_kernels;
 
@@ -17,12 +18,43 @@ pub(crate) fn open(
     name: Option<DeviceName>,
     threads: Option<usize>,
     residency: Residency,
+    libraries: Libraries,
     folder: &Path,
 ) -> Result<Box<dyn Device>, Failure> {
     let name = name.unwrap_or_else(|| DeviceName::of(plan));
     devices::check_target(plan, name)?;
     let kernels = read_kernels(folder, plan)?;
-    Ok(devices::open(plan, name, threads, kernels.as_ref(), residency)?)
+    Ok(devices::open(plan, name, threads, kernels.as_ref(), residency, libraries)?)
+}
+
+/// Who computes the products of a step, or of an evaluation, as a line for people; nothing where no library was asked
+/// for.
+pub(crate) fn products(plan: &Plan, library: &LibraryUse, kind: ProgramKind) -> Option<String> {
+    if let Some(reason) = &library.missing {
+        return Some(format!("products: the plan's own kernels compute all; {reason}"));
+    }
+    let name = library.name.as_ref()?;
+    let is_product = |run: &KernelOp| match run {
+        KernelOp::Matmul(_) => true,
+        KernelOp::Conv(c) => !c.is_depthwise(),
+        KernelOp::Map(_)
+        | KernelOp::Row(_)
+        | KernelOp::Reduce(_)
+        | KernelOp::Attention(_)
+        | KernelOp::Window(_)
+        | KernelOp::Gather(_)
+        | KernelOp::ScatterAdd(_)
+        | KernelOp::Copy(_)
+        | KernelOp::Fill(_)
+        | KernelOp::Random(_) => false,
+    };
+    let (programs, what): (fn(&ModulePlan) -> &Program, &str) = match kind {
+        ProgramKind::Step => (|m| &m.step, "a step"),
+        ProgramKind::Eval => (|m| &m.eval, "an evaluation"),
+    };
+    let all = plan.modules.iter().flat_map(|m| &programs(m).kernels).filter(|k| is_product(&k.run)).count();
+    let theirs: usize = library.kernels.iter().map(|m| m[kind as usize].len()).sum();
+    Some(format!("products: {name} computes {theirs} of {all} of {what}, the plan's own kernels the others"))
 }
 
 /// Bytes of device memory that a plan takes, with all modules there and with modules taking turns; nothing of a plan

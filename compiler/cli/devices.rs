@@ -26,6 +26,10 @@ pub(crate) fn run() -> Result<(), Failure> {
                 Ok((major, minor)) => format!("CUDA compiler (NVRTC) {major}.{minor}"),
                 Err(e) => e.to_string(),
             });
+            notes.push(match probe::cublaslt_version() {
+                Ok((major, minor)) => format!("cuBLASLt {major}.{minor}, for --libraries cublaslt"),
+                Err(e) => e.to_string(),
+            });
         }
         Err(e) => notes.push(format!("no CUDA device can be used: {e}")),
     }

@@ -3,6 +3,7 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use slrc_runtime::data::dataset::{Dataset, Part};
 use slrc_runtime::data::npz::write_npz;
+use slrc_runtime::device::ProgramKind;
 use slrc_runtime::files::{FileError, write_atomic};
 use slrc_runtime::folder::read_plan;
 use slrc_runtime::session::Session;
@@ -23,7 +24,7 @@ pub(crate) fn run(a: &EvalArgs) -> Result<(), Failure> {
     tensors.extend(read_constants(&a.run)?);
     let data = Dataset::read(&a.data, Part::Test)?;
     data.check(&plan)?;
-    let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), &a.run)?;
+    let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), a.library.choice(), &a.run)?;
     let mut session = Session::new(plan, device, &tensors)?;
     // The device has them.
     drop((tensors, checkpoint.optimizer));
@@ -58,6 +59,9 @@ pub(crate) fn run(a: &EvalArgs) -> Result<(), Failure> {
             vec![m.index.to_string(), m.head.clone(), format!("{:.4}", h.loss), format!("{:.2} %", 100.0 * h.accuracy)]
         })
         .collect();
+    if let Some(line) = device::products(session.plan(), &session.library(), ProgramKind::Eval) {
+        output::line(line);
+    }
     output::line(format!("{} samples of {}\n", data.count, a.data.display()));
     output::print(&table(&["module", "head", "loss", "accuracy"], &[0, 2, 3], rows));
     Ok(())

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use slrc_plan::kernel::{ConvDirection, KernelOp};
 use slrc_plan::{Kernel, Plan};
+use slrc_runtime::device::ProgramKind;
 use slrc_runtime::folder::{read_plan, read_weights};
 use slrc_runtime::session::Session;
 
@@ -20,14 +21,21 @@ use crate::table::{bytes, flops, table};
 struct Timed {
     module: usize,
     kernel: Kernel,
+    /// Whether a library computes it.
+    by_library: bool,
     seconds: Vec<f64>,
 }
 
 pub(crate) fn run(a: &ProfileArgs) -> Result<(), Failure> {
     let plan = read_plan(&a.plan)?;
-    let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), &a.plan)?;
+    let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), a.library.choice(), &a.plan)?;
     let mut session = Session::new(plan, device, &read_weights(&a.plan)?)?;
     Batch::random(&session).feed(&mut session)?;
+    let library = session.library();
+    if let Some(line) = device::products(session.plan(), &library, ProgramKind::Step) {
+        output::line(line);
+    }
+    let by_library = |module: usize, id: &str| library.kernels.get(module - 1).is_some_and(|k| k[0].contains(id));
     let mut all: Vec<Timed> = Vec::new();
     let mut totals: Vec<f64> = Vec::new();
     // The first step touches memory for the first time.
@@ -36,7 +44,8 @@ pub(crate) fn run(a: &ProfileArgs) -> Result<(), Failure> {
         session.profile_pass(step, &mut |module, kernel, seconds| {
             total += seconds;
             if step == 0 {
-                all.push(Timed { module, kernel: kernel.clone(), seconds: Vec::new() });
+                let by_library = by_library(module, &kernel.id);
+                all.push(Timed { module, kernel: kernel.clone(), by_library, seconds: Vec::new() });
             } else {
                 all[at].seconds.push(seconds);
             }
@@ -60,9 +69,9 @@ fn report(plan: &Plan, all: &[Timed], step: f64, top: usize) -> String {
         ms(step),
         plan.settings.batch as f64 / step
     );
-    let mut families: BTreeMap<&str, (f64, u64, usize)> = BTreeMap::new();
+    let mut families: BTreeMap<String, (f64, u64, usize)> = BTreeMap::new();
     for t in all {
-        let e = families.entry(kind(&t.kernel)).or_default();
+        let e = families.entry(kind(t)).or_default();
         *e = (e.0 + median(&t.seconds), e.1 + t.kernel.flops, e.2 + 1);
     }
     // Medians of parts do not add up to the median of the whole.
@@ -72,7 +81,7 @@ fn report(plan: &Plan, all: &[Timed], step: f64, top: usize) -> String {
     let rows = rows
         .into_iter()
         .map(|(name, (s, f, n))| {
-            vec![name.into(), n.to_string(), ms(s), format!("{:.1} %", 100.0 * s / sum), flops(f), rate(f, s)]
+            vec![name, n.to_string(), ms(s), format!("{:.1} %", 100.0 * s / sum), flops(f), rate(f, s)]
         })
         .collect();
     let header = ["family", "kernels", "time", "share", "work", "GFLOP/s"];
@@ -88,7 +97,7 @@ fn report(plan: &Plan, all: &[Timed], step: f64, top: usize) -> String {
             let moved = bytes_moved(plan, k);
             vec![
                 format!("m{}.{}", t.module, k.id),
-                kind(k).into(),
+                kind(t),
                 ms(s),
                 rate(k.flops, s),
                 format!("{}/s", bytes((moved as f64 / s) as usize)),
@@ -103,16 +112,17 @@ fn report(plan: &Plan, all: &[Timed], step: f64, top: usize) -> String {
     out
 }
 
-/// The family, with the direction of a convolution.
-fn kind(k: &Kernel) -> &'static str {
-    match &k.run {
+/// The family, with the direction of a convolution, and whether a library computes it.
+fn kind(t: &Timed) -> String {
+    let family = match &t.kernel.run {
         KernelOp::Conv(c) => match c.direction {
             ConvDirection::Forward => "conv forward",
             ConvDirection::InputGrad => "conv input-grad",
             ConvDirection::WeightGrad => "conv weight-grad",
         },
         other => other.family(),
-    }
+    };
+    if t.by_library { format!("{family} (cuBLASLt)") } else { family.to_string() }
 }
 
 #[cfg(test)]
@@ -125,12 +135,13 @@ mod tests {
         let plan: Plan = slrc_plan::yaml::from_str(text).expect("a plan");
         let kernel = |i: usize, seconds: [f64; 3]| {
             let kernel = plan.modules[1].step.kernels[i].clone();
-            Timed { module: 2, kernel, seconds: seconds.to_vec() }
+            Timed { module: 2, kernel, by_library: i == 1, seconds: seconds.to_vec() }
         };
         // A step takes 10, 10 and 18 s; each kernel's median is 9 s.
         let all = [kernel(0, [1.0, 9.0, 9.0]), kernel(1, [9.0, 1.0, 9.0])];
         let text = report(&plan, &all, median(&[10.0, 10.0, 18.0]), 0);
         assert!(text.starts_with("a step of 2 samples: 10000.00 ms, 0.2 samples/s\n"), "{text}");
         assert_eq!(text.matches(" 50.0 % ").count(), 2, "{text}");
+        assert_eq!(text.matches(" (cuBLASLt) ").count(), 1, "{text}");
     }
 }

@@ -7,7 +7,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use slrc_compiler::pipeline::spec_sha256;
 use slrc_plan::Plan;
 use slrc_plan::plan::files;
+use slrc_runtime::cuda::Libraries;
 use slrc_runtime::data::dataset::{Dataset, Part};
+use slrc_runtime::device::ProgramKind;
 use slrc_runtime::devices::DeviceName;
 use slrc_runtime::files::read;
 use slrc_runtime::folder::{read_plan, read_weights};
@@ -32,7 +34,11 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
         let plan = read_plan(&a.out)?;
         check_same_plan(a, &plan)?;
         checkpoint.check(&a.out, &plan)?;
-        let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), &a.out)?;
+        let libraries = a.library.libraries.unwrap_or(match &checkpoint.state.library {
+            Some(_) => Libraries::Cublaslt,
+            None => Libraries::None,
+        });
+        let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), libraries, &a.out)?;
         let mut tensors = checkpoint.parameters;
         tensors.extend(read_constants(&a.out)?);
         let mut session = Session::new(plan, device, &tensors)?;
@@ -67,7 +73,8 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
     let data = Dataset::read(&a.data, Part::Train)?;
     data.check(&plan)?;
     steps_per_epoch(&data, plan.settings.samples())?;
-    let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), folder)?;
+    let libraries = a.library.choice();
+    let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), libraries, folder)?;
     let seed = a.seed.unwrap_or(plan.settings.seed);
     let weights = read_weights(folder)?;
     let mut session = Session::new(plan, device, &weights).map_err(in_file(&folder.join(files::WEIGHTS)))?;
@@ -141,6 +148,18 @@ fn go_with(
     options: &RunOptions,
     resumed: Option<&slrc_runtime::trainer::checkpoint::RunState>,
 ) -> Result<(), Failure> {
+    let library = session.library();
+    if let Some(line) = device::products(session.plan(), &library, ProgramKind::Step) {
+        output::line(line);
+    }
+    if let Some(was) = resumed.map(|s| &s.library).filter(|was| **was != library.name) {
+        let name = |l: &Option<String>| l.clone().unwrap_or("the plan's own kernels".into());
+        let (was, now) = (name(was), name(&library.name));
+        output::line(format!(
+            "products: up to the checkpoint by {was}, from here on by {now}: last places differ from those of a run by one \
+             of them"
+        ));
+    }
     if let Some(f) = device::footprint(session.plan()) {
         let name = a.device.unwrap_or_else(|| DeviceName::of(session.plan()));
         let used = if a.streaming.stream_modules { "modules in turn" } else { "all modules" };

@@ -1,5 +1,7 @@
 //! What a device does for a runtime: holds a plan's memory and runs its programs.
 
+use std::collections::BTreeSet;
+
 use slrc_plan::{Buffer, Kernel};
 
 /// A device could not run.
@@ -106,6 +108,17 @@ pub enum ProgramKind {
     Eval,
 }
 
+/// Who computes a plan's matrix products.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LibraryUse {
+    /// The library with its version; absent where the plan's own kernels compute all.
+    pub name: Option<String>,
+    /// Why there is none, where one would have been used.
+    pub missing: Option<String>,
+    /// Of each module, training and evaluation: the kernels that the library computes, by id.
+    pub kernels: Vec<[BTreeSet<String>; 2]>,
+}
+
 /// What of a run a kernel may depend on besides memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepContext {
@@ -138,6 +151,8 @@ pub trait Device {
     fn passes_ahead(&self) -> usize;
     /// Bytes of the device's own memory that are allocated.
     fn allocated(&self) -> usize;
+    /// Which library computes products in place of the plan's own kernels, and which ones.
+    fn library(&self) -> LibraryUse;
     /// Runs one program kernel by kernel and calls `after` with each and the seconds it took.
     fn profile(
         &mut self,

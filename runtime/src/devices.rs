@@ -7,7 +7,7 @@ use slrc_plan::Plan;
 
 use crate::cpu::CpuDevice;
 use crate::cuda::code::Kernels;
-use crate::cuda::{CudaDevice, Launching, Residency};
+use crate::cuda::{CudaDevice, Launching, Libraries, Residency};
 use crate::device::{Device, DeviceError};
 
 /// Names a device of this machine.
@@ -67,13 +67,15 @@ pub fn check_target(plan: &Plan, name: DeviceName) -> Result<(), DeviceError> {
 }
 
 /// Loads a validated plan on a device. `kernels` are those beside a plan for CUDA; `threads` counts for the CPU only
-/// (all cores where absent). Modules take turns on a GPU only: a CPU has no other memory for them to be in.
+/// (all cores where absent). Modules take turns on a GPU only: a CPU has no other memory for them to be in. Libraries
+/// are for GPUs.
 pub fn open(
     plan: &Plan,
     name: DeviceName,
     threads: Option<usize>,
     kernels: Option<&Kernels>,
     residency: Residency,
+    libraries: Libraries,
 ) -> Result<Box<dyn Device>, DeviceError> {
     check_target(plan, name)?;
     match name {
@@ -82,12 +84,17 @@ pub fn open(
              the plan with --target cuda to train on a GPU"
                 .into(),
         )),
+        DeviceName::Cpu if libraries != Libraries::None => Err(DeviceError::Unsupported(format!(
+            "--libraries {} is for GPUs, and --device cpu uses none: leave it out, or compile the plan with --target cuda",
+            libraries.name()
+        ))),
         DeviceName::Cpu => Ok(Box::new(CpuDevice::load(plan, threads)?)),
         DeviceName::Cuda(ordinal) => {
             let kernels = kernels.ok_or_else(|| {
                 DeviceError::Unsupported(format!("the plan is for {} but has no kernels.cu", plan.settings.target))
             })?;
-            Ok(Box::new(CudaDevice::load(plan, ordinal, kernels, Launching::from_environment()?, residency)?))
+            let launching = Launching::from_environment()?;
+            Ok(Box::new(CudaDevice::load(plan, ordinal, kernels, launching, residency, libraries)?))
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use slrc_plan::{Buffer, DType, Kernel, Plan};
 
-use crate::device::{Device, DeviceError, ProgramKind, StepContext};
+use crate::device::{Device, DeviceError, LibraryUse, ProgramKind, StepContext};
 use crate::files::{FileError, Outline, write_tensors};
 use crate::reorder::{to_memory, to_row_major};
 
@@ -231,6 +231,11 @@ impl Session {
     /// Bytes of the device's own memory that are allocated.
     pub fn allocated(&self) -> usize {
         self.device.allocated()
+    }
+
+    /// Which library computes products in place of the plan's own kernels, and which ones.
+    pub fn library(&self) -> LibraryUse {
+        self.device.library()
     }
 
     /// Trains one pass and waits for it. No pass may be unfinished.

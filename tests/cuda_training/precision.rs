@@ -5,7 +5,7 @@ use crate::{Case, Limits, Tensors, case, check, numbers, on_cuda};
 
 /// An operand is off by up to 2^-12 of itself in TF32 and 2^-9 in bf16. A loss has seen some layers of products; a
 /// gradient twice as many, and it is judged by its own size, which is smaller than that of its terms.
-const TF32: Limits = Limits { loss: 1e-3, gradient: 1e-2, later: 1e-2 };
+pub(crate) const TF32: Limits = Limits { loss: 1e-3, gradient: 1e-2, later: 1e-2 };
 const BF16: Limits = Limits { loss: 8e-3, gradient: 8e-2, later: 8e-2 };
 /// With ReLUs and pooling, a rounding may turn a choice over, and a pixel's gradient is then there or not: in small
 /// images that is a good part of a filter's gradient. What is lost altogether is still seen.

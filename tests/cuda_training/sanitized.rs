@@ -13,7 +13,6 @@ use slrc_plan::launch::{Launch, LaunchArg};
 use slrc_plan::validate::validate;
 use slrc_plan::{Buffer, DType, Dims, Plan, Space};
 use slrc_runtime::cuda::code::Kernels;
-use slrc_runtime::cuda::{CudaDevice, Launching};
 use slrc_runtime::device::Device as _;
 
 use crate::support::cuda_host::device::guard;
@@ -108,8 +107,7 @@ fn altered(a: Altered) -> Trained {
     if let Some((space, statement)) = &a.planted {
         plant(&mut plan, &mut source, *space, statement);
     }
-    let device =
-        CudaDevice::load(&plan, 0, &Kernels::from(source), Launching::Graphs, a.case.residency()).expect("device");
+    let device = a.case.load(&plan, &Kernels::from(source));
     for gap in &gaps {
         guard(device.address(gap), gap.bytes);
     }

@@ -1,6 +1,6 @@
 //! Model-local functions: every call becomes the function's nodes, so that nothing behind this knows of functions.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use onnx_protobuf::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto};
 
@@ -20,7 +20,7 @@ fn domain(d: &str) -> &str {
 /// `first output/name`, its nodes `call/node`.
 pub(crate) fn inline(model: &mut ModelProto) -> Result<(), String> {
     let functions = std::mem::take(&mut model.functions);
-    let by_key: HashMap<Key<'_>, &FunctionProto> =
+    let by_key: BTreeMap<Key<'_>, &FunctionProto> =
         functions.iter().map(|f| ((domain(&f.domain), f.name.as_str(), f.overload.as_str()), f)).collect();
     if by_key.len() < functions.len() {
         return Err("two of its functions have the same name".into());
@@ -42,12 +42,12 @@ pub(crate) fn inline(model: &mut ModelProto) -> Result<(), String> {
     Ok(())
 }
 
-fn find<'a>(functions: &HashMap<Key<'_>, &'a FunctionProto>, n: &NodeProto) -> Option<&'a FunctionProto> {
+fn find<'a>(functions: &BTreeMap<Key<'_>, &'a FunctionProto>, n: &NodeProto) -> Option<&'a FunctionProto> {
     functions.get(&(domain(&n.domain), n.op_type.as_str(), n.overload.as_str())).copied()
 }
 
 struct Inliner<'a> {
-    by_key: &'a HashMap<Key<'a>, &'a FunctionProto>,
+    by_key: &'a BTreeMap<Key<'a>, &'a FunctionProto>,
     /// Opsets in use, by domain.
     opsets: &'a mut BTreeMap<String, i64>,
     made: usize,
@@ -103,7 +103,7 @@ fn body(f: &FunctionProto, call: &NodeProto) -> Result<Vec<NodeProto>, String> {
         return Err(format!("a call of function {} has more inputs or outputs than it", f.name));
     }
     let prefix = call.output.iter().find(|o| !o.is_empty()).cloned().unwrap_or_default();
-    let mut names: HashMap<&str, String> = HashMap::new();
+    let mut names: BTreeMap<&str, String> = BTreeMap::new();
     for (i, name) in f.input.iter().enumerate() {
         names.insert(name, call.input.get(i).cloned().unwrap_or_default());
     }
@@ -116,8 +116,8 @@ fn body(f: &FunctionProto, call: &NodeProto) -> Result<Vec<NodeProto>, String> {
             None => drop(names.insert(name, to.clone())),
         }
     }
-    let given: HashMap<&str, &AttributeProto> = call.attribute.iter().map(|a| (a.name.as_str(), a)).collect();
-    let defaults: HashMap<&str, &AttributeProto> = f.attribute_proto.iter().map(|a| (a.name.as_str(), a)).collect();
+    let given: BTreeMap<&str, &AttributeProto> = call.attribute.iter().map(|a| (a.name.as_str(), a)).collect();
+    let defaults: BTreeMap<&str, &AttributeProto> = f.attribute_proto.iter().map(|a| (a.name.as_str(), a)).collect();
     let rename = |name: &mut String| {
         if !name.is_empty() {
             *name = names.get(name.as_str()).cloned().unwrap_or_else(|| format!("{prefix}/{name}"));

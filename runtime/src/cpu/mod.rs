@@ -39,7 +39,7 @@ use slrc_plan::{Buffer, Plan, Space};
 
 use crate::cpu::kernel::{Prepared, prepare};
 use crate::cpu::memory::Memory;
-use crate::device::{Device, DeviceError, ProgramKind, StepContext};
+use crate::device::{Device, DeviceError, LibraryUse, ProgramKind, StepContext};
 
 /// A plan on the CPU.
 pub struct CpuDevice {
@@ -106,6 +106,10 @@ impl Device for CpuDevice {
 
     fn passes_ahead(&self) -> usize {
         0
+    }
+
+    fn library(&self) -> LibraryUse {
+        LibraryUse::default()
     }
 
     fn allocated(&self) -> usize {

@@ -6,7 +6,7 @@
 //! [`CudaDevice`] holds one allocation of the size the plan says and one stream on which programs run in order. A
 //! program is recorded as a graph when it first runs and replayed from then on. Batches arrive on a stream of their own
 //! (`uploads.rs`), and what a step reports is read when the next one is queued (`reports.rs`). Modules may take turns
-//! on the device (`streaming.rs`).
+//! on the device (`streaming.rs`), and a library may compute products (`library/`).
 //!
 //! Unsafe code is allowed in this folder because every call of the driver is unsafe. Its contract: a plan passes
 //! [`slrc_plan::validate`] before it is loaded, launches pass as many arguments as their functions take (`source.rs`),
@@ -22,6 +22,7 @@ pub mod cubin;
 mod error;
 mod images;
 mod layout;
+mod library;
 mod memory;
 pub mod probe;
 mod program;
@@ -43,12 +44,14 @@ use slrc_plan::{Buffer, Kernel, Plan, Space};
 use crate::cuda::code::Kernels;
 use crate::cuda::error::Called;
 use crate::cuda::layout::Layout;
+pub use crate::cuda::library::Libraries;
+use crate::cuda::library::Products;
 use crate::cuda::memory::Memory;
 use crate::cuda::program::{Place, Program};
 use crate::cuda::reports::{Reports, SLOTS};
 use crate::cuda::streaming::{Streaming, is_image};
 use crate::cuda::uploads::Uploads;
-use crate::device::{Device, DeviceError, ProgramKind, StepContext};
+use crate::device::{Device, DeviceError, LibraryUse, ProgramKind, StepContext};
 
 /// How a device runs programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +91,8 @@ pub fn device_bytes(plan: &Plan, residency: Residency) -> usize {
 pub struct CudaDevice {
     /// Of each module: training and evaluation. Fields are dropped in order, work before what it works on.
     programs: Vec<[Program; 2]>,
+    /// What computes products in place of the plan's kernels.
+    products: Products,
     uploads: RefCell<Uploads>,
     /// Where modules take turns.
     streaming: Option<RefCell<Streaming>>,
@@ -111,6 +116,7 @@ impl CudaDevice {
         kernels: &Kernels,
         launching: Launching,
         residency: Residency,
+        libraries: Libraries,
     ) -> Result<CudaDevice, DeviceError> {
         kernels.check(plan)?;
         let info = probe::device_info(ordinal)?;
@@ -120,10 +126,12 @@ impl CudaDevice {
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().called("cuStreamCreate")?;
         let code = context.load_module(Ptx::from_binary(code)).called("cuModuleLoadData")?;
+        let products = Products::start(libraries, plan.settings.precision)?;
         let memory = Memory::allocate(plan, &stream, residency, &format!("cuda:{ordinal} ({})", info.name))?;
         let buffers: BTreeMap<&str, &Buffer> = plan.all_buffers().map(|b| (b.id.as_str(), b)).collect();
         let prepare = |module: usize, kind: ProgramKind, p: &slrc_plan::plan::Program| {
-            Program::prepare(p, &code, &Place { module, kind, memory: &memory, buffers: &buffers })
+            let place = Place { module, kind, memory: &memory, buffers: &buffers, products: &products };
+            Program::prepare(p, &code, &place)
         };
         let programs = plan
             .modules
@@ -135,7 +143,19 @@ impl CudaDevice {
         let streaming = images.map(|i| Streaming::new(plan, i, &stream).map(RefCell::new)).transpose()?;
         let reports = Reports::allocate(&stream, memory.layout().status().len())?;
         let report = RefCell::new(None);
-        Ok(CudaDevice { programs, uploads, streaming, reports, memory, stream, context, launching, run: None, report })
+        Ok(CudaDevice {
+            programs,
+            products,
+            uploads,
+            streaming,
+            reports,
+            memory,
+            stream,
+            context,
+            launching,
+            run: None,
+            report,
+        })
     }
 
     /// Device address of a buffer's first byte while its module runs, for tools that watch memory.
@@ -294,6 +314,14 @@ impl Device for CudaDevice {
 
     fn allocated(&self) -> usize {
         self.memory.layout().total()
+    }
+
+    fn library(&self) -> LibraryUse {
+        LibraryUse {
+            name: self.products.name(),
+            missing: self.products.missing().map(str::to_string),
+            kernels: self.programs.iter().map(|both| [both[0].by_library(), both[1].by_library()]).collect(),
+        }
     }
 
     fn profile(

@@ -1,6 +1,7 @@
 //! What CUDA there is on this machine, asked without ever failing hard: cudarc panics at the first call of a library
 //! that is not there, so libraries are looked for before anything of them is called.
 
+use cudarc::cublaslt::sys as cublaslt;
 use cudarc::driver::result::{self, device};
 use cudarc::driver::sys::{self as driver, CUdevice_attribute, CUresult};
 use cudarc::nvrtc::sys as nvrtc;
@@ -114,6 +115,51 @@ pub fn compiler_version() -> Result<Version, DeviceError> {
     }
 }
 
+/// Oldest cuBLASLt whose interface is the one that is called.
+const OLDEST_CUBLASLT: Version = (12, 0);
+
+/// Version of cuBLASLt.
+pub fn cublaslt_version() -> Result<Version, DeviceError> {
+    // SAFETY: opens a system library by name; NVIDIA's has no initialisers that could do harm.
+    if !unsafe { cublaslt::is_culib_present() } {
+        return unavailable(
+            "no cuBLASLt: libcublasLt.so.12 is not on the loader path; install cuBLAS of CUDA 12 (the Python package \
+             nvidia-cublas-cu12 holds it) and name its folder in LD_LIBRARY_PATH, or use --libraries none",
+        );
+    }
+    // SAFETY: the library is there.
+    let number = unsafe { cublaslt::cublasLtGetVersion() };
+    let version = cublas_version(number);
+    if version < OLDEST_CUBLASLT {
+        return unavailable(format!(
+            "cuBLASLt on the loader path is {}.{}; {}.{} is needed: name the folder of libcublasLt.so.12 in \
+             LD_LIBRARY_PATH, or use --libraries none",
+            version.0, version.1, OLDEST_CUBLASLT.0, OLDEST_CUBLASLT.1
+        ));
+    }
+    Ok(version)
+}
+
+/// Version of the cuBLASLt that is there, where the driver can run it.
+pub(super) fn usable_cublaslt() -> Result<Version, DeviceError> {
+    let (library, driver) = (cublaslt_version()?, driver_version()?);
+    if library.0 <= driver.0 {
+        return Ok(library);
+    }
+    unavailable(format!(
+        "the NVIDIA driver supports CUDA {}.{}, cuBLASLt on the loader path is {}.{}: update the driver, name the folder of \
+         libcublasLt.so.{} in LD_LIBRARY_PATH, or use --libraries none",
+        driver.0, driver.1, library.0, library.1, driver.0
+    ))
+}
+
+/// The version that cuBLAS gives as one number: 120903 is 12.9. Before 12 the major number was counted in thousands.
+fn cublas_version(number: usize) -> Version {
+    let (major, rest) =
+        if number < 100_000 { (number / 1000, number % 1000) } else { (number / 10_000, number % 10_000) };
+    (major as i32, (rest / 100) as i32)
+}
+
 /// Fails where the driver cannot load what a compiler makes: code of a later major version. `name` is the compiler's in
 /// the message.
 pub(super) fn check_pair(driver: Version, compiler: Version, name: &str) -> Result<(), DeviceError> {
@@ -137,6 +183,11 @@ mod tests {
             let text = missing.to_string();
             assert!(matches!(missing, DeviceError::Unavailable(_)) && text.contains("use --device cpu"), "{text}");
         }
+    }
+
+    #[test]
+    fn versions_of_cublas() {
+        assert_eq!([11_401, 110_900, 120_903, 130_100].map(cublas_version), [(11, 4), (11, 9), (12, 9), (13, 1)]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! A module's program on a device: its launches, run one by one or as a graph.
+//! A module's program on a device: its launches and calls of a library, run one by one or as a graph.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cudarc::driver::sys::{CUdeviceptr, CUevent_flags, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
@@ -10,6 +10,7 @@ use slrc_plan::plan::Program as Plan;
 use slrc_plan::{Buffer, Kernel};
 
 use crate::cuda::error::Called;
+use crate::cuda::library::{Product, Products};
 use crate::cuda::memory::Memory;
 use crate::device::{DeviceError, ProgramKind};
 
@@ -22,10 +23,20 @@ struct Prepared {
     shared: u32,
     /// What the function's parameters are: addresses, one each.
     arguments: Vec<CUdeviceptr>,
-    /// The kernel whose time it is taken for.
-    kernel: usize,
     /// Whether it may report a fault.
     faults: bool,
+}
+
+/// What is queued.
+enum Work {
+    Function(Prepared),
+    Product(Product),
+}
+
+struct Queued {
+    work: Work,
+    /// The kernel whose time it is taken for.
+    kernel: usize,
 }
 
 /// Names a program in a plan, with where its launches' arguments lie.
@@ -34,13 +45,17 @@ pub(super) struct Place<'a> {
     pub(super) kind: ProgramKind,
     pub(super) memory: &'a Memory,
     pub(super) buffers: &'a BTreeMap<&'a str, &'a Buffer>,
+    /// What may compute products in place of the plan's kernels.
+    pub(super) products: &'a Products,
 }
 
 /// A prepared program.
 pub(super) struct Program {
     kernels: Vec<Kernel>,
-    launches: Vec<Prepared>,
-    /// Recorded by the first run.
+    launches: Vec<Queued>,
+    /// Whether it has run.
+    ran: bool,
+    /// Recorded by the first run; by the second where a library takes part.
     graph: Option<CudaGraph>,
 }
 
@@ -48,12 +63,25 @@ impl Program {
     /// Resolves a program's functions and arguments.
     pub(super) fn prepare(plan: &Plan, code: &Arc<CudaModule>, place: &Place<'_>) -> Result<Program, DeviceError> {
         let index: BTreeMap<&str, usize> = plan.kernels.iter().enumerate().map(|(i, k)| (k.id.as_str(), i)).collect();
-        let prepare = |l: &Launch| {
+        let mut products = products(plan, place)?;
+        let by_library: BTreeSet<usize> = products.keys().copied().collect();
+        let mut launches = Vec::new();
+        for l in &plan.launches {
             let kernel = l.kernels.first().and_then(|id| index.get(id.as_str())).copied().unwrap_or(0);
-            prepare(l, kernel, code, place)
-        };
-        let launches = plan.launches.iter().map(prepare).collect::<Result<_, _>>()?;
-        Ok(Program { kernels: plan.kernels.clone(), launches, graph: None })
+            // A product takes the place of all its kernel's launches.
+            if !by_library.contains(&kernel) {
+                launches.push(Queued { work: Work::Function(prepare(l, code, place)?), kernel });
+            } else if let Some(product) = products.remove(&kernel) {
+                launches.push(Queued { work: Work::Product(product), kernel });
+            }
+        }
+        Ok(Program { kernels: plan.kernels.clone(), launches, ran: false, graph: None })
+    }
+
+    /// Kernels that a library computes, by id.
+    pub(super) fn by_library(&self) -> BTreeSet<String> {
+        let products = self.launches.iter().filter(|l| matches!(l.work, Work::Product(_)));
+        products.map(|l| self.kernels[l.kernel].id.clone()).collect()
     }
 
     /// Queues the program's launches, one by one.
@@ -61,8 +89,13 @@ impl Program {
         self.launches.iter().try_for_each(|l| l.launch(stream))
     }
 
-    /// Queues the program as a graph; the first run records it.
+    /// Queues the program as a graph; the first run records it. Where a library takes part, the second does, and the
+    /// first goes launch by launch: the library loads its code then, which may not happen while a graph is recorded.
     pub(super) fn run_graph(&mut self, stream: &Arc<CudaStream>) -> Result<(), DeviceError> {
+        let first = !std::mem::replace(&mut self.ran, true);
+        if first && self.launches.iter().any(|l| matches!(l.work, Work::Product(_))) {
+            return self.run(stream);
+        }
         if self.graph.is_none() {
             self.graph = self.record(stream)?;
         }
@@ -108,7 +141,7 @@ impl Program {
     /// Kernels that may report a fault, by id, and the nodes whose work they do.
     pub(super) fn suspects(&self) -> (String, String) {
         let mut kernels: Vec<&Kernel> =
-            self.launches.iter().filter(|l| l.faults).map(|l| &self.kernels[l.kernel]).collect();
+            self.launches.iter().filter(|l| l.may_fault()).map(|l| &self.kernels[l.kernel]).collect();
         kernels.dedup_by_key(|k| &k.id);
         let ids: Vec<&str> = kernels.iter().map(|k| k.id.as_str()).collect();
         let nodes: Vec<&str> = kernels.iter().flat_map(|k| &k.nodes).map(String::as_str).collect();
@@ -116,7 +149,21 @@ impl Program {
     }
 }
 
-fn prepare(l: &Launch, kernel: usize, code: &Arc<CudaModule>, place: &Place<'_>) -> Result<Prepared, DeviceError> {
+/// Kernels that a library computes, by position. Of a launch that works for several kernels, none is taken away.
+fn products(plan: &Plan, place: &Place<'_>) -> Result<BTreeMap<usize, Product>, DeviceError> {
+    let shared: BTreeSet<&str> =
+        plan.launches.iter().filter(|l| l.kernels.len() > 1).flat_map(|l| &l.kernels).map(String::as_str).collect();
+    let address = |b: &Buffer| place.memory.address(place.memory.layout().buffer(b).start);
+    let mut found = BTreeMap::new();
+    for (i, k) in plan.kernels.iter().enumerate().filter(|(_, k)| !shared.contains(k.id.as_str())) {
+        if let Some(product) = place.products.prepare(k, place.buffers, &address)? {
+            found.insert(i, product);
+        }
+    }
+    Ok(found)
+}
+
+fn prepare(l: &Launch, code: &Arc<CudaModule>, place: &Place<'_>) -> Result<Prepared, DeviceError> {
     let wrong = |reason: &str| {
         let (module, function) = (place.module, &l.function);
         DeviceError::Unsupported(format!("module {module}, launch of {function}: {reason}; compile the plan again"))
@@ -148,9 +195,24 @@ fn prepare(l: &Launch, kernel: usize, code: &Arc<CudaModule>, place: &Place<'_>)
         block: small(l.block)?,
         shared: small(l.shared)?,
         arguments: l.args.iter().map(address).collect::<Result<_, _>>()?,
-        kernel,
         faults: l.args.contains(&LaunchArg::Fault),
     })
+}
+
+impl Queued {
+    fn launch(&self, stream: &CudaStream) -> Result<(), DeviceError> {
+        match &self.work {
+            Work::Function(f) => f.launch(stream),
+            Work::Product(p) => p.launch(stream.cu_stream()),
+        }
+    }
+
+    fn may_fault(&self) -> bool {
+        match &self.work {
+            Work::Function(f) => f.faults,
+            Work::Product(_) => false,
+        }
+    }
 }
 
 impl Prepared {

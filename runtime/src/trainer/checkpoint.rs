@@ -34,6 +34,9 @@ pub struct RunState {
     pub samples: u64,
     /// Hash of the data set.
     pub data_sha256: String,
+    /// The library that computed products, with its version; absent where the plan's own kernels did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub library: Option<String>,
 }
 
 impl RunState {

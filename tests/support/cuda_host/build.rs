@@ -1,4 +1,4 @@
-//! Builds the stand-in's two libraries with the host's C++ compiler, into a folder named by their content.
+//! Builds the stand-in's three libraries with the host's C++ compiler, into a folder named by their content.
 
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::OsString;
@@ -9,9 +9,12 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 const COMPILER: &str = "g++";
+/// A folder of its own, so that a machine can lack it.
+pub(crate) const CUBLASLT: &str = "cublaslt";
 const FLAGS: [&str; 8] = ["-std=c++20", "-O2", "-g1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-c"];
 
-/// Folder of `libcuda.so` and `libnvrtc.so`. Panics where there is no compiler or it finds an error.
+/// Folder of `libcuda.so` and `libnvrtc.so`, with `libcublasLt.so` in its folder [`CUBLASLT`]. Panics where there is no
+/// compiler or it finds an error.
 pub(crate) fn libraries() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -65,7 +68,7 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
 fn content(sources: &Path) -> u64 {
     let mut hasher = DefaultHasher::new();
     (version(), FLAGS).hash(&mut hasher);
-    for folder in ["", "kernel", "driver", "nvrtc"] {
+    for folder in ["", "kernel", "driver", "nvrtc", CUBLASLT] {
         for extension in ["hpp", "cpp"] {
             for file in files(&sources.join(folder), extension) {
                 (file.file_name(), fs::read(&file).expect("a source file")).hash(&mut hasher);
@@ -84,14 +87,16 @@ fn build(sources: &Path, work: &Path) {
     let mut driver = vec![sources.join("options.cpp")];
     driver.extend(files(&sources.join("driver"), "cpp"));
     let nvrtc = files(&sources.join("nvrtc"), "cpp");
+    let cublaslt = files(&sources.join(CUBLASLT), "cpp");
+    fs::create_dir(work.join(CUBLASLT)).expect("a folder for a library");
     let at_once = std::thread::available_parallelism().map_or(1, usize::from);
-    let all: Vec<&PathBuf> = driver.iter().chain(&nvrtc).collect();
+    let all: Vec<&PathBuf> = driver.iter().chain(&nvrtc).chain(&cublaslt).collect();
     for group in all.chunks(at_once) {
         let running: Vec<_> = group
             .iter()
             .map(|file| {
                 let mut command = Command::new(COMPILER);
-                command.args(FLAGS).arg("-I").arg(sources).arg(file).arg("-o").arg(object(work, file));
+                command.args(FLAGS).arg("-I").arg(sources).arg(file).arg("-o").arg(object(work, sources, file));
                 (command.spawn().expect("g++ starts"), file)
             })
             .collect();
@@ -99,21 +104,27 @@ fn build(sources: &Path, work: &Path) {
             assert!(child.wait().expect("g++ ends").success(), "{} does not compile", file.display());
         }
     }
-    link(work, &driver, "libcuda.so", "libcuda.so.1");
+    let objects = |files: &[PathBuf]| files.iter().map(|f| object(work, sources, f)).collect::<Vec<PathBuf>>();
+    link(work, &objects(&driver), &["-ldl", "-lpthread"], "libcuda.so", "libcuda.so.1");
     let mut sources_of_nvrtc = nvrtc;
     sources_of_nvrtc.push(driver.swap_remove(0));
-    link(work, &sources_of_nvrtc, "libnvrtc.so", "libnvrtc.so.12");
+    link(work, &objects(&sources_of_nvrtc), &["-ldl", "-lpthread"], "libnvrtc.so", "libnvrtc.so.12");
+    // Its products run on the driver's streams.
+    let driver = format!("-L{}", work.display());
+    link(&work.join(CUBLASLT), &objects(&cublaslt), &[&driver, "-lcuda"], "libcublasLt.so", "libcublasLt.so.12");
 }
 
-fn object(work: &Path, file: &Path) -> PathBuf {
-    work.join(file.with_extension("o").file_name().expect("a name"))
+/// Named by the source's place: folders may have files of the same name.
+fn object(work: &Path, sources: &Path, file: &Path) -> PathBuf {
+    let place = file.strip_prefix(sources).expect("a source file").with_extension("o");
+    work.join(place.to_string_lossy().replace('/', "-"))
 }
 
-/// `name` and, as a link to it, `soname`.
-fn link(work: &Path, files: &[PathBuf], name: &str, soname: &str) {
+/// `name` in a folder and, as a link to it, `soname`.
+fn link(folder: &Path, objects: &[PathBuf], libraries: &[&str], name: &str, soname: &str) {
     let mut command = Command::new(COMPILER);
-    command.arg("-shared").arg(format!("-Wl,-soname,{soname}")).arg("-o").arg(work.join(name));
-    command.args(files.iter().map(|f| object(work, f))).args(["-ldl", "-lpthread"]);
+    command.arg("-shared").arg(format!("-Wl,-soname,{soname}")).arg("-o").arg(folder.join(name));
+    command.args(objects).args(libraries);
     assert!(command.status().expect("g++ starts").success(), "{name} does not link");
-    std::os::unix::fs::symlink(name, work.join(soname)).expect("a link to the library");
+    std::os::unix::fs::symlink(name, folder.join(soname)).expect("a link to the library");
 }

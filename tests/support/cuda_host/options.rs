@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::build::{libraries, sanitizer_libraries};
+use super::build::{CUBLASLT, libraries, sanitizer_libraries};
 
 /// In what order threads and blocks run.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -63,6 +63,8 @@ pub(crate) struct Options {
     pub(crate) multiprocessors: u32,
     /// Whether the device has memory pools (`cuMemAllocAsync`).
     pub(crate) pools: bool,
+    /// Whether the machine has cuBLASLt.
+    pub(crate) cublaslt: bool,
     /// `FUNCTION:CALL:CODE[:sticky|:late]`, several separated by commas.
     pub(crate) fail: String,
     /// `FUNCTION[:CALL]`, several separated by commas: calls that succeed without doing anything.
@@ -88,6 +90,7 @@ impl Default for Options {
             capability: 80,
             multiprocessors: 108,
             pools: true,
+            cublaslt: false,
             fail: String::new(),
             skip: String::new(),
             counts: None,
@@ -104,6 +107,10 @@ impl Options {
             return Vec::new();
         }
         let mut path = OsString::from(libraries());
+        if self.cublaslt {
+            path.push(":");
+            path.push(libraries().join(CUBLASLT));
+        }
         if let Some(rest) = std::env::var_os("LD_LIBRARY_PATH") {
             path.push(":");
             path.push(rest);
