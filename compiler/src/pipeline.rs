@@ -117,6 +117,16 @@ impl<'a> Planner<'a> {
         Ok(Planner { file, spec_file: spec_file.clone(), network, found, known: Known::default() })
     }
 
+    /// The imported network.
+    pub fn network(&self) -> &Imported {
+        &self.network
+    }
+
+    /// Where it can be cut.
+    pub fn candidates(&self) -> &Candidates {
+        &self.found
+    }
+
     /// Compiles with a partition, whatever the spec says of it. `progress` is that of [`compile`].
     pub fn compile(
         &mut self,

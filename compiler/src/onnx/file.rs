@@ -82,6 +82,21 @@ impl OnnxFile {
         Ok(OnnxFile { path: path.to_path_buf(), sha256, proto, map })
     }
 
+    /// Name of the first output.
+    pub fn first_output(&self) -> Option<&str> {
+        self.proto.graph.output.first().map(|o| o.name.as_str())
+    }
+
+    /// Bytes of the file.
+    pub fn size(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Whether a tensor's data is in a file beside the model.
+    pub(crate) fn is_external(&self, t: &TensorProto) -> bool {
+        t.data_location.enum_value_or_default() == DataLocation::EXTERNAL
+    }
+
     /// The opset the model uses for ONNX's own ops.
     pub fn opset(&self) -> i64 {
         self.opset_of("")
@@ -96,7 +111,7 @@ impl OnnxFile {
     pub(crate) fn raw<'a>(&'a self, t: &'a TensorProto) -> Result<Option<std::borrow::Cow<'a, [u8]>>, OnnxError> {
         use std::borrow::Cow;
         let bad = |reason: String| OnnxError::Tensor { name: t.name.clone(), reason };
-        if t.data_location.enum_value_or_default() == DataLocation::EXTERNAL {
+        if self.is_external(t) {
             return self.external(t).map(|v| Some(Cow::Owned(v)));
         }
         if let Some(range) = t.external_data.iter().find(|e| e.key == RANGE_KEY) {

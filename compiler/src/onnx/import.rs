@@ -196,7 +196,7 @@ enum Slot {
 type Values = HashMap<String, Slot>;
 
 /// Indices of the nodes `output` depends on, in file order.
-fn needed_nodes(nodes: &[NodeProto], output: &str) -> Vec<usize> {
+pub(crate) fn needed_nodes(nodes: &[NodeProto], output: &str) -> Vec<usize> {
     let makers: HashMap<&str, usize> = nodes
         .iter()
         .enumerate()
@@ -268,7 +268,7 @@ fn add_input(graph: &mut Graph, i: &ResolvedInput) -> Operand {
     Operand::Node(node, i.elem)
 }
 
-fn qualified(n: &NodeProto) -> String {
+pub(crate) fn qualified(n: &NodeProto) -> String {
     if n.domain.is_empty() || n.domain == "ai.onnx" { n.op_type.clone() } else { format!("{}.{}", n.domain, n.op_type) }
 }
 
@@ -380,13 +380,14 @@ fn advise(nodes: &[ImportedNode], state: &mut State<'_>) {
         + count("InstanceNormalization")
         + count("GroupNormalization");
     if norms == 0 && count("Conv") >= 3 {
-        state.note(
-            "no BatchNormalization in this file: exporters fold it into Conv by default. If the network had it, export with \
-             torch.onnx.export(..., dynamo=False, do_constant_folding=False, training=torch.onnx.TrainingMode.PRESERVE), \
-             or with dynamo=True, optimize=False",
-        );
+        state.note(FOLDED);
     }
 }
+
+/// The note on a file without normalisation.
+pub(crate) const FOLDED: &str = "no BatchNormalization in this file: exporters fold it into Conv by default. If the \
+    network had it, export with torch.onnx.export(..., dynamo=False, do_constant_folding=False, \
+    training=torch.onnx.TrainingMode.PRESERVE), or with dynamo=True, optimize=False";
 
 /// Reads a variable's initial values from the model.
 pub fn read_weight(file: &OnnxFile, source: &Source) -> Result<Vec<f32>, OnnxError> {

@@ -4,9 +4,13 @@
 //! into IR over a small closed op set; [`export`] writes trained weights back into the user's own graph.
 //! Nothing here knows about modules, heads or plans, and nothing reads outside the model's folder.
 
+pub mod diagnose;
 pub mod export;
 pub mod file;
+mod folded;
+mod habits;
 pub mod import;
+mod links;
 mod node;
 pub mod ops;
 mod resolve;
