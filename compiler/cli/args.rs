@@ -148,6 +148,17 @@ pub(crate) struct SpecArgs {
     /// Shape of an input whose extents the model leaves open, such as input=Nx3x32x32; N is the batch. Repeatable.
     #[arg(long, value_name = "IN=NxCxHxW", help_heading = "Input")]
     pub(crate) shape: Vec<String>,
+    /// Put BatchNormalization back behind the convolutions that exporting folded it into, or behind these
+    /// (docs/repair.md). In inference the network computes what it did; in training it normalises by the batch.
+    #[arg(
+        long,
+        value_name = "NODE,..",
+        num_args = 0..=1,
+        require_equals = true,
+        value_delimiter = ',',
+        help_heading = "Repair"
+    )]
+    pub(crate) rebn: Option<Vec<String>>,
     /// How modules are reconciled: off, exact, finite-difference, tangent, bp-free [default: finite-difference].
     #[arg(long, value_name = "MODE", help_heading = "Reconciliation")]
     pub(crate) reconcile: Option<ReconcileMode>,
@@ -294,6 +305,9 @@ pub(crate) struct ExportArgs {
     /// The ONNX file to write.
     #[arg(short = 'o', long = "out", value_name = "OUT.onnx")]
     pub(crate) out: PathBuf,
+    /// Fold the BatchNormalization that --rebn put in back into the convolutions: the file has the model's own nodes.
+    #[arg(long)]
+    pub(crate) fold: bool,
 }
 
 #[derive(Debug, Args)]

@@ -196,7 +196,8 @@ fn batch(planner: &Planner<'_>, budget: usize, spec_file: &SpecFile, smallest: &
         let partition = PartitionFile { at: at.clone(), ..PartitionFile::default() };
         let partition = if at.is_empty() { PartitionFile { modules: Some(1), ..partition } } else { partition };
         let spec = SpecFile { batch: Some(batch), partition: partition.clone(), ..spec_file.clone() };
-        let plan = Planner::new(planner.file, &spec).and_then(|mut p| p.compile(&partition, &mut |_, _| {})).ok()?.plan;
+        let plan =
+            Planner::new(planner.original, &spec).and_then(|mut p| p.compile(&partition, &mut |_, _| {})).ok()?.plan;
         (plan.settings.batch == batch).then(|| plan.memory.peak())
     };
     let (mut too_many, mut too_much) = (smallest.plan.settings.batch, smallest.plan.memory.peak());

@@ -4,6 +4,7 @@
 //! choice made. Defaults are made in one place, [`SpecFile::resolve`], and echoed in the plan.
 
 mod choices;
+mod repair;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +15,7 @@ use slrc_plan::schedule::{Decay, Schedule};
 use crate::onnx::import::{Extent, ImportOptions};
 use crate::size::{Size, written};
 pub use choices::{Distance, HeadKind, InitMode, Kinks, OptimizerKind, Recompute, ReconcileMode, ScheduleKind};
+pub use repair::{RebnFile, RepairFile};
 
 /// A spec as written. Keys are in kebab case; an unknown key is an error.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -31,6 +33,9 @@ pub struct SpecFile {
     pub tie: BTreeSet<String>,
     /// Weights that are not trained: names, or prefixes that end in `*`.
     pub freeze: Vec<String>,
+    /// What of the network is put back that its export took away.
+    #[serde(skip_serializing_if = "RepairFile::is_empty")]
+    pub repair: RepairFile,
     /// How to cut.
     pub partition: PartitionFile,
     /// Local heads.
@@ -327,6 +332,7 @@ impl SpecFile {
             },
             _ => return bad("partition", "give only one of modules, per-layer, at and memory-budget"),
         };
+        self.repair.resolve()?;
         let target = Target::parse(self.target.as_deref().unwrap_or("cpu"))?;
         let precision = self.precision.unwrap_or(Precision::F32);
         target.check_precision(precision)?;

@@ -116,6 +116,12 @@ impl Made {
         self
     }
 
+    /// Lists every initializer as an input, as old files do.
+    pub(crate) fn list_initializers(&mut self) {
+        let all: Vec<ValueInfoProto> = self.graph.initializer.iter().map(|t| port(&t.name, 1, &t.dims)).collect();
+        self.graph.input.extend(all);
+    }
+
     /// The file.
     pub(crate) fn bytes(self) -> Vec<u8> {
         let opset = |&(domain, version): &(&str, i64)| OperatorSetIdProto {

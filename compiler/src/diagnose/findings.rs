@@ -122,8 +122,8 @@ fn batch_norm(file: &OnnxFile, out: &mut Vec<Finding>) {
         names: first(&found.nodes),
         does: "trains the convolutions as they are, without normalisation".into(),
         option: Some(
-            "export with BatchNorm kept: torch.onnx.export(.., dynamo=False, do_constant_folding=False, \
-             training=torch.onnx.TrainingMode.PRESERVE), or dynamo=True, optimize=False"
+            "--rebn puts BatchNormalization back. Or export with it kept: torch.onnx.export(.., dynamo=False, \
+             do_constant_folding=False, training=torch.onnx.TrainingMode.PRESERVE), or dynamo=True, optimize=False"
                 .into(),
         ),
         shared: Vec::new(),

@@ -71,28 +71,31 @@ pub struct Diagnosis {
 
 /// Looks at a model.
 pub fn diagnose(file: &OnnxFile, spec: &SpecFile) -> Diagnosis {
-    let (network, error) = match Planner::new(file, spec) {
-        Ok(planner) => (Some(Network::of(&planner)), None),
-        Err(e) => (None, Some(e)),
-    };
+    let planner = Planner::new(file, spec);
+    // What a spec repairs is no finding any more.
+    let looked_at = planner.as_ref().map_or(file, Planner::file);
     let output = spec.output.as_deref().or_else(|| file.first_output());
     let missing = missing(file, output);
-    let refused = match &error {
+    let (network, error) = match &planner {
+        Ok(planner) => (Some(Network::of(planner)), None),
+        Err(e) => (None, Some(e)),
+    };
+    let refused = match error {
         Some(CompileError::Onnx(OnnxError::Nodes(all))) => grouped(all),
         _ => Vec::new(),
     };
     let refused = refused.into_iter().filter(|r| !missing.iter().any(|m| m.op == r.op)).collect();
-    let findings = findings::findings(file, output, network.as_ref());
+    let findings = findings::findings(looked_at, output, network.as_ref());
     let report = Report {
         trainable: error.is_none(),
-        error: error.as_ref().map(ToString::to_string),
+        error: error.map(ToString::to_string),
         contents: contents(file),
         network,
         missing,
         refused,
         findings,
     };
-    Diagnosis { report, error }
+    Diagnosis { report, error: planner.err() }
 }
 
 impl Network {

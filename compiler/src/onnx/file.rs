@@ -1,6 +1,7 @@
 //! An ONNX file on disk: mapped, guarded, decoded; tensors are read when asked for.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 use onnx_protobuf::{Message as _, ModelProto, TensorProto, tensor_proto::DataLocation};
@@ -10,6 +11,7 @@ use crate::onnx::OnnxError;
 use crate::onnx::wire::{RANGE_KEY, slim};
 
 /// An opened model.
+#[derive(Clone)]
 pub struct OnnxFile {
     /// Where it was read from.
     pub path: PathBuf,
@@ -17,7 +19,7 @@ pub struct OnnxFile {
     pub sha256: String,
     /// The decoded model, large raw data left in the file.
     pub(crate) proto: ModelProto,
-    map: Bytes,
+    map: Arc<Bytes>,
 }
 
 /// The file's bytes: mapped, or held (an empty file cannot be mapped).
@@ -79,7 +81,7 @@ impl OnnxFile {
             ));
         }
         let sha256 = sha256_hex(&map);
-        Ok(OnnxFile { path: path.to_path_buf(), sha256, proto, map })
+        Ok(OnnxFile { path: path.to_path_buf(), sha256, proto, map: Arc::new(map) })
     }
 
     /// Name of the first output.

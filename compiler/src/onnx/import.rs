@@ -386,7 +386,7 @@ fn advise(nodes: &[ImportedNode], state: &mut State<'_>) {
 
 /// The note on a file without normalisation.
 pub(crate) const FOLDED: &str = "no BatchNormalization in this file: exporters fold it into Conv by default. If the \
-    network had it, export with torch.onnx.export(..., dynamo=False, do_constant_folding=False, \
+    network had it, put it back with --rebn, or export with torch.onnx.export(..., dynamo=False, do_constant_folding=False, \
     training=torch.onnx.TrainingMode.PRESERVE), or with dynamo=True, optimize=False";
 
 /// Reads a variable's initial values from the model.

@@ -13,6 +13,7 @@ pub mod import;
 mod links;
 mod node;
 pub mod ops;
+pub mod repair;
 mod resolve;
 pub mod tensor;
 pub mod wire;

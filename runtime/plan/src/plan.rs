@@ -103,6 +103,9 @@ pub struct Settings {
     pub batch: usize,
     /// Seed of initial weights, shuffles and random kernels.
     pub seed: u64,
+    /// What was put back into the network that its export had taken away, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repairs: Vec<String>,
     /// How modules were chosen.
     pub partition: String,
     /// `off`, `exact`, `finite-difference`, `tangent` or `bp-free`.
