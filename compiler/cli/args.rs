@@ -159,6 +159,10 @@ pub(crate) struct SpecArgs {
         help_heading = "Repair"
     )]
     pub(crate) rebn: Option<Vec<String>>,
+    /// Put dropout of this rate where networks of the model's kind usually have it, or behind these nodes: 0.1,
+    /// 0.1@node_a,node_b. Random in training, nothing in inference and in exports.
+    #[arg(long, value_name = "P[@NODE,..]", help_heading = "Repair")]
+    pub(crate) dropout: Option<String>,
     /// How modules are reconciled: off, exact, finite-difference, tangent, bp-free [default: finite-difference].
     #[arg(long, value_name = "MODE", help_heading = "Reconciliation")]
     pub(crate) reconcile: Option<ReconcileMode>,

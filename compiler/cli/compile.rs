@@ -70,6 +70,9 @@ fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
         Some([]) => spec.repair.rebn = Some(RebnFile::Found(true)),
         Some(names) => spec.repair.rebn = Some(RebnFile::Named(names.to_vec())),
     }
+    if o.dropout.is_some() {
+        spec.repair.dropout.clone_from(&o.dropout);
+    }
     set(&mut spec.head.kind, o.head);
     set(&mut spec.batch, o.batch);
     for s in &o.shape {

@@ -107,7 +107,7 @@ impl<'a> Planner<'a> {
     /// Imports a model and finds where it can be cut.
     pub fn new(file: &'a OnnxFile, spec_file: &SpecFile) -> Result<Planner<'a>, CompileError> {
         spec_file.resolve()?;
-        let repaired = repair(file, &spec_file.repair.resolve()?)?;
+        let repaired = repair(file, &spec_file.repair.resolve()?, spec_file.output.as_deref())?;
         let network = import(&repaired.file, &spec_file.import_options()?)?;
         verify(&network.graph, VerifySpec::open("import"))?;
         check_network(&network)?;

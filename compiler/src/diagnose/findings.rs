@@ -153,7 +153,8 @@ fn dropout(file: &OnnxFile, output: &str, out: &mut Vec<Finding>) {
         names: first(&found.places),
         does: "trains without dropout".into(),
         option: Some(
-            "export in training mode: torch.onnx.export(.., dynamo=False, training=torch.onnx.TrainingMode.TRAINING)"
+            "--dropout P puts it in. Or export in training mode: torch.onnx.export(.., dynamo=False, \
+             training=torch.onnx.TrainingMode.TRAINING)"
                 .into(),
         ),
         shared: Vec::new(),

@@ -3,7 +3,7 @@
 //! A plan folder holds the model without the values of its weights ([`skeleton`]) and, in its metadata, where each
 //! weight is used. [`export`] puts values in: a weight that several uses shared in the file, but that was trained
 //! apart, gets an initializer of its own; batch normalisation and dropout are set to inference. What repairs put into
-//! the graph stays in it, or is folded away where that is asked for.
+//! the graph stays in it, or is folded away where that is asked for; dropout put in is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ use protobuf::Enum as _;
 use crate::onnx::OnnxError;
 use crate::onnx::file::OnnxFile;
 use crate::onnx::import::{Source, VariableSource};
-use crate::onnx::repair::{fold, unmark};
+use crate::onnx::repair::{fold, take_away, unmark};
 
 /// Metadata key of a skeleton's weights: `slrc.weight.<n>` -> `name`, newline, uses as `node:slot` separated by spaces.
 const WEIGHT_KEY: &str = "slrc.weight.";
@@ -131,6 +131,7 @@ pub fn export(skeleton: &OnnxFile, trained: &[Trained<'_>], norms: Norms) -> Res
     if norms == Norms::Folded && fold(graph, &mut kept)? == 0 {
         return Err(OnnxError::Graph("there is nothing to fold: the plan was not made with --rebn".into()));
     }
+    take_away(graph);
     unmark(graph);
     let read: BTreeSet<String> = graph.node.iter().flat_map(|n| n.input.iter().cloned()).collect();
     let outputs: BTreeSet<String> = graph.output.iter().map(|o| o.name.clone()).collect();

@@ -3,6 +3,7 @@
 //! A repaired model is an ONNX model like another: import, plans and exports know nothing of repairs but the mark that
 //! nodes put in carry, by which an export finds them.
 
+mod dropout;
 mod fold;
 mod rebn;
 
@@ -13,6 +14,7 @@ use onnx_protobuf::{GraphProto, NodeProto, StringStringEntryProto};
 
 use crate::onnx::OnnxError;
 use crate::onnx::file::OnnxFile;
+pub(crate) use dropout::take_away;
 pub(crate) use fold::fold;
 
 /// What to repair.
@@ -20,6 +22,8 @@ pub(crate) use fold::fold;
 pub struct Repairs {
     /// BatchNormalization behind convolutions.
     pub rebn: Option<Rebn>,
+    /// Dropout.
+    pub dropout: Option<Dropout>,
 }
 
 /// Behind which convolutions BatchNormalization is put back.
@@ -31,6 +35,24 @@ pub enum Rebn {
     Named(Vec<String>),
 }
 
+/// Dropout that is put in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dropout {
+    /// Probability that an element is dropped, in [0, 1).
+    pub rate: f64,
+    /// Where.
+    pub places: Places,
+}
+
+/// Where dropout is put.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Places {
+    /// Where networks of this kind usually have it.
+    Usual,
+    /// Behind these nodes, or values.
+    Behind(Vec<String>),
+}
+
 /// A model after repairs, and what they were.
 pub struct Repaired<'a> {
     /// The model; the given one if nothing was to be done.
@@ -39,11 +61,16 @@ pub struct Repaired<'a> {
     pub done: Vec<String>,
 }
 
-/// Repairs a model.
-pub fn repair<'a>(file: &'a OnnxFile, repairs: &Repairs) -> Result<Repaired<'a>, OnnxError> {
+/// Repairs a model of which `output`, or the first, is trained.
+pub fn repair<'a>(file: &'a OnnxFile, repairs: &Repairs, output: Option<&str>) -> Result<Repaired<'a>, OnnxError> {
     let mut out = Repaired { file: Cow::Borrowed(file), done: Vec::new() };
     if let Some(which) = &repairs.rebn {
         let done = rebn::rebn(out.file.to_mut(), which)?;
+        out.done.push(done);
+    }
+    if let Some(wanted) = &repairs.dropout {
+        let output = output.or_else(|| file.first_output()).unwrap_or_default();
+        let done = dropout::dropout(out.file.to_mut(), wanted, output)?;
         out.done.push(done);
     }
     Ok(out)
@@ -52,6 +79,7 @@ pub fn repair<'a>(file: &'a OnnxFile, repairs: &Repairs) -> Result<Repaired<'a>,
 /// Metadata key of a node that a repair put in; the value says which repair.
 const MARK: &str = "slrc.repair";
 const REBN: &str = "rebn";
+const DROPOUT: &str = "dropout";
 
 fn mark(n: &mut NodeProto, repair: &str) {
     n.metadata_props.push(StringStringEntryProto { key: MARK.into(), value: repair.into(), ..Default::default() });
