@@ -58,8 +58,8 @@ const FOLLOW: &[&str] = &[
 /// Which convolutions of a graph look as if a BatchNormalization had been folded into them.
 pub(crate) fn folded(graph: &GraphProto) -> Option<Folded> {
     let links = Links::new(graph);
-    let open: Vec<usize> =
-        (0..graph.node.len()).filter(|&i| graph.node[i].op_type == "Conv" && !is_normalised(&links, i)).collect();
+    let is_open = |i: &usize| is_convolution(&graph.node[*i]) && !is_normalised(&links, *i);
+    let open: Vec<usize> = (0..graph.node.len()).filter(is_open).collect();
     let named: Vec<usize> = open.iter().copied().filter(|&i| is_named_by_folding(&links, &graph.node[i])).collect();
     if !named.is_empty() {
         return Some(Folded { nodes: named, sign: Sign::Names });
@@ -68,6 +68,11 @@ pub(crate) fn folded(graph: &GraphProto) -> Option<Folded> {
     let formed: Vec<usize> = open.into_iter().filter(|&i| has_the_form(&links, &outputs, i)).collect();
     let other_norms = graph.node.iter().any(|n| n.op_type.ends_with("Normalization"));
     (formed.len() >= FEWEST && !other_norms).then_some(Folded { nodes: formed, sign: Sign::Form })
+}
+
+/// A convolution that makes something.
+pub(crate) fn is_convolution(n: &NodeProto) -> bool {
+    n.op_type == "Conv" && n.output.first().is_some_and(|o| !o.is_empty())
 }
 
 /// Whether a normalisation follows.

@@ -17,7 +17,7 @@ use protobuf::Enum as _;
 use crate::nearest::nearest;
 use crate::onnx::OnnxError;
 use crate::onnx::file::OnnxFile;
-use crate::onnx::folded::{Sign, folded, has_own_weight, is_normalised};
+use crate::onnx::folded::{Sign, folded, has_own_weight, is_convolution, is_normalised};
 use crate::onnx::links::Links;
 use crate::onnx::node::node_name;
 use crate::onnx::repair::{Names, REBN, Rebn, mark};
@@ -25,6 +25,8 @@ use crate::onnx::repair::{Names, REBN, Rebn, mark};
 /// PyTorch's, in the convention of ONNX: the weight of the old running statistics.
 const MOMENTUM: f32 = 0.9;
 const EPSILON: f32 = 1e-5;
+/// Most channels of a convolution: a damaged file may say anything.
+const MOST_CHANNELS: i64 = 1 << 20;
 /// The opset from which on BatchNormalization has the form that is written here.
 const OLDEST_OPSET: i64 = 7;
 /// The IR version from which on initializers need not be graph inputs.
@@ -81,7 +83,7 @@ fn chosen(graph: &GraphProto, which: &Rebn) -> Result<(BTreeSet<usize>, &'static
 }
 
 fn named(graph: &GraphProto, links: &Links<'_>, name: &str) -> Result<usize, OnnxError> {
-    let convolutions = || (0..graph.node.len()).filter(|&i| graph.node[i].op_type == "Conv");
+    let convolutions = || (0..graph.node.len()).filter(|&i| is_convolution(&graph.node[i]));
     let Some(at) = convolutions().find(|&i| node_name(&graph.node[i]) == name) else {
         let all: Vec<String> = convolutions().map(|i| node_name(&graph.node[i])).collect();
         let meant = nearest(name, all.iter().map(String::as_str));
@@ -106,7 +108,9 @@ fn put_behind(
 ) -> Result<NodeProto, OnnxError> {
     let name = node_name(conv);
     let channels = channels_of(conv, graph).ok_or_else(|| {
-        OnnxError::Graph(format!("rebn: the number of channels of convolution \"{name}\" is not in the file"))
+        OnnxError::Graph(format!(
+            "rebn: the weight of convolution \"{name}\" has no number of channels that makes sense"
+        ))
     })?;
     let mut new = |what: &str, value: f32| {
         let tensor_name = names.new_name(format!("{name}.bn.{what}"));
@@ -148,7 +152,7 @@ fn put_behind(
 /// stands before its use.
 fn channels_of(conv: &NodeProto, graph: &GraphProto) -> Option<i64> {
     let weight = Links::new(graph).initializer(conv.input.get(1)?)?;
-    weight.dims.first().copied().filter(|&c| c > 0)
+    weight.dims.first().copied().filter(|c| (1..=MOST_CHANNELS).contains(c))
 }
 
 fn float(name: &str, f: f32) -> AttributeProto {
