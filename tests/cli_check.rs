@@ -238,6 +238,35 @@ fn a_network_without_batch_norm_is_not_said_to_have_had_it() {
     assert!(finding(&work.json("check normed.onnx --json"), "folded-batch-norm").is_none());
 }
 
+/// Each way an exporter names what it folds; two convolutions are too few to be judged by form.
+#[test]
+fn names_that_folding_gives() {
+    let work = Workspace::new();
+    for (weight, bias, result, found) in [
+        ("onnx::Conv_7", "onnx::Conv_8", "a", true),
+        ("c.weight", "c.weight_bias", "a", true),
+        ("c.weight", "c.bias", "getitem_3", true),
+        ("c.weight", "c.bias", "getitem", true),
+        ("c.weight", "c.bias", "a", false),
+        ("onnx::Conv", "c.bias", "getitems", false),
+    ] {
+        let made = Made::new(&[0, 3, 8, 8], &[0, 4])
+            .node("Conv", &format!("x {weight} {bias}"), result)
+            .node("Relu", result, "r")
+            .node("Conv", "r d e", "b")
+            .node("GlobalAveragePool", "b", "p")
+            .node("Flatten", "p", "y")
+            .weight(weight, &[4, 3, 3, 3])
+            .weight(bias, &[4])
+            .weight("d", &[4, 4, 3, 3])
+            .weight("e", &[4]);
+        work.write("m.onnx", made.bytes());
+        let report = work.json("check m.onnx --json");
+        let names = finding(&report, "folded-batch-norm").map(|f| f["names"].clone());
+        assert_eq!(names, found.then(|| serde_json::json!([format!("n_{result}")])), "{weight} {bias} {result}");
+    }
+}
+
 #[test]
 fn shared_weights_are_told_from_merged_ones() {
     let work = Workspace::new();

@@ -66,6 +66,28 @@ fn as_many_as_the_networks_had() {
     }
 }
 
+/// A sum of two layers is no residual: neither is the branch.
+#[test]
+fn a_sum_of_two_layers_is_left_alone() {
+    let work = Workspace::new();
+    let made = Made::new(&[0, 4, 8], &[0, 4, 5])
+        .node("Transpose", "x", "turned")
+        .ints("perm", &[0, 2, 1])
+        .node("MatMul", "x turned", "scores")
+        .node("Softmax", "scores", "weights")
+        .node("MatMul", "weights x", "mixed")
+        .node("MatMul", "mixed wo", "projected")
+        .node("Add", "x projected", "s")
+        .node("MatMul", "s w1", "l1")
+        .node("MatMul", "s w2", "l2")
+        .node("Add", "l1 l2", "y")
+        .weight("wo", &[8, 8])
+        .weight("w1", &[8, 5])
+        .weight("w2", &[8, 5]);
+    let file = OnnxFile::open(&work.write("m.onnx", made.bytes())).expect("model");
+    assert_eq!(places(&file, "0.1"), ["projected -> Add n_s"]);
+}
+
 #[test]
 fn inference_and_exports_do_not_know_of_it() {
     for (name, modules) in [("mnist_vit", 3), ("mnist_cnn", 2)] {

@@ -245,6 +245,7 @@ fn a_spec_and_an_option_are_one() {
     };
     assert!(kinds(&report).contains(&"folded-batch-norm".to_string()));
     let report = work.json("check --spec s.yaml --json");
+    assert!(report["network"]["repairs"][0].as_str().expect("a repair").starts_with("rebn: "), "{report}");
     assert!(!kinds(&report).contains(&"folded-batch-norm".to_string()), "what is repaired is no finding");
 }
 

@@ -101,7 +101,8 @@ fn counted(n: usize, what: &str) -> String {
 }
 
 fn weights(n: &Network) -> Vec<Vec<String>> {
-    let mut rows = vec![row("trained", tensors(&n.trained))];
+    let mut rows: Vec<_> = n.repairs.iter().map(|r| row("repaired", r.clone())).collect();
+    rows.push(row("trained", tensors(&n.trained)));
     for (what, t) in [("statistics", &n.statistics), ("frozen", &n.frozen)] {
         if t.tensors > 0 {
             rows.push(row(what, tensors(t)));

@@ -126,6 +126,11 @@ impl<'a> Planner<'a> {
         &self.repaired.file
     }
 
+    /// What was repaired, a line each.
+    pub fn repairs(&self) -> &[String] {
+        &self.repaired.done
+    }
+
     /// The imported network.
     pub fn network(&self) -> &Imported {
         &self.network

@@ -88,6 +88,18 @@ impl Made {
         self
     }
 
+    /// A list of integers as an attribute of the last node.
+    pub(crate) fn ints(mut self, name: &str, ints: &[i64]) -> Made {
+        let node = self.graph.node.last_mut().expect("a node");
+        node.attribute.push(AttributeProto {
+            name: name.into(),
+            type_: AttributeType::INTS.into(),
+            ints: ints.to_vec(),
+            ..Default::default()
+        });
+        self
+    }
+
     /// A float initializer of random numbers.
     pub(crate) fn weight(mut self, name: &str, dims: &[i64]) -> Made {
         let count: i64 = dims.iter().product();

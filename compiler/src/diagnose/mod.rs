@@ -51,6 +51,9 @@ pub struct Network {
     pub statistics: Tensors,
     /// Weights that are kept as they are.
     pub frozen: Tensors,
+    /// What a spec has put back into it, a line each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub repairs: Vec<String>,
     /// Places where it can be cut.
     pub cuts: usize,
     /// The first and the last of them, by ONNX node.
@@ -114,6 +117,7 @@ impl Network {
             trained: tensors(VarKind::Weight),
             statistics: tensors(VarKind::RunningStatistic),
             frozen: tensors(VarKind::Frozen),
+            repairs: planner.repairs().to_vec(),
             cuts: cuts.len(),
             first_cut: cuts.first().map(|c| c.node.clone()),
             last_cut: cuts.last().map(|c| c.node.clone()),
