@@ -8,6 +8,7 @@ use cli::Workspace;
 /// Every verb with a help text of its own.
 const VERBS: &[&str] = &[
     "",
+    "check",
     "partition",
     "compile",
     "train",

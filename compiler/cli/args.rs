@@ -24,6 +24,7 @@ pub(crate) struct Cli {
 
 const EXAMPLES: &str = "\
 Typical use:
+  slrc check model.onnx                                       what the file is, and what it hides
   slrc partition model.onnx --modules 4 --batch 64 -o plan    compile a training plan
   slrc plan show plan                                         what it will need
   slrc train plan --data data.npz --epochs 10 -o run          train it
@@ -35,6 +36,8 @@ Exit codes: 0 ok, 2 usage, 3 the model cannot be compiled, 4 data or run error,
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
+    /// What a model is, what its export did to it, and what stands in the way of training it.
+    Check(CheckArgs),
     /// Cut a model into modules and compile a training plan.
     Partition(PartitionArgs),
     /// Compile a CUDA plan's kernels to machine code ahead of time; needs no GPU.
@@ -68,6 +71,24 @@ step needs with all modules there.
 
   slrc bench plan-bp plan-sgr                     two plans, a line each
   slrc bench plan --json                          for a script";
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// The model; may be left out if the spec names one.
+    pub(crate) model: Option<PathBuf>,
+    /// A YAML spec (docs/spec.md): its output, ties, frozen weights and shapes count.
+    #[arg(long, value_name = "S.yaml")]
+    pub(crate) spec: Option<PathBuf>,
+    /// Samples a step [default: the model's own if fixed above 1, else 32].
+    #[arg(long, value_name = "N")]
+    pub(crate) batch: Option<usize>,
+    /// Shape of an input whose extents the model leaves open, such as input=Nx3x32x32; N is the batch. Repeatable.
+    #[arg(long, value_name = "IN=NxCxHxW")]
+    pub(crate) shape: Vec<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct PartitionArgs {
@@ -131,6 +152,21 @@ pub(crate) struct SpecArgs {
     /// Shape of an input whose extents the model leaves open, such as input=Nx3x32x32; N is the batch. Repeatable.
     #[arg(long, value_name = "IN=NxCxHxW", help_heading = "Input")]
     pub(crate) shape: Vec<String>,
+    /// Put BatchNormalization back behind the convolutions that exporting folded it into, or behind these
+    /// (docs/repair.md). In inference the network computes what it did; in training it normalises by the batch.
+    #[arg(
+        long,
+        value_name = "NODE,..",
+        num_args = 0..=1,
+        require_equals = true,
+        value_delimiter = ',',
+        help_heading = "Repair"
+    )]
+    pub(crate) rebn: Option<Vec<String>>,
+    /// Put dropout of this rate where networks of the model's kind usually have it, or behind these nodes: 0.1,
+    /// 0.1@node_a,node_b. Random in training, nothing in inference and in exports.
+    #[arg(long, value_name = "P[@NODE,..]", help_heading = "Repair")]
+    pub(crate) dropout: Option<String>,
     /// How modules are reconciled: off, exact, finite-difference, tangent, bp-free [default: finite-difference].
     #[arg(long, value_name = "MODE", help_heading = "Reconciliation")]
     pub(crate) reconcile: Option<ReconcileMode>,
@@ -297,6 +333,9 @@ pub(crate) struct ExportArgs {
     /// The ONNX file to write.
     #[arg(short = 'o', long = "out", value_name = "OUT.onnx")]
     pub(crate) out: PathBuf,
+    /// Fold the BatchNormalization that --rebn put in back into the convolutions: the file has the model's own nodes.
+    #[arg(long)]
+    pub(crate) fold: bool,
 }
 
 #[derive(Debug, Args)]

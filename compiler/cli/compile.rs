@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use slrc_compiler::onnx::export::skeleton;
 use slrc_compiler::onnx::file::OnnxFile;
 use slrc_compiler::pipeline::{CompileError, Compiled, Planner};
-use slrc_compiler::spec::{PartitionFile, SpecFile};
+use slrc_compiler::spec::{PartitionFile, RebnFile, SpecFile};
 use slrc_compiler::weights::{WeightTensor, initial_weights};
 use slrc_plan::plan::files;
 use slrc_runtime::files::{
@@ -64,6 +64,14 @@ fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
         if from.is_some() {
             *to = from;
         }
+    }
+    match o.rebn.as_deref() {
+        None => {}
+        Some([]) => spec.repair.rebn = Some(RebnFile::Found(true)),
+        Some(names) => spec.repair.rebn = Some(RebnFile::Named(names.to_vec())),
+    }
+    if o.dropout.is_some() {
+        spec.repair.dropout.clone_from(&o.dropout);
     }
     set(&mut spec.head.kind, o.head);
     set(&mut spec.batch, o.batch);
@@ -145,14 +153,14 @@ pub(crate) fn build(request: &Request) -> Result<Built, Failure> {
             .map(|t| WeightTensor { name: t.name, shape: t.shape, data: t.data })
             .collect(),
     };
-    let (weights, unused) = initial_weights(&compiled, &file, &replacements)?;
+    let (weights, unused) = initial_weights(&compiled, planner.file(), &replacements)?;
     if !unused.is_empty() {
         let some: Vec<&str> = unused.iter().take(4).map(String::as_str).collect();
         let more = if unused.len() > 4 { ", .." } else { "" };
         eprintln!("note: {} tensors of --init-from are not in the plan: {}{more}", unused.len(), some.join(", "));
     }
     let weights = weights.into_iter().map(|w| NamedTensor { name: w.name, shape: w.shape, data: w.data }).collect();
-    let model = skeleton(&file, &compiled.network.sources)?;
+    let model = skeleton(planner.file(), &compiled.network.sources)?;
     let text = slrc_plan::yaml::to_string(&compiled.plan).map_err(|e| Failure::Run(e.to_string()))?;
     Ok(Built { compiled, text, weights, model })
 }

@@ -5,6 +5,7 @@ mod args;
 mod batch;
 mod bench;
 mod check;
+mod check_model;
 mod compile;
 mod cubin;
 mod device;
@@ -36,6 +37,7 @@ use crate::args::{Cli, PlanVerb, Verb};
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
     let result = match cli.verb {
+        Verb::Check(a) => check_model::run(&a),
         Verb::Partition(a) => partition::run(&a),
         Verb::Compile(a) => cubin::run(&a),
         Verb::Train(a) => train::run(&a),

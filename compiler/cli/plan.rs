@@ -176,7 +176,7 @@ impl Summary<'_> {
 pub(crate) fn text(plan: &Plan) -> String {
     let s = Summary::of(plan);
     let mut out = format!(
-        "{}, batch {}, {}, reconcile {}{}, {}{}\n\n",
+        "{}, batch {}, {}, reconcile {}{}, {}{}\n",
         s.model,
         plan.settings.batch_text(),
         plan.settings.partition,
@@ -188,6 +188,8 @@ pub(crate) fn text(plan: &Plan) -> String {
             p @ (Precision::Tf32 | Precision::Bf16) => format!(", products in {}", p.name()),
         }
     );
+    plan.settings.repairs.iter().for_each(|r| out.push_str(&format!("{r}\n")));
+    out.push('\n');
     let rows = s
         .modules
         .iter()

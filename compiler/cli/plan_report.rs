@@ -157,11 +157,12 @@ fn settings(plan: &Plan) -> Section {
         ("batch and labels", bytes(m.input)),
         ("format", plan.format.clone()),
     ];
+    let repairs = s.repairs.iter().map(|r| ("repair", r.clone()));
     Section {
         title: "Settings",
         header: vec!["setting", "value"],
         names: vec![1],
-        rows: all.into_iter().map(|(name, value)| vec![name.to_string(), value]).collect(),
+        rows: all.into_iter().chain(repairs).map(|(name, value)| vec![name.to_string(), value]).collect(),
         ..Section::default()
     }
 }

@@ -33,7 +33,7 @@ pub(crate) fn within(
     let divided = |n: usize| SpecFile { micro_batches: Some(n), ..spec_file.clone() };
     let mut attempt = |n: usize| {
         let spec_file = divided(n);
-        let mut planner = Planner::new(planner.file, &spec_file)?;
+        let mut planner = Planner::new(planner.original, &spec_file)?;
         let fit = undivided(&mut planner, budget, &spec_file, progress)?;
         Ok::<_, CompileError>((planner, fit))
     };
@@ -255,7 +255,8 @@ fn fewer_samples(planner: &Planner<'_>, budget: usize, spec_file: &SpecFile, sma
         let partition = PartitionFile { at: at.clone(), ..PartitionFile::default() };
         let partition = if at.is_empty() { PartitionFile { modules: Some(1), ..partition } } else { partition };
         let spec = SpecFile { batch: Some(batch), partition: partition.clone(), ..spec_file.clone() };
-        let plan = Planner::new(planner.file, &spec).and_then(|mut p| p.compile(&partition, &mut |_, _| {})).ok()?.plan;
+        let plan =
+            Planner::new(planner.original, &spec).and_then(|mut p| p.compile(&partition, &mut |_, _| {})).ok()?.plan;
         (plan.settings.batch == batch).then(|| plan.memory.peak())
     };
     let (mut too_many, mut too_much) = (smallest.plan.settings.batch, smallest.plan.memory.peak());

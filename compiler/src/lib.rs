@@ -8,6 +8,7 @@
 pub mod autodiff;
 pub mod budget;
 pub mod costs;
+pub mod diagnose;
 pub mod emit;
 pub mod fuse;
 pub mod heads;

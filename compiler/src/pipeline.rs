@@ -19,6 +19,7 @@ use crate::memory::{Arena, Ends, place};
 use crate::onnx::OnnxError;
 use crate::onnx::file::{OnnxFile, sha256_hex};
 use crate::onnx::import::{Imported, import};
+use crate::onnx::repair::{Repaired, repair};
 use crate::partition::{
     Candidate, Candidates, IsolationError, PartitionError, Partitioned, apply, candidates, choose, module_graph,
     verify_isolation,
@@ -93,7 +94,9 @@ pub fn compile(
 
 /// A model and a spec, ready to be cut in any way. What segments cost is found out once for all partitions.
 pub struct Planner<'a> {
-    pub(crate) file: &'a OnnxFile,
+    /// As it was given, before repairs.
+    pub(crate) original: &'a OnnxFile,
+    repaired: Repaired<'a>,
     spec_file: SpecFile,
     pub(crate) network: Imported,
     pub(crate) found: Candidates,
@@ -104,7 +107,8 @@ impl<'a> Planner<'a> {
     /// Imports a model and finds where it can be cut.
     pub fn new(file: &'a OnnxFile, spec_file: &SpecFile) -> Result<Planner<'a>, CompileError> {
         spec_file.resolve()?;
-        let network = import(file, &spec_file.import_options()?)?;
+        let repaired = repair(file, &spec_file.repair.resolve()?, spec_file.output.as_deref())?;
+        let network = import(&repaired.file, &spec_file.import_options()?)?;
         verify(&network.graph, VerifySpec::open("import"))?;
         check_network(&network)?;
         let mut found = candidates(&network);
@@ -114,7 +118,27 @@ impl<'a> Planner<'a> {
                 "the network classifies {tokens} tokens, and a local head needs the same, [N, {tokens}, D], here"
             ))
         });
-        Ok(Planner { file, spec_file: spec_file.clone(), network, found, known: Known::default() })
+        Ok(Planner { original: file, repaired, spec_file: spec_file.clone(), network, found, known: Known::default() })
+    }
+
+    /// The model after repairs: what weights are read from, and exported into.
+    pub fn file(&self) -> &OnnxFile {
+        &self.repaired.file
+    }
+
+    /// What was repaired, a line each.
+    pub fn repairs(&self) -> &[String] {
+        &self.repaired.done
+    }
+
+    /// The imported network.
+    pub fn network(&self) -> &Imported {
+        &self.network
+    }
+
+    /// Where it can be cut.
+    pub fn candidates(&self) -> &Candidates {
+        &self.found
     }
 
     /// Compiles with a partition, whatever the spec says of it. `progress` is that of [`compile`].
@@ -149,10 +173,10 @@ impl<'a> Planner<'a> {
         check_head_names(&network, &modules)?;
         let model = ModelInfo {
             name: network.graph.name.clone(),
-            sha256: self.file.sha256.clone(),
+            sha256: self.original.sha256.clone(),
             output: network.output.clone(),
         };
-        let settings = settings(spec_file, &spec, network.batch);
+        let settings = settings(spec_file, &spec, network.batch, &self.repaired.done);
         let mut plan = assemble(model, settings, &modules, &names);
         let kernels = match spec.target {
             Target::Cpu => None,
@@ -270,7 +294,7 @@ pub fn spec_sha256(file: &SpecFile) -> String {
     sha256_hex(slrc_plan::yaml::to_string(&anonymous).unwrap_or_default().as_bytes())
 }
 
-fn settings(file: &SpecFile, spec: &Spec, batch: usize) -> Settings {
+fn settings(file: &SpecFile, spec: &Spec, batch: usize, repairs: &[String]) -> Settings {
     let optimizer = match spec.optimizer.rule {
         OptimizerRule::Sgd { momentum, nesterov } => {
             let kind = if nesterov { "sgd nesterov" } else { "sgd" };
@@ -291,6 +315,7 @@ fn settings(file: &SpecFile, spec: &Spec, batch: usize) -> Settings {
         batch,
         micro_batches: spec.micro_batches,
         seed: spec.seed,
+        repairs: repairs.to_vec(),
         partition: match &spec.partition {
             PartitionSpec::Modules(k) => format!("modules {k}"),
             PartitionSpec::PerLayer => "per-layer".into(),

@@ -4,6 +4,7 @@
 //! choice made. Defaults are made in one place, [`SpecFile::resolve`], and echoed in the plan.
 
 mod choices;
+mod repair;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +15,7 @@ use slrc_plan::schedule::{Decay, Schedule};
 use crate::onnx::import::{Extent, ImportOptions};
 use crate::size::{Size, written};
 pub use choices::{Distance, HeadKind, InitMode, Kinks, OptimizerKind, Recompute, ReconcileMode, ScheduleKind};
+pub use repair::{RebnFile, RepairFile};
 
 /// A spec as written. Keys are in kebab case; an unknown key is an error.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -34,6 +36,9 @@ pub struct SpecFile {
     pub tie: BTreeSet<String>,
     /// Weights that are not trained: names, or prefixes that end in `*`.
     pub freeze: Vec<String>,
+    /// What of the network is put back that its export took away.
+    #[serde(skip_serializing_if = "RepairFile::is_empty")]
+    pub repair: RepairFile,
     /// How to cut.
     pub partition: PartitionFile,
     /// Local heads.
@@ -332,6 +337,7 @@ impl SpecFile {
             },
             _ => return bad("partition", "give only one of modules, per-layer, at and memory-budget"),
         };
+        self.repair.resolve()?;
         let target = Target::parse(self.target.as_deref().unwrap_or("cpu"))?;
         let precision = self.precision.unwrap_or(Precision::F32);
         target.check_precision(precision)?;
@@ -526,6 +532,12 @@ mod tests {
             ("reconcile: {lambda: .nan}", "reconcile.lambda"),
             ("reconcile: {distance: euclid}", "euclid"),
             ("modul: 3", "modul"),
+            ("repair: {rebn: maybe}", "true, false or a list of convolutions"),
+            ("repair: {rebn: []}", "repair.rebn"),
+            ("repair: {dropout: 1}", "repair.dropout: 1 is not in [0, 1)"),
+            ("repair: {dropout: -0.5}", "repair.dropout"),
+            ("repair: {dropout: .nan}", "repair.dropout"),
+            ("repair: {dropout: '0.1@ ,'}", "names no node"),
             ("target: gpu", "target"),
             ("target: 'cuda:sm_60'", "sm_75"),
             ("precision: tf32", "add target cuda"),

@@ -132,6 +132,7 @@ impl GraphPlan {
                 precision,
                 batch: 1,
                 seed: 0,
+                repairs: Vec::new(),
                 partition: String::new(),
                 reconcile: String::new(),
                 distance: String::new(),

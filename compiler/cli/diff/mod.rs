@@ -5,7 +5,7 @@ mod render;
 
 use serde::Serialize;
 use slrc_plan::buffer::Space;
-use slrc_plan::plan::{ModulePlan, Plan};
+use slrc_plan::plan::{ModulePlan, Plan, Settings};
 use slrc_runtime::folder::read_plan;
 
 use crate::args::{DiffArgs, DiffFormat};
@@ -115,6 +115,7 @@ fn settings(old: &Plan, new: &Plan) -> Vec<Change<String>> {
             ("precision", s.precision.name().to_string()),
             ("batch", s.batch_text()),
             ("seed", s.seed.to_string()),
+            ("repairs", repairs(s)),
             ("partition", s.partition.clone()),
             ("reconcile", s.reconcile.clone()),
             ("distance", s.distance.clone()),
@@ -124,6 +125,10 @@ fn settings(old: &Plan, new: &Plan) -> Vec<Change<String>> {
     let pairs = of(old).into_iter().zip(of(new));
     let changes = pairs.map(|((name, old), (_, new))| Change { name, old, new });
     changes.filter(|c| c.old != c.new).collect()
+}
+
+fn repairs(s: &Settings) -> String {
+    if s.repairs.is_empty() { "none".into() } else { s.repairs.join("; ") }
 }
 
 fn memory(old: &Plan, new: &Plan) -> Vec<Change<usize>> {

@@ -2,7 +2,8 @@
 //!
 //! A plan folder holds the model without the values of its weights ([`skeleton`]) and, in its metadata, where each
 //! weight is used. [`export`] puts values in: a weight that several uses shared in the file, but that was trained
-//! apart, gets an initializer of its own; batch normalisation and dropout are set to inference.
+//! apart, gets an initializer of its own; batch normalisation and dropout are set to inference. What repairs put into
+//! the graph stays in it, or is folded away where that is asked for; dropout put in is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,6 +16,7 @@ use protobuf::Enum as _;
 use crate::onnx::OnnxError;
 use crate::onnx::file::OnnxFile;
 use crate::onnx::import::{Source, VariableSource};
+use crate::onnx::repair::{fold, take_away, unmark};
 
 /// Metadata key of a skeleton's weights: `slrc.weight.<n>` -> `name`, newline, uses as `node:slot` separated by spaces.
 const WEIGHT_KEY: &str = "slrc.weight.";
@@ -81,8 +83,17 @@ pub struct Trained<'a> {
     pub data: &'a [f32],
 }
 
+/// What becomes of BatchNormalization that a repair put in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norms {
+    /// Kept, for inference.
+    Kept,
+    /// Folded into the convolutions, so that the graph is the user's own. An error if there is none.
+    Folded,
+}
+
 /// The model of a skeleton with trained values in it, for inference, serialized.
-pub fn export(skeleton: &OnnxFile, trained: &[Trained<'_>]) -> Result<Vec<u8>, OnnxError> {
+pub fn export(skeleton: &OnnxFile, trained: &[Trained<'_>], norms: Norms) -> Result<Vec<u8>, OnnxError> {
     let mut model = skeleton.proto.clone();
     let uses = read_uses(&model)?;
     model.metadata_props.retain(|p| !p.key.starts_with(WEIGHT_KEY));
@@ -117,6 +128,11 @@ pub fn export(skeleton: &OnnxFile, trained: &[Trained<'_>]) -> Result<Vec<u8>, O
     // An Identity that gave a weight its name has done its work.
     let named: BTreeSet<&str> = uses.keys().map(String::as_str).collect();
     graph.node.retain(|n| !(n.op_type == "Identity" && n.output.first().is_some_and(|o| named.contains(o.as_str()))));
+    if norms == Norms::Folded && fold(graph, &mut kept)? == 0 {
+        return Err(OnnxError::Graph("there is nothing to fold: the plan was not made with --rebn".into()));
+    }
+    take_away(graph);
+    unmark(graph);
     let read: BTreeSet<String> = graph.node.iter().flat_map(|n| n.input.iter().cloned()).collect();
     let outputs: BTreeSet<String> = graph.output.iter().map(|o| o.name.clone()).collect();
     kept.retain(|t| read.contains(&t.name) || outputs.contains(&t.name));

@@ -1,6 +1,7 @@
 //! An ONNX file on disk: mapped, guarded, decoded; tensors are read when asked for.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 use onnx_protobuf::{Message as _, ModelProto, TensorProto, tensor_proto::DataLocation};
@@ -11,6 +12,7 @@ use crate::onnx::inline::inline;
 use crate::onnx::wire::{RANGE_KEY, slim};
 
 /// An opened model.
+#[derive(Clone)]
 pub struct OnnxFile {
     /// Where it was read from.
     pub path: PathBuf,
@@ -18,7 +20,7 @@ pub struct OnnxFile {
     pub sha256: String,
     /// The decoded model, large raw data left in the file, functions in place of their calls.
     pub(crate) proto: ModelProto,
-    map: Bytes,
+    map: Arc<Bytes>,
 }
 
 /// The file's bytes: mapped, or held (an empty file cannot be mapped).
@@ -81,7 +83,22 @@ impl OnnxFile {
         }
         inline(&mut proto).map_err(malformed)?;
         let sha256 = sha256_hex(&map);
-        Ok(OnnxFile { path: path.to_path_buf(), sha256, proto, map })
+        Ok(OnnxFile { path: path.to_path_buf(), sha256, proto, map: Arc::new(map) })
+    }
+
+    /// Name of the first output.
+    pub fn first_output(&self) -> Option<&str> {
+        self.proto.graph.output.first().map(|o| o.name.as_str())
+    }
+
+    /// Bytes of the file.
+    pub fn size(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Whether a tensor's data is in a file beside the model.
+    pub(crate) fn is_external(&self, t: &TensorProto) -> bool {
+        t.data_location.enum_value_or_default() == DataLocation::EXTERNAL
     }
 
     /// The opset the model uses for ONNX's own ops.
@@ -98,7 +115,7 @@ impl OnnxFile {
     pub(crate) fn raw<'a>(&'a self, t: &'a TensorProto) -> Result<Option<std::borrow::Cow<'a, [u8]>>, OnnxError> {
         use std::borrow::Cow;
         let bad = |reason: String| OnnxError::Tensor { name: t.name.clone(), reason };
-        if t.data_location.enum_value_or_default() == DataLocation::EXTERNAL {
+        if self.is_external(t) {
             return self.external(t).map(|v| Some(Cow::Owned(v)));
         }
         if let Some(range) = t.external_data.iter().find(|e| e.key == RANGE_KEY) {

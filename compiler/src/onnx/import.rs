@@ -296,7 +296,7 @@ fn add_input(graph: &mut Graph, i: &ResolvedInput) -> Operand {
     Operand::Node(node, i.elem)
 }
 
-fn qualified(n: &NodeProto) -> String {
+pub(crate) fn qualified(n: &NodeProto) -> String {
     if n.domain.is_empty() || n.domain == "ai.onnx" { n.op_type.clone() } else { format!("{}.{}", n.domain, n.op_type) }
 }
 
@@ -411,13 +411,14 @@ fn advise(nodes: &[ImportedNode], state: &mut State<'_>) {
         + count("InstanceNormalization")
         + count("GroupNormalization");
     if norms == 0 && count("Conv") >= 3 {
-        state.note(
-            "no BatchNormalization in this file: exporters fold it into Conv by default. If the network had it, export with \
-             torch.onnx.export(..., dynamo=False, do_constant_folding=False, training=torch.onnx.TrainingMode.PRESERVE), \
-             or with dynamo=True, optimize=False",
-        );
+        state.note(FOLDED);
     }
 }
+
+/// The note on a file without normalisation.
+pub(crate) const FOLDED: &str = "no BatchNormalization in this file: exporters fold it into Conv by default. If the \
+    network had it, put it back with --rebn, or export with torch.onnx.export(..., dynamo=False, do_constant_folding=False, \
+    training=torch.onnx.TrainingMode.PRESERVE), or with dynamo=True, optimize=False";
 
 /// Reads a variable's initial values from the model.
 pub fn read_weight(file: &OnnxFile, source: &Source) -> Result<Vec<f32>, OnnxError> {

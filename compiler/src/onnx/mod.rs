@@ -4,13 +4,18 @@
 //! into IR over a small closed op set; [`export`] writes trained weights back into the user's own graph.
 //! Nothing here knows about modules, heads or plans, and nothing reads outside the model's folder.
 
+pub mod diagnose;
 pub mod export;
 pub mod file;
+mod folded;
 pub mod forward;
+mod habits;
 pub mod import;
 mod inline;
+mod links;
 mod node;
 pub mod ops;
+pub mod repair;
 mod resolve;
 pub mod tensor;
 pub mod wire;

@@ -106,6 +106,9 @@ pub struct Settings {
     pub micro_batches: usize,
     /// Seed of initial weights, shuffles and random kernels.
     pub seed: u64,
+    /// What was put back into the network that its export had taken away, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repairs: Vec<String>,
     /// How modules were chosen.
     pub partition: String,
     /// `off`, `exact`, `finite-difference`, `tangent` or `bp-free`.

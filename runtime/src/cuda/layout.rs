@@ -161,6 +161,7 @@ mod tests {
                 precision: slrc_plan::Precision::F32,
                 batch: 1,
                 seed: 0,
+                repairs: Vec::new(),
                 partition: String::new(),
                 reconcile: String::new(),
                 distance: String::new(),

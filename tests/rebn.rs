@@ -1,0 +1,285 @@
+//! `--rebn`: BatchNormalization put back computes what the file did until it is trained, and an export with it, or with
+//! it folded again, computes what the trained network does.
+#![allow(clippy::print_stdout, reason = "measured numbers, for --nocapture")]
+
+#[path = "support/cli.rs"]
+mod cli;
+#[path = "support/made.rs"]
+mod made;
+mod support;
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+
+use cli::{Workspace, npz, samples};
+use made::Made;
+use onnx_protobuf::{Message as _, ModelProto};
+use slrc_compiler::ir::graph::VarKind;
+use slrc_compiler::onnx::file::OnnxFile;
+use slrc_compiler::pipeline::Planner;
+use slrc_compiler::spec::SpecFile;
+use slrc_compiler::weights::initial_weights;
+use slrc_runtime::data::npz::read_npz;
+use slrc_runtime::session::NamedTensor;
+use support::steps::{Batch, Oracle};
+
+/// An export of the folder, in a file.
+fn export(work: &Workspace, name: &str) -> OnnxFile {
+    let path = support::root().join("models/exports").join(format!("{name}.onnx.gz"));
+    let mut bytes = Vec::new();
+    flate2::read::GzDecoder::new(std::fs::File::open(path).expect(name)).read_to_end(&mut bytes).expect(name);
+    OnnxFile::open(&work.write(&format!("{name}.onnx"), bytes)).expect(name)
+}
+
+fn spec(text: &str) -> SpecFile {
+    slrc_plan::yaml::from_str(text).expect("spec")
+}
+
+/// BatchNorms come back where the exporter took them away: as many as PyTorch's networks have.
+#[test]
+fn real_exports_get_back_what_they_had() {
+    let work = Workspace::new();
+    // Biases that are zero before training are dropped: of linear layers, and those that VGG's convolutions have beside
+    // their norms.
+    let dropped = |name: &str| match name {
+        "mobilenet_v2.dynamo" => 1000,
+        "vgg11_bn.dynamo" => 4096 + 4096 + 1000 + 2752,
+        _ => 0,
+    };
+    for (name, norms) in
+        [("resnet18.dynamo", 20), ("resnet50.dynamo", 53), ("mobilenet_v2.dynamo", 52), ("vgg11_bn.dynamo", 8)]
+    {
+        let file = export(&work, name);
+        let planner = Planner::new(&file, &spec("{batch: 2, repair: {rebn: true}}")).expect(name);
+        let network = planner.network();
+        let put: Vec<&str> =
+            network.nodes.iter().filter(|n| n.op == "BatchNormalization").map(|n| n.name.as_str()).collect();
+        assert_eq!(put.len(), norms, "{name}");
+        let trained = |n: &slrc_compiler::onnx::import::Imported| -> usize {
+            n.graph.variables.iter().filter(|v| v.kind == VarKind::Weight).map(|v| v.ty.count()).sum()
+        };
+        // The same network's export that kept BatchNorm trains as many numbers.
+        let kept = export(&work, &name.replace(".dynamo", ".torchscript"));
+        let kept = Planner::new(&kept, &spec("batch: 2")).expect(name);
+        assert_eq!(trained(network) + dropped(name), trained(kept.network()), "{name}");
+        assert_eq!(planner.candidates().cuts.len(), kept.candidates().cuts.len(), "{name}: cut as the original is");
+    }
+}
+
+fn read(path: &std::path::Path) -> ModelProto {
+    ModelProto::parse_from_bytes(&std::fs::read(path).expect("model")).expect("a model")
+}
+
+/// mnist_cnn as the dynamo exporter folds it, with weights of a trained network: convolutions of unequal scale, biases
+/// that are not zero.
+fn folded_cnn(work: &Workspace) -> &'static str {
+    export(work, "mnist_cnn.dynamo");
+    let mut m = read(&work.path("mnist_cnn.dynamo.onnx"));
+    let graph = m.graph.mut_or_insert_default();
+    let mut biases = Vec::new();
+    for n in graph.node.iter_mut().filter(|n| n.op_type == "Conv") {
+        let channels = graph.initializer.iter().find(|t| t.name == n.input[1]).expect("a weight").dims[0];
+        n.input.push(format!("{}_bias", n.input[1]));
+        biases.push((n.input[2].clone(), vec![channels]));
+    }
+    for (name, dims) in biases {
+        graph.initializer.push(onnx_protobuf::TensorProto { name, dims, data_type: 1, ..Default::default() });
+    }
+    for t in graph.initializer.iter_mut().filter(|t| t.data_type == 1) {
+        let mut rng = slrc_plan::random::Sequence::new(5, slrc_plan::random::stream_of(&t.name), 0);
+        let count: i64 = t.dims.iter().product();
+        let fan_in = (t.dims.iter().skip(1).product::<i64>() as f32).sqrt();
+        let scale = if t.dims.len() > 1 { 1.5 / fan_in } else { 0.3 };
+        t.raw_data.clear();
+        t.float_data = (0..count).map(|_| scale * rng.normal()).collect();
+    }
+    work.write("folded.onnx", m.write_to_bytes().expect("serialize"));
+    "folded.onnx"
+}
+
+fn logits(work: &Workspace, name: &str) -> Vec<f64> {
+    read_npz(&work.path(name)).expect("logits").remove(0).1.to_f64()
+}
+
+/// The network's logits by the f64 interpreter, on the inference graphs of a plan.
+fn oracle_logits(work: &Workspace, model: &str, text: &str) -> Vec<f64> {
+    let file = OnnxFile::open(&work.path(model)).expect(model);
+    let spec = spec(text);
+    let mut planner = Planner::new(&file, &spec).expect(model);
+    let c = planner.compile(&spec.partition, &mut |_, _| {}).expect(model);
+    let (weights, _) = initial_weights(&c, planner.file(), &[]).expect("weights");
+    let weights: Vec<NamedTensor> =
+        weights.into_iter().map(|w| NamedTensor { name: w.name, shape: w.shape, data: w.data }).collect();
+    let heads = Oracle::new(&c, &weights).infer(&Batch::random(&c, 4));
+    heads.last().expect("the network's own head").0.data.clone()
+}
+
+/// In f64 the only difference is that 1 - epsilon is rounded to f32 in the file: its inverse root is 1 to 3e-8, and
+/// eight layers add that up.
+#[test]
+fn before_training_the_function_is_the_files() {
+    let work = Workspace::new();
+    let model = folded_cnn(&work);
+    for modules in [1, 3] {
+        let plain = oracle_logits(&work, model, &format!("{{batch: 4, partition: {{modules: {modules}}}}}"));
+        let text = format!("{{batch: 4, partition: {{modules: {modules}}}, repair: {{rebn: true}}}}");
+        let repaired = oracle_logits(&work, model, &text);
+        let error = support::relative(&plain, &repaired);
+        println!("{modules} modules: {error:e}");
+        assert!(plain.iter().any(|x| x.abs() > 0.1), "{plain:?}");
+        assert!(error > 0.0 && error < 1e-6, "{error:e}");
+    }
+}
+
+/// What of a graph a user of the file relies on.
+fn nodes(m: &ModelProto) -> Vec<String> {
+    m.graph
+        .node
+        .iter()
+        .map(|n| format!("{} {} {:?} {:?} {:?}", n.name, n.op_type, n.input, n.output, n.attribute))
+        .collect()
+}
+
+/// Logits of f32 programs that were compiled apart: sums in another order, some roundings of 6e-8 a layer.
+const F32: f64 = 1e-5;
+
+#[test]
+fn an_export_has_the_norms_or_folds_them() {
+    let work = Workspace::new();
+    let model = folded_cnn(&work);
+    work.write("train.npz", npz(&samples("mnist_cnn", 40, 1)));
+    work.write("test.npz", npz(&samples("mnist_cnn", 21, 2)));
+    let shown = work.ok(&format!("partition {model} --rebn --modules 3 --batch 8 -o plan")).stdout;
+    let done = "rebn: BatchNormalization behind 8 convolutions, by names that exporters give where they fold";
+    assert!(shown.contains(done), "{shown}");
+    assert!(work.ok("plan show plan").stdout.contains(done));
+    assert!(std::fs::read_to_string(work.path("plan/plan.yaml")).expect("plan").contains(done));
+    work.ok(&format!("partition {model} --rebn --modules 3 --batch 8 --check plan"));
+    work.ok("train plan --data train.npz --steps 20 -o run");
+    work.ok("eval run --data test.npz --save-logits trained.npz");
+    let trained = logits(&work, "trained.npz");
+    work.ok("export run -o kept.onnx");
+    work.ok("export run --fold -o folded_again.onnx");
+    let (source, kept, folded) =
+        (read(&work.path(model)), read(&work.path("kept.onnx")), read(&work.path("folded_again.onnx")));
+    let ports = |m: &ModelProto| (m.opset_import.clone(), m.graph.input.clone(), m.graph.output.clone(), m.ir_version);
+    assert_eq!(ports(&kept), ports(&source));
+    assert_eq!(ports(&folded), ports(&source));
+    let norms: Vec<_> = kept.graph.node.iter().filter(|n| n.op_type == "BatchNormalization").collect();
+    assert_eq!(norms.len(), 8);
+    assert!(norms.iter().all(|n| n.output.len() == 1 && n.attribute.iter().all(|a| a.name != "training_mode")));
+    assert!(kept.graph.node.iter().all(|n| n.metadata_props.is_empty()), "no mark stays");
+    assert_eq!(nodes(&folded), nodes(&source), "folded, the file has its own nodes again");
+    let names =
+        |m: &ModelProto| m.graph.initializer.iter().map(|t| t.name.clone()).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(names(&folded), names(&source));
+    for file in ["kept.onnx", "folded_again.onnx"] {
+        work.ok(&format!("partition {file} --modules 1 --batch 8 -o again"));
+        work.ok(&format!("train again --data test.npz --steps 0 -o idle_{file}"));
+        work.ok(&format!("eval idle_{file} --data test.npz --save-logits again.npz"));
+        let error = support::relative(&trained, &logits(&work, "again.npz"));
+        println!("{file}: {error:e}");
+        assert!(error < F32, "{file}: {error:e}");
+    }
+    let in_f64 = |file: &str| oracle_logits(&work, file, "{batch: 4, partition: {modules: 1}}");
+    let error = support::relative(&in_f64("kept.onnx"), &in_f64("folded_again.onnx"));
+    println!("folded in f64: {error:e}");
+    // Folded weights are rounded to f32 once, a relative 6e-8 in each of eight layers.
+    assert!(error < 1e-6, "{error:e}");
+    // An export of the export is the export.
+    work.ok("export idle_folded_again.onnx -o once_more.onnx");
+    cli::same_file(&work.path("folded_again.onnx"), &work.path("once_more.onnx"));
+}
+
+#[test]
+fn what_is_named_and_what_is_refused() {
+    let work = Workspace::new();
+    let model = folded_cnn(&work);
+    let plan = |options: &str| format!("partition {model} --modules 1 --batch 8 -o plan {options}");
+    let first = "node_Conv_125";
+    let shown = work.ok(&plan(&format!("--rebn={first},node_Conv_131"))).stdout;
+    assert!(shown.contains("rebn: BatchNormalization behind 2 convolutions, as named"), "{shown}");
+    let diff = work.ok("plan diff plan plan").stdout;
+    assert!(!diff.contains("repairs"), "{diff}");
+    std::fs::rename(work.path("plan"), work.path("named")).expect("rename");
+    work.ok(&plan(""));
+    let diff = work.ok("plan diff plan named").stdout;
+    assert!(diff.contains("rebn: BatchNormalization behind 2 convolutions, as named"), "{diff}");
+    let mut t = cli::Transcript::new(&work);
+    t.fails("no such convolution", &plan("--rebn=node_Conv_126"), 3, &["did you mean \"node_Conv_125\"?"]);
+    let kept = format!("{}/mnist_cnn/model.onnx", "MODELS");
+    t.fails("BatchNorm was kept", &format!("partition {kept} --rebn -o p"), 3, &["no convolution seems to have had"]);
+    t.fails("it follows already", &format!("partition {kept} --rebn=/conv1/Conv -o p"), 3, &["follows"]);
+    work.write("bad.yaml", format!("model: {model}\nrepair: {{rebn: yes please}}\n"));
+    t.fails("no list", "partition --spec bad.yaml -o p", 2, &["true, false or a list"]);
+    work.write("none.yaml", format!("model: {model}\nrepair: {{rebn: []}}\n"));
+    t.fails("an empty list", "partition --spec none.yaml -o p", 2, &["repair.rebn"]);
+    let old = Made::new(&[0, 2, 8, 8], &[0, 4]).opset(6).node("Conv", "x c", "a").weight("c", &[4, 2, 3, 3]);
+    work.write("old.onnx", old.bytes());
+    t.fails("an old opset", "partition old.onnx --rebn=n_a -o p", 3, &["from opset 7 on"]);
+    work.write("train.npz", npz(&samples("mnist_cnn", 16, 1)));
+    work.ok("train plan --data train.npz --steps 0 -o run");
+    t.fails("nothing to fold", "export run --fold -o out.onnx", 4, &["was not made with --rebn"]);
+    insta::assert_snapshot!("refused", t.finish());
+}
+
+/// A spec says it too, and its plan is that of the option; `rebn: false` is no repair.
+#[test]
+fn a_spec_and_an_option_are_one() {
+    let work = Workspace::new();
+    let model = folded_cnn(&work);
+    work.write("s.yaml", format!("model: {model}\nbatch: 8\npartition: {{modules: 2}}\nrepair: {{rebn: true}}\n"));
+    work.ok("partition --spec s.yaml -o by_spec");
+    work.ok(&format!("partition {model} --batch 8 --modules 2 --rebn -o by_option"));
+    for name in ["plan.yaml", "model.onnx", "weights.safetensors"] {
+        cli::same_file(&work.path(&format!("by_spec/{name}")), &work.path(&format!("by_option/{name}")));
+    }
+    // The page of a plan compiles the network anew from the folder's model, which is the repaired one.
+    work.ok("plan report by_spec");
+    let page = std::fs::read_to_string(work.path("by_spec/plan.html")).expect("page");
+    assert!(!page.contains("other weights than the plan"), "the comparison is there");
+    work.write("plain.yaml", format!("model: {model}\nrepair: {{rebn: false}}\n"));
+    let report = work.json("check --spec plain.yaml --json");
+    let kinds = |r: &serde_json::Value| -> Vec<String> {
+        r["findings"].as_array().expect("findings").iter().map(|f| f["kind"].as_str().expect("kind").into()).collect()
+    };
+    assert!(kinds(&report).contains(&"folded-batch-norm".to_string()));
+    let report = work.json("check --spec s.yaml --json");
+    assert!(report["network"]["repairs"][0].as_str().expect("a repair").starts_with("rebn: "), "{report}");
+    assert!(!kinds(&report).contains(&"folded-batch-norm".to_string()), "what is repaired is no finding");
+}
+
+/// Files of an IR version before 4 list initializers among their inputs.
+#[test]
+fn old_files_list_what_is_put_in() {
+    let work = Workspace::new();
+    let mut made = Made::new(&[0, 2, 8, 8], &[0, 4])
+        .opset(9)
+        .node("Conv", "x c b", "a")
+        .node("Relu", "a", "r")
+        .node("GlobalAveragePool", "r", "p")
+        .node("Flatten", "p", "f")
+        .node("Gemm", "f w v", "y")
+        .weight("c", &[4, 2, 3, 3])
+        .weight("b", &[4])
+        .weight("w", &[4, 4])
+        .weight("v", &[4]);
+    made.ir_version = 3;
+    made.list_initializers();
+    work.write("old.onnx", made.bytes());
+    let x = cli::Array::new("x", &[8, 2, 8, 8], cli::Values::F32((0..1024).map(|i| (i as f32).sin()).collect()));
+    let y = cli::Array::new("y", &[8], cli::Values::I64((0..8).map(|i| i % 4).collect()));
+    work.write("d.npz", cli::npz(&[x, y]));
+    work.ok("partition old.onnx --rebn=n_a --modules 1 --batch 8 -o plan");
+    work.ok("train plan --data d.npz --steps 2 -o run");
+    work.ok("export run -o kept.onnx");
+    work.ok("export run --fold -o folded.onnx");
+    let listed = |name: &str| -> BTreeMap<String, bool> {
+        let m = read(&work.path(name));
+        let inputs: Vec<String> = m.graph.input.iter().map(|i| i.name.clone()).collect();
+        m.graph.initializer.iter().map(|t| (t.name.clone(), inputs.contains(&t.name))).collect()
+    };
+    assert_eq!(listed("kept.onnx").len(), 7);
+    assert!(listed("kept.onnx").values().all(|&is| is), "{:?}", listed("kept.onnx"));
+    assert_eq!(listed("folded.onnx"), listed("old.onnx"));
+}
