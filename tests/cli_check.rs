@@ -101,9 +101,9 @@ fn a_model_that_cannot_be_imported_has_its_whole_page() {
         .node("Mul", "h gate", "m")
         .node("com.example.Gelu", "m", "k")
         .node("Frobnicate", "k", "f")
-        // Of a kind that is not imported: its mask is used.
-        .node("Dropout", "x", "dropped mask")
-        .node("Cast", "mask", "kept")
+        // Of a kind that is not imported: its batch statistics are used.
+        .node("BatchNormalization", "x bs bb bm bv", "normal new_mean new_var")
+        .node("Cast", "new_mean", "kept")
         .int("to", 1)
         .node("Gemm", "kept w4", "p")
         .node("Gemm", "f w3 b3", "q")
@@ -117,6 +117,10 @@ fn a_model_that_cannot_be_imported_has_its_whole_page() {
         .weight("w3", &[16, 4])
         .weight("b3", &[4])
         .weight("w4", &[8, 4])
+        .weight("bs", &[8])
+        .weight("bb", &[8])
+        .weight("bm", &[8])
+        .weight("bv", &[8])
         .constant("zero", &[], 0.0);
     work.write("made.onnx", made.bytes());
     let ran = work.slrc("check made.onnx");

@@ -39,7 +39,7 @@ pub(crate) enum Verb {
     /// What a model is, what its export did to it, and what stands in the way of training it.
     Check(CheckArgs),
     /// Cut a model into modules and compile a training plan.
-    Partition(PartitionArgs),
+    Partition(Box<PartitionArgs>),
     /// Compile a CUDA plan's kernels to machine code ahead of time; needs no GPU.
     Compile(CompileArgs),
     /// Train a plan (or a spec, compiled first).

@@ -336,6 +336,13 @@ fn convert<'s>(
     if let Some(reason) = failed {
         return Err(Some(reason));
     }
+    if MASK_MAKERS.contains(&entry.op) && operands.iter().all(|o| !matches!(o, Operand::Node(..))) {
+        for o in &mut operands {
+            if let Operand::Weight(w) = o {
+                *o = Operand::Const(read_constant(file, w).map_err(|e| Some(e.to_string()))?);
+            }
+        }
+    }
     let constant = operands.iter().all(|o| matches!(o, Operand::Const(_) | Operand::Absent));
     let mut scratch = Graph::new("constants");
     // Building on the network's graph and on a scratch graph differ only in which graph it is.
@@ -358,6 +365,18 @@ fn convert<'s>(
             Out::Unavailable(what) => Ok(Slot::Unavailable(what)),
         })
         .collect()
+}
+
+/// Operators that put numbers together from numbers: where all of them are known, they make a mask, not a weight.
+const MASK_MAKERS: &[&str] = &["Scatter", "ScatterElements", "ScatterND", "Where"];
+
+/// The values of a float initializer that is no weight.
+fn read_constant(file: &OnnxFile, w: &WeightRef) -> Result<Const, OnnxError> {
+    let data = match &w.source {
+        WeightSource::Values(v) => v.iter().map(|&x| f64::from(x)).collect(),
+        source @ WeightSource::Initializer(_) => read_weight(file, source)?.into_iter().map(f64::from).collect(),
+    };
+    Ok(Const { elem: Elem::Float, shape: w.shape.clone(), data })
 }
 
 /// Largest constant computed at import, in elements.

@@ -120,6 +120,7 @@ fn is_layer(n: &ImportedNode) -> bool {
 pub fn candidates(net: &Imported) -> Candidates {
     let g = &net.graph;
     let live = differentiable(g, net.logits);
+    let of_weights = g.dependent(g.ids().filter(|&id| weight(g, id).is_some()));
     let names: BTreeMap<NodeId, &ImportedNode> =
         net.nodes.iter().rev().filter_map(|n| n.value.map(|v| (v, n))).collect();
     let mut consumers: BTreeMap<&str, Vec<&ImportedNode>> = BTreeMap::new();
@@ -142,7 +143,7 @@ pub fn candidates(net: &Imported) -> Candidates {
         let mut reject = |reason: String, possible: Option<Candidate>| {
             out.rejected.push(Rejected { node: n.name.clone(), name: n.output.clone(), reason, possible });
         };
-        if let Some(reason) = not_separating(g, net.logits, value, &live, &names) {
+        if let Some(reason) = not_separating(g, net.logits, value, &live, &of_weights, &names) {
             reject(reason, None);
             continue;
         }
@@ -190,6 +191,7 @@ fn not_separating(
     logits: NodeId,
     value: NodeId,
     live: &[bool],
+    of_weights: &[bool],
     names: &BTreeMap<NodeId, &ImportedNode>,
 ) -> Option<String> {
     if !g.ty(value).is_real() {
@@ -204,11 +206,11 @@ fn not_separating(
             if crosses() {
                 crossing.insert(describe(g, id, names));
             }
-        } else if let Op::Variable(v) = &g.node(id).op
-            && g.variables[v.index()].kind == VarKind::Weight
-            && used_after(g, id, &before, &needed)
-        {
-            return Some(format!("weight \"{}\" is used before and after it", g.variables[v.index()].name));
+        } else if of_weights[id.index()] && used_after(g, id, &before, &needed) {
+            // The weight itself, or what is computed of it alone and used on both sides.
+            let of = g.needed([id]);
+            let name = g.ids().filter(|w| of[w.index()]).find_map(|w| weight(g, w));
+            return Some(format!("weight \"{}\" is used before and after it", name.unwrap_or_default()));
         }
     }
     if crossing.is_empty() {
@@ -219,7 +221,18 @@ fn not_separating(
     Some(format!("{} tensors are live here: itself and {}{more}", crossing.len() + 1, list.join(", ")))
 }
 
-/// Whether a weight reaches a node that comes after the cut without passing it.
+/// The name of a weight that a node reads.
+fn weight(g: &Graph, id: NodeId) -> Option<&str> {
+    match &g.node(id).op {
+        Op::Variable(v) => {
+            let v = &g.variables[v.index()];
+            (v.kind == VarKind::Weight).then_some(v.name.as_str())
+        }
+        _ => None,
+    }
+}
+
+/// Whether a weight, or what is computed of it alone, reaches a node that comes after the cut without passing it.
 fn used_after(g: &Graph, weight: NodeId, before: &[bool], needed: &[bool]) -> bool {
     g.users(weight).iter().any(|u| needed[u.index()] && !before[u.index()])
 }

@@ -1,0 +1,86 @@
+//! What is computed of weights alone and used in two places keeps them in one module; what is put together from numbers
+//! is no weight.
+
+use onnx_protobuf::type_proto::{Tensor as TensorType, Value as TypeValue};
+use onnx_protobuf::{
+    GraphProto, Message as _, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
+    ValueInfoProto, tensor_shape_proto::Dimension, tensor_shape_proto::dimension::Value as Extent,
+};
+use slrc_compiler::onnx::file::OnnxFile;
+use slrc_compiler::onnx::import::{ImportOptions, import};
+use slrc_compiler::partition::candidates;
+use slrc_compiler::pipeline::compile;
+use slrc_compiler::spec::{PartitionFile, SpecFile};
+
+fn node(op: &str, input: &[&str], output: &str) -> NodeProto {
+    NodeProto {
+        op_type: op.into(),
+        name: output.into(),
+        input: input.iter().map(|s| s.to_string()).collect(),
+        output: vec![output.into()],
+        ..Default::default()
+    }
+}
+
+fn floats(name: &str, dims: &[i64]) -> TensorProto {
+    let n: i64 = dims.iter().product();
+    let float_data = (0..n).map(|i| (i % 7) as f32 / 8.0 - 0.3).collect();
+    TensorProto { name: name.into(), dims: dims.to_vec(), data_type: 1, float_data, ..Default::default() }
+}
+
+fn value(name: &str, dims: &[i64]) -> ValueInfoProto {
+    let dim = dims.iter().map(|&d| Dimension { value: Some(Extent::DimValue(d)), ..Default::default() }).collect();
+    let shape = Some(TensorShapeProto { dim, ..Default::default() }).into();
+    let tensor = TensorType { elem_type: 1, shape, ..Default::default() };
+    let ty = TypeProto { value: Some(TypeValue::TensorType(tensor)), ..Default::default() };
+    ValueInfoProto { name: name.into(), type_: Some(ty).into(), ..Default::default() }
+}
+
+fn open(node: Vec<NodeProto>, initializer: Vec<TensorProto>) -> OnnxFile {
+    let (input, output) = (vec![value("x", &[8, 6])], vec![value("y", &[8, 3])]);
+    let graph = GraphProto { node, initializer, input, output, ..Default::default() };
+    let opset_import = vec![OperatorSetIdProto { version: 18, ..Default::default() }];
+    let model = ModelProto { ir_version: 9, graph: Some(graph).into(), opset_import, ..Default::default() };
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.onnx");
+    std::fs::write(&path, model.write_to_bytes().expect("bytes")).expect("a file");
+    OnnxFile::open(&path).expect("a model")
+}
+
+#[test]
+fn transposed_once_and_used_twice() {
+    let nodes = vec![
+        node("Transpose", &["w"], "t"),
+        node("MatMul", &["x", "t"], "a"),
+        node("Relu", &["a"], "b"),
+        node("MatMul", &["b", "t"], "c"),
+        node("Relu", &["c"], "d"),
+        node("MatMul", &["d", "v"], "e"),
+        node("Relu", &["e"], "f"),
+        node("MatMul", &["f", "u"], "y"),
+    ];
+    let file = open(nodes, vec![floats("w", &[6, 6]), floats("v", &[6, 5]), floats("u", &[5, 3])]);
+    let net = import(&file, &ImportOptions::default()).expect("a network");
+    let found = candidates(&net);
+    let cuts: Vec<&str> = found.cuts.iter().map(|c| c.node.as_str()).collect();
+    assert_eq!(cuts, ["d"]);
+    let between = found.rejected.iter().find(|r| r.node == "b").expect("a rejected place");
+    assert_eq!(between.reason, "weight \"w\" is used before and after it");
+    let spec = SpecFile { partition: PartitionFile { modules: Some(2), ..Default::default() }, ..Default::default() };
+    compile(&file, &spec, &mut |_, _| {}).expect("two modules");
+}
+
+#[test]
+fn masks_put_together_are_no_weights() {
+    let index =
+        TensorProto { name: "i".into(), dims: vec![1, 1], data_type: 7, int64_data: vec![2], ..Default::default() };
+    let nodes = vec![
+        node("ScatterND", &["zeros", "i", "some"], "mask"),
+        node("MatMul", &["x", "w"], "a"),
+        node("Add", &["a", "mask"], "y"),
+    ];
+    let file = open(nodes, vec![floats("zeros", &[8, 3]), index, floats("some", &[1, 3]), floats("w", &[6, 3])]);
+    let net = import(&file, &ImportOptions::default()).expect("a network");
+    let names: Vec<&String> = net.sources.keys().collect();
+    assert_eq!(names, ["w"]);
+}
