@@ -121,6 +121,7 @@ pub(crate) struct Looked {
 const WITHOUT_BEARING: &[&str] = &[
     "consumed_inputs",
     "is_test",
+    "round_mode",
     "saturate",
     "seed",
     "softmax_precision",

@@ -4,6 +4,7 @@
 
 mod case;
 mod gradient;
+mod mutate;
 mod reasons;
 
 use std::collections::BTreeMap;
@@ -86,4 +87,23 @@ fn official_cases() {
         .map(|(n, was, is)| format!("{n}: expected {was}, found {is}"))
         .collect();
     assert!(drift.is_empty(), "{} cases differ from cases.txt:\n{}", drift.len(), drift.join("\n"));
+}
+
+/// Changes of each case.
+const CHANGES: u64 = 30;
+
+#[test]
+#[ignore = "needs the official cases: .ci/conformance.py FOLDER, then SLRC_CONFORMANCE=FOLDER"]
+fn changed_cases_never_panic() {
+    let root = PathBuf::from(std::env::var("SLRC_CONFORMANCE").expect("SLRC_CONFORMANCE names the folder of cases"));
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root.join("1.23.2")).expect("the newest cases") {
+        let path = entry.expect("an entry").path();
+        let seeds = mutate::panics(&path, CHANGES);
+        if !seeds.is_empty() {
+            found.push(format!("{} {seeds:?}", path.file_name().unwrap_or_default().to_string_lossy()));
+        }
+    }
+    found.sort();
+    assert!(found.is_empty(), "{} cases panic: {found:#?}", found.len());
 }

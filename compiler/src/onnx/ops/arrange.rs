@@ -34,7 +34,10 @@ type R = Result<Vec<Out>, String>;
 /// `[N, C, H, W]` and a block that divides what it must.
 fn blocks(cx: &Cx<'_, '_, '_>) -> Result<([usize; 4], usize), String> {
     let s = cx.shape(0)?;
-    let block = usize::try_from(cx.int("blocksize", 0)).ok().filter(|&b| b > 0).ok_or("blocksize is missing")?;
+    let block = usize::try_from(cx.int("blocksize", 0))
+        .ok()
+        .filter(|b| (1..1 << 16).contains(b))
+        .ok_or("blocksize is missing or too large")?;
     let [n, c, h, w] = s[..] else { return Err(format!("{s:?} is no image")) };
     Ok(([n, c, h, w], block))
 }
@@ -106,6 +109,9 @@ fn center_crop_pad(cx: &mut Cx<'_, '_, '_>) -> R {
     let mut pads = vec![[0i64; 2]; s.len()];
     for (&a, &want) in axes.iter().zip(&target) {
         let d = cx.axis(a, s.len())?;
+        if !(0..=1 << 32).contains(&want) {
+            return Err(format!("an extent of {want} is not supported"));
+        }
         let more = want - s[d] as i64;
         // The odd element of a crop is left out at the end, that of a padding added there.
         let low = if more < 0 { -((-more) / 2) } else { more / 2 };

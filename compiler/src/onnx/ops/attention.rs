@@ -109,7 +109,12 @@ fn attention(cx: &mut Cx<'_, '_, '_>) -> R {
     let mut past = 0;
     if cx.present(4) && cx.present(5) {
         let (pk, pv) = (cx.real(4)?, cx.real(5)?);
-        past = cx.b.shape(pk).get(2).copied().unwrap_or(0);
+        let (now, before) = (cx.b.shape(k), cx.b.shape(pk));
+        let fits = |s: &[usize], of: &[usize]| s.len() == 4 && s[..2] == of[..2] && s[3] == of[3];
+        if !fits(&before, &now) || !fits(&cx.b.shape(pv), &cx.b.shape(v)) {
+            return Err(format!("past keys {before:?} do not fit keys {now:?}, or past values their values"));
+        }
+        past = before[2];
         (k, v) = (cx.b.concat(&[pk, k], 2), cx.b.concat(&[pv, v], 2));
     }
     let (present_key, present_value) = (k, v);
@@ -137,6 +142,9 @@ fn attention(cx: &mut Cx<'_, '_, '_>) -> R {
         return Err("lengths without padding are one a sample, and without a cache of past keys".into());
     }
     let offsets = match &lengths {
+        Some(l) if l.iter().any(|&n| n < 0 || n > keys as i64) => {
+            return Err(format!("lengths {l:?} are not those of {keys} keys"));
+        }
         Some(l) => l.iter().map(|&n| n - queries as i64).collect(),
         None => vec![past as i64],
     };
@@ -203,6 +211,9 @@ fn masked(cx: &mut Cx<'_, '_, '_>, scores: NodeId, sight: &Sight) -> Result<(Nod
         let short = width < full[3] && width != 1;
         let mut wide = full.clone();
         wide[3] = if short { width } else { full[3] };
+        if crate::ir::builder::common_shape(&cx.b.shape(mask), &wide).as_deref() != Some(&wide[..]) {
+            return Err(format!("mask {:?} does not fit scores {full:?}", cx.b.shape(mask)));
+        }
         let mask = cx.b.broadcast_to(mask, &wide);
         let flags = cx.elem(3)? == Elem::Bool;
         let mask = if short { lengthen(cx, mask, full[3], flags) } else { mask };

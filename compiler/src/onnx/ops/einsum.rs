@@ -140,11 +140,11 @@ fn contract(cx: &mut Cx<'_, '_, '_>, a: Term, b: Term, kept: impl Fn(char) -> bo
         }
     }
     let wide = |cx: &mut Cx<'_, '_, '_>, t: &Term, other: &Term| {
-        let shape: Vec<usize> = t
-            .labels
-            .iter()
-            .map(|&c| extent(cx, t, c).max(if both.contains(&c) { extent(cx, other, c) } else { 1 }))
-            .collect();
+        let whole = |&c: &char| match extent(cx, t, c) {
+            1 if both.contains(&c) => extent(cx, other, c),
+            n => n,
+        };
+        let shape: Vec<usize> = t.labels.iter().map(whole).collect();
         let x = cx.b.broadcast(t.x, &shape);
         Term { x, labels: t.labels.clone() }
     };

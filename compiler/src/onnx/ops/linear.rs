@@ -182,7 +182,11 @@ fn conv_transpose(cx: &mut Cx<'_, '_, '_>) -> R {
         return Err(format!("kernel_shape {kernel:?} is not that of weight {ws:?}"));
     }
     let (auto, wanted) = (cx.string("auto_pad", "NOTSET"), cx.ints("output_shape"));
-    if wanted.as_ref().is_some_and(|w| w.len() < rank) || strides.contains(&0) || dilations.contains(&0) {
+    let extent = |x: &i64| (1..=LARGEST as i64).contains(x);
+    if wanted.as_ref().is_some_and(|w| w.len() < rank || !w[w.len() - rank..].iter().all(extent))
+        || strides.contains(&0)
+        || dilations.contains(&0)
+    {
         return Err("output_shape, strides and dilations are one number a spatial dimension, at least 1".into());
     }
     let (mut begin, mut out) = (vec![0; rank], vec![0; rank]);
@@ -298,7 +302,7 @@ fn matmul(cx: &mut Cx<'_, '_, '_>) -> R {
 pub(super) fn multiply(cx: &mut Cx<'_, '_, '_>, a: NodeId, b: NodeId) -> Result<NodeId, String> {
     let (sa, sb) = (cx.b.shape(a), cx.b.shape(b));
     let (ra, rb) = (sa.len(), sb.len());
-    if sa[ra - 1] != sb[rb - 2] {
+    if ra < 2 || rb < 2 || sa[ra - 1] != sb[rb - 2] {
         return Err(format!("operands {sa:?} and {sb:?} cannot be multiplied"));
     }
     if rb == 2 && ra > 2 {

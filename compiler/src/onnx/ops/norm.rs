@@ -42,6 +42,10 @@ fn batch_norm(cx: &mut Cx<'_, '_, '_>) -> R {
             return Err(format!("input {i} has shape {:?}, not [{}]", cx.shape(i)?, xs[1]));
         }
     }
+    // Until opset 8.
+    if cx.int("spatial", 1) == 0 {
+        return Err("statistics of each pixel (spatial = 0) are not supported".into());
+    }
     let rank = xs.len();
     let epsilon = cx.float("epsilon", 1e-5);
     let momentum = cx.float("momentum", 0.9);

@@ -179,10 +179,11 @@ pub(super) fn part(cx: &mut Cx<'_, '_, '_>, x: NodeId, axis: usize, start: usize
 fn split(cx: &mut Cx<'_, '_, '_>) -> R {
     let s = cx.shape(0)?;
     let axis = cx.axis(cx.int("axis", 0), s.len())?;
-    let outputs = match cx.int("num_outputs", 0) {
-        0 => cx.proto.output.len().max(1),
-        n => usize::try_from(n).map_err(|_| format!("{n} outputs"))?,
-    };
+    let outputs = cx.proto.output.len().max(1);
+    let said = cx.int("num_outputs", outputs as i64);
+    if said != outputs as i64 {
+        return Err(format!("num_outputs is {said}, of {outputs} outputs"));
+    }
     let sizes: Vec<usize> = if cx.present(1) || cx.has("split") {
         let v = if cx.present(1) { cx.known_ints(1, "the sizes")? } else { cx.ints("split").unwrap_or_default() };
         v.iter().map(|&x| usize::try_from(x).map_err(|_| format!("size {x} is negative"))).collect::<Result<_, _>>()?
@@ -190,7 +191,8 @@ fn split(cx: &mut Cx<'_, '_, '_>) -> R {
         let each = s[axis].div_ceil(outputs);
         (0..outputs).map(|i| each.min(s[axis].saturating_sub(i * each))).collect()
     };
-    if sizes.iter().sum::<usize>() != s[axis] || sizes.len() < outputs {
+    let sum = sizes.iter().try_fold(0usize, |a, &n| a.checked_add(n));
+    if sum != Some(s[axis]) || sizes.len() < outputs {
         return Err(format!("sizes {sizes:?} do not make up dimension {axis} of {s:?}"));
     }
     let (x, elem) = any(cx, 0)?;
@@ -345,7 +347,10 @@ fn expand(cx: &mut Cx<'_, '_, '_>) -> R {
 fn tile(cx: &mut Cx<'_, '_, '_>) -> R {
     let repeats = extents(&cx.known_ints(1, "the repeats")?)?;
     let s = cx.shape(0)?;
-    if repeats.len() != s.len() || repeats.contains(&0) || repeats.iter().product::<usize>() > 1 << 16 {
+    if repeats.len() != s.len()
+        || repeats.contains(&0)
+        || repeats.iter().try_fold(1usize, |a, &n| a.checked_mul(n)).is_none_or(|n| n > 1 << 16)
+    {
         return Err(format!("repeats {repeats:?} do not fit {s:?}"));
     }
     let (mut x, elem) = any(cx, 0)?;
