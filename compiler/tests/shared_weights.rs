@@ -84,3 +84,25 @@ fn masks_put_together_are_no_weights() {
     let names: Vec<&String> = net.sources.keys().collect();
     assert_eq!(names, ["w"]);
 }
+
+/// Scales, class weights and the like are initializers of floats, too.
+#[test]
+fn settings_are_no_weights() {
+    let whole = |name: &str, data: &[i64]| TensorProto {
+        name: name.into(),
+        dims: vec![data.len() as i64],
+        data_type: 7,
+        int64_data: data.to_vec(),
+        ..Default::default()
+    };
+    let scales = TensorProto { float_data: vec![1.0, 1.0, 2.0, 2.0], ..floats("scales", &[4]) };
+    let nodes = vec![
+        node("Reshape", &["x", "image"], "a"),
+        node("Resize", &["a", "", "scales"], "b"),
+        node("Reshape", &["b", "flat"], "c"),
+        node("MatMul", &["c", "w"], "y"),
+    ];
+    let all = vec![whole("image", &[8, 1, 2, 3]), whole("flat", &[8, 24]), scales, floats("w", &[24, 3])];
+    let net = import(&open(nodes, all), &ImportOptions::default()).expect("a network");
+    assert_eq!(net.sources.keys().collect::<Vec<_>>(), ["w"]);
+}

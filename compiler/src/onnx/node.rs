@@ -254,6 +254,16 @@ impl Cx<'_, '_, '_> {
         }
     }
 
+    /// Numbers that must be known at import, such as scales: an initializer there is no weight.
+    pub(crate) fn known_floats(&self, i: usize, what: &str) -> Result<Vec<f64>, String> {
+        match self.operand(i) {
+            Operand::Const(c) => Ok(c.data.clone()),
+            Operand::Weight(w) => self.values(w).map(|c| c.data),
+            Operand::Node(..) => Err(format!("{what} depend on the data; slrc needs them known at import")),
+            Operand::Absent => Err(self.missing(i)),
+        }
+    }
+
     /// A single number that must be known at import.
     pub(crate) fn known_number(&self, i: usize, what: &str) -> Result<f64, String> {
         match self.known(i)? {
@@ -280,6 +290,17 @@ impl Cx<'_, '_, '_> {
     /// Operand `i` as real numbers.
     pub(crate) fn real(&mut self, i: usize) -> Result<NodeId, String> {
         self.real_or_weight(i, Init::Normal(0.02))
+    }
+
+    /// Operand `i` as numbers that are not trained, whatever they are: angles, masks, class weights.
+    pub(crate) fn fixed(&mut self, i: usize) -> Result<NodeId, String> {
+        match self.operand(i).clone() {
+            Operand::Weight(w) => {
+                let c = self.values(&w)?;
+                Ok(self.constant(&c))
+            }
+            Operand::Absent | Operand::Const(_) | Operand::Node(..) => self.real(i),
+        }
     }
 
     /// Operand `i` in a place that ONNX gives to weights: constants there are weights too.

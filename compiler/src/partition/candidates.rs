@@ -75,9 +75,22 @@ const CONTINUES: &[&str] = &[
     "BatchNormalization",
     "InstanceNormalization",
     "LayerNormalization",
+    "GroupNormalization",
+    "RMSNormalization",
+    "LpNormalization",
+    "MeanVarianceNormalization",
+    "LRN",
     "Relu",
     "LeakyRelu",
+    "PRelu",
     "Elu",
+    "Selu",
+    "Celu",
+    "ThresholdedRelu",
+    "Shrink",
+    "Softsign",
+    "Mish",
+    "Swish",
     "Clip",
     "HardSigmoid",
     "HardSwish",
@@ -113,7 +126,7 @@ const CONTINUES: &[&str] = &[
 
 /// Whether a node is a layer: something with a weight matrix.
 fn is_layer(n: &ImportedNode) -> bool {
-    n.weights > 0 && matches!(n.op.as_str(), "Conv" | "Gemm" | "MatMul" | "Gather")
+    n.weights > 0 && matches!(n.op.as_str(), "Conv" | "ConvTranspose" | "Gemm" | "MatMul" | "Einsum" | "Gather")
 }
 
 /// Looks at every ONNX value the network computes.

@@ -168,8 +168,7 @@ fn one_hot(cx: &mut Cx<'_, '_, '_>) -> R {
     let wrapped = cx.b.offset(index, depth as f64);
     let index = cx.b.select(negative, wrapped, index);
     let flags = marks(cx, index, axis, depth);
-    let values = any(cx, 2)?.0;
-    let values = cx.b.number(values);
+    let values = cx.fixed(2)?;
     let full = cx.b.shape(flags);
     let value = |cx: &mut Cx<'_, '_, '_>, i: usize| {
         let v = part(cx, values, 0, i, 1);

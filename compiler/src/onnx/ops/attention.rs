@@ -205,7 +205,7 @@ fn masked(cx: &mut Cx<'_, '_, '_>, scores: NodeId, sight: &Sight) -> Result<(Nod
         let mask = match cx.operand(3).clone() {
             Operand::Node(id, _) => id,
             _ if cx.elem(3)? == Elem::Bool => cx.flag(3)?,
-            _ => cx.real(3)?,
+            _ => cx.fixed(3)?,
         };
         let width = cx.b.shape(mask).last().copied().unwrap_or(1);
         let short = width < full[3] && width != 1;
@@ -269,7 +269,7 @@ fn rotary(cx: &mut Cx<'_, '_, '_>) -> R {
         return Err(format!("{dim} of {} elements cannot be turned in pairs", s[3]));
     }
     let angles = |cx: &mut Cx<'_, '_, '_>, i: usize| -> Result<NodeId, String> {
-        let mut t = cx.real(i)?;
+        let mut t = cx.fixed(i)?;
         if cx.present(3) {
             let at: Vec<usize> =
                 cx.known_ints(3, "the positions")?.iter().map(|&p| usize::try_from(p).unwrap_or(usize::MAX)).collect();

@@ -47,7 +47,7 @@ fn likelihood(cx: &mut Cx<'_, '_, '_>, p: NodeId) -> Result<NodeId, String> {
     let chosen = cx.b.select(flags, p, zero);
     let chosen = cx.b.sum(chosen, &[1]);
     let mut weights = if cx.present(2) {
-        let w = cx.real(2)?;
+        let w = cx.fixed(2)?;
         let w = crate::layers::per_channel(cx.b, w, s.len());
         let w = cx.b.broadcast_to(w, &s);
         let own = cx.b.select(flags, w, zero);

@@ -124,7 +124,7 @@ fn upsample(cx: &mut Cx<'_, '_, '_>) -> R {
     let s = cx.shape(0)?;
     let scales = match cx.floats("scales") {
         Some(v) => v,
-        None => cx.known(1)?.ok_or("the scales depend on the data; slrc needs them known at import")?.data,
+        None => cx.known_floats(1, "the scales")?,
     };
     let rule = Rule {
         mode: cx.string("mode", "nearest"),
@@ -149,9 +149,7 @@ fn resize(cx: &mut Cx<'_, '_, '_>) -> R {
         if !cx.present(i) || cx.shape(i)? == [0] {
             return Ok(None);
         }
-        cx.known(i)?
-            .map(|c| Some(c.data))
-            .ok_or_else(|| format!("{what} depend on the data; slrc needs them known at import"))
+        cx.known_floats(i, what).map(Some)
     };
     let (scale_input, roi_input) = if cx.opset < 11 { (1, usize::MAX) } else { (2, 1) };
     let roi = if roi_input == usize::MAX { None } else { numbers(cx, roi_input, "the regions")? };
