@@ -212,7 +212,7 @@ fn not_separating(
     }
     let before = g.needed([value]);
     let needed = g.needed([logits]);
-    let mut crossing = BTreeSet::new();
+    let (mut crossing, mut shared) = (BTreeSet::new(), None);
     for id in g.ids().filter(|&id| id != value && before[id.index()]) {
         let crosses = || g.users(id).iter().any(|u| needed[u.index()] && !before[u.index()] && live[u.index()]);
         if live[id.index()] {
@@ -223,11 +223,15 @@ fn not_separating(
             // The weight itself, or what is computed of it alone and used on both sides.
             let of = g.needed([id]);
             let name = g.ids().filter(|w| of[w.index()]).find_map(|w| weight(g, w));
-            return Some(format!("weight \"{}\" is used before and after it", name.unwrap_or_default()));
+            let reason = format!("weight \"{}\" is used before and after it", name.unwrap_or_default());
+            if weight(g, id).is_some() {
+                return Some(reason);
+            }
+            shared = shared.or(Some(reason));
         }
     }
     if crossing.is_empty() {
-        return None;
+        return shared;
     }
     let list: Vec<&str> = crossing.iter().take(3).map(String::as_str).collect();
     let more = if crossing.len() > 3 { ", .." } else { "" };
