@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use serde::Serialize;
+use slrc_plan::Plan;
 use slrc_plan::plan::{ModulePlan, Program};
-use slrc_plan::{KernelOp, Plan};
 use slrc_runtime::cuda::{Libraries, Residency, device_bytes};
 use slrc_runtime::device::{Device, LibraryUse, ProgramKind};
 use slrc_runtime::devices::{self, DeviceName};
@@ -34,25 +34,11 @@ pub(crate) fn products(plan: &Plan, library: &LibraryUse, kind: ProgramKind) -> 
         return Some(format!("products: the plan's own kernels compute all; {reason}"));
     }
     let name = library.name.as_ref()?;
-    let is_product = |run: &KernelOp| match run {
-        KernelOp::Matmul(_) => true,
-        KernelOp::Conv(c) => !c.is_depthwise(),
-        KernelOp::Map(_)
-        | KernelOp::Row(_)
-        | KernelOp::Reduce(_)
-        | KernelOp::Attention(_)
-        | KernelOp::Window(_)
-        | KernelOp::Gather(_)
-        | KernelOp::ScatterAdd(_)
-        | KernelOp::Copy(_)
-        | KernelOp::Fill(_)
-        | KernelOp::Random(_) => false,
-    };
     let (programs, what): (fn(&ModulePlan) -> &Program, &str) = match kind {
         ProgramKind::Step => (|m| &m.step, "a step"),
         ProgramKind::Eval => (|m| &m.eval, "an evaluation"),
     };
-    let all = plan.modules.iter().flat_map(|m| &programs(m).kernels).filter(|k| is_product(&k.run)).count();
+    let all = plan.modules.iter().flat_map(|m| &programs(m).kernels).filter(|k| k.run.is_product()).count();
     let theirs: usize = library.kernels.iter().map(|m| m[kind as usize].len()).sum();
     Some(format!("products: {name} computes {theirs} of {all} of {what}, the plan's own kernels the others"))
 }

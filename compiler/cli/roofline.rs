@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 use slrc_plan::plan::ModulePlan;
-use slrc_plan::{Kernel, KernelOp, Plan, Precision};
+use slrc_plan::{Kernel, Plan, Precision};
 
 /// A GPU's peaks: vendor's data sheets, boost clock, no sparsity.
 pub(crate) struct Gpu {
@@ -66,21 +66,7 @@ impl Gpu {
 
     /// Floating-point operations a second of a kernel.
     fn flops_of(&self, k: &Kernel, precision: Precision) -> f64 {
-        let product = match &k.run {
-            KernelOp::Matmul(_) => true,
-            KernelOp::Conv(c) => !c.is_depthwise(),
-            KernelOp::Map(_)
-            | KernelOp::Row(_)
-            | KernelOp::Reduce(_)
-            | KernelOp::Attention(_)
-            | KernelOp::Window(_)
-            | KernelOp::Gather(_)
-            | KernelOp::ScatterAdd(_)
-            | KernelOp::Copy(_)
-            | KernelOp::Fill(_)
-            | KernelOp::Random(_) => false,
-        };
-        if product { self.product_flops(precision).unwrap_or(self.flops) } else { self.flops }
+        if k.run.is_product() { self.product_flops(precision).unwrap_or(self.flops) } else { self.flops }
     }
 }
 

@@ -95,6 +95,24 @@ pub enum KernelOp {
 }
 
 impl KernelOp {
+    /// Whether it is a matrix product or a convolution that is one: what tensor cores and libraries compute.
+    pub fn is_product(&self) -> bool {
+        match self {
+            KernelOp::Matmul(_) => true,
+            KernelOp::Conv(c) => !c.is_depthwise(),
+            KernelOp::Map(_)
+            | KernelOp::Row(_)
+            | KernelOp::Reduce(_)
+            | KernelOp::Attention(_)
+            | KernelOp::Window(_)
+            | KernelOp::Gather(_)
+            | KernelOp::ScatterAdd(_)
+            | KernelOp::Copy(_)
+            | KernelOp::Fill(_)
+            | KernelOp::Random(_) => false,
+        }
+    }
+
     /// The result of a family that may have an epilogue.
     pub fn product(&self) -> Option<Product<'_>> {
         match self {

@@ -6,7 +6,7 @@ use crate::ir::graph::NodeId;
 use crate::ir::types::{DType, Type};
 use crate::onnx::node::{Cx, Out};
 use crate::onnx::ops::Entry;
-use crate::onnx::ops::index::take;
+use crate::onnx::ops::index::{along, take};
 use crate::onnx::ops::shape::{any, one, pad_with, part};
 use crate::onnx::tensor::{Const, elem};
 
@@ -205,17 +205,7 @@ fn cumulative_sum(cx: &mut Cx<'_, '_, '_>) -> R {
     let data = (0..n * n).map(|i| f64::from(u8::from(adds(i / n, i % n)))).collect();
     let (x, elem) = any(cx, 0)?;
     let x = cx.b.number(x);
-    let mut order: Vec<usize> = (0..s.len()).filter(|&d| d != axis).collect();
-    order.push(axis);
-    let mut back = vec![0; s.len()];
-    order.iter().enumerate().for_each(|(i, &d)| back[d] = i);
-    let last = cx.b.transpose(x, &order);
-    let shape = cx.b.shape(last);
-    let flat = cx.b.reshape(last, &[shape.iter().product::<usize>() / n.max(1), n]);
-    let ones = cx.b.constant(Type::f32([n, n]), data);
-    let y = cx.b.matmul(flat, ones);
-    let y = cx.b.reshape(y, &shape);
-    one(cx.b.transpose(y, &back), elem)
+    one(along(cx, x, axis, n, data), elem)
 }
 
 fn cumulative_product(cx: &mut Cx<'_, '_, '_>) -> R {

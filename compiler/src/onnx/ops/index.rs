@@ -27,17 +27,35 @@ pub(super) fn take(cx: &mut Cx<'_, '_, '_>, x: NodeId, axis: usize, at: &[usize]
     if let (Some(&first), true) = (at.first(), at.windows(2).all(|w| w[1] == w[0] + 1)) {
         return part(cx, x, axis, first, at.len());
     }
-    let mut order: Vec<usize> = (0..s.len()).collect();
-    order.remove(axis);
-    order.insert(0, axis);
-    let mut back = vec![0; s.len()];
-    order.iter().enumerate().for_each(|(i, &d)| back[d] = i);
+    let order: Vec<usize> = [axis].into_iter().chain((0..s.len()).filter(|&d| d != axis)).collect();
+    let back = inverse(&order);
     let front = cx.b.transpose(x, &order);
     let width: usize = s.iter().enumerate().filter(|(d, _)| *d != axis).map(|(_, n)| n).product();
     let rows = rows(cx, front, s[axis], width, at);
     let shape: Vec<usize> = order.iter().map(|&d| if d == axis { at.len() } else { s[d] }).collect();
     let rows = cx.b.reshape(rows, &shape);
     cx.b.transpose(rows, &back)
+}
+
+/// The permutation that undoes another.
+fn inverse(order: &[usize]) -> Vec<usize> {
+    let mut back = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(i, &d)| back[d] = i);
+    back
+}
+
+/// Every vector along `axis` times a matrix `[extent, to]`.
+pub(super) fn along(cx: &mut Cx<'_, '_, '_>, x: NodeId, axis: usize, to: usize, matrix: Vec<f64>) -> NodeId {
+    let s = cx.b.shape(x);
+    let order: Vec<usize> = (0..s.len()).filter(|&d| d != axis).chain([axis]).collect();
+    let last = cx.b.transpose(x, &order);
+    let mut shape = cx.b.shape(last);
+    let flat = cx.b.reshape(last, &[shape.iter().product::<usize>() / s[axis].max(1), s[axis]]);
+    let weights = cx.b.constant(Type::f32([s[axis], to]), matrix);
+    let y = cx.b.matmul(flat, weights);
+    shape[s.len() - 1] = to;
+    let y = cx.b.reshape(y, &shape);
+    cx.b.transpose(y, &inverse(&order))
 }
 
 /// Rows of `x` seen as `[count, width]`.
@@ -179,15 +197,12 @@ fn compress(cx: &mut Cx<'_, '_, '_>) -> R {
     one(y, elem)
 }
 
-/// `y[i] = x[i with the axis' index replaced by index[i]]`.
-fn gather_elements(cx: &mut Cx<'_, '_, '_>) -> R {
-    let s = cx.shape(0)?;
-    let axis = cx.axis(cx.int("axis", 0), s.len())?;
-    let index = known_index(cx, 1)?;
+/// Where the elements lie whose index along `axis` is replaced by that of `index` at the same place.
+fn elements(s: &[usize], axis: usize, index: &Const) -> Result<Vec<usize>, String> {
     if index.shape.len() != s.len() {
         return Err(format!("indices {:?} do not fit {s:?}", index.shape));
     }
-    let step = strides(&s);
+    let step = strides(s);
     let mut at = Vec::with_capacity(index.data.len());
     let mut values = index.data.iter();
     each(&index.shape, |i| {
@@ -199,6 +214,15 @@ fn gather_elements(cx: &mut Cx<'_, '_, '_>) -> R {
         at.push((0..s.len()).map(|d| of(d) * step[d]).sum());
         Ok(())
     })?;
+    Ok(at)
+}
+
+/// `y[i] = x[i with the axis' index replaced by index[i]]`.
+fn gather_elements(cx: &mut Cx<'_, '_, '_>) -> R {
+    let s = cx.shape(0)?;
+    let axis = cx.axis(cx.int("axis", 0), s.len())?;
+    let index = known_index(cx, 1)?;
+    let at = elements(&s, axis, &index)?;
     let (x, elem) = any(cx, 0)?;
     let y = rows(cx, x, s.iter().product(), 1, &at);
     one(cx.b.reshape(y, &index.shape), elem)
@@ -300,21 +324,10 @@ fn scatter_elements(cx: &mut Cx<'_, '_, '_>) -> R {
     let s = cx.shape(0)?;
     let axis = cx.axis(cx.int("axis", 0), s.len())?;
     let index = known_index(cx, 1)?;
-    if index.shape.len() != s.len() || cx.shape(2)? != index.shape {
-        return Err(format!("indices {:?} do not fit {s:?}", index.shape));
+    if cx.shape(2)? != index.shape {
+        return Err(format!("updates {:?} do not fit indices {:?}", cx.shape(2)?, index.shape));
     }
-    let step = strides(&s);
-    let mut at = Vec::with_capacity(index.data.len());
-    let mut values = index.data.iter();
-    each(&index.shape, |i| {
-        let chosen = wrap(values.next().copied().unwrap_or(0.0), s[axis])?;
-        let of = |d: usize| if d == axis { chosen } else { i[d] };
-        if (0..s.len()).any(|d| of(d) >= s[d]) {
-            return Err(format!("indices {:?} do not fit {s:?}", index.shape));
-        }
-        at.push((0..s.len()).map(|d| of(d) * step[d]).sum());
-        Ok(())
-    })?;
+    let at = elements(&s, axis, &index)?;
     let (x, elem) = any(cx, 0)?;
     let updates = any(cx, 2)?.0;
     let y = reduced(cx, x, updates, &Places { at, count: s.iter().product(), width: 1 })?;

@@ -3,7 +3,7 @@
 use crate::ir::graph::NodeId;
 use crate::ir::types::Type;
 use crate::onnx::node::{Cx, Out};
-use crate::onnx::ops::index::take;
+use crate::onnx::ops::index::{along, take};
 use crate::onnx::ops::shape::any;
 use crate::onnx::ops::{Entry, real};
 
@@ -228,7 +228,8 @@ fn scaled(
             return Err(format!("resizing {from} elements to {} is not supported", a.to));
         } else {
             let rows = (0..a.to).map(|i| rule.row(&a, i)).collect::<Result<Vec<_>, _>>()?;
-            interpolated(cx, x, d, &rows)
+            let matrix = (0..from * a.to).map(|i| rows[i % a.to][i / a.to]).collect();
+            along(cx, x, d, a.to, matrix)
         };
         if crops {
             let beyond = |i: usize| rule.source(&a, i).is_ok_and(|x| x < 0.0 || x > from as f64 - 1.0);
@@ -239,25 +240,6 @@ fn scaled(
         return Err("integers are resized by the nearest element only".into());
     }
     if elem == crate::onnx::tensor::Elem::Float { real(x) } else { Ok(vec![Out::Node(x, elem)]) }
-}
-
-/// The matrix times every vector along an axis.
-fn interpolated(cx: &mut Cx<'_, '_, '_>, x: NodeId, axis: usize, rows: &[Vec<f64>]) -> NodeId {
-    let s = cx.b.shape(x);
-    let mut order: Vec<usize> = (0..s.len()).filter(|&d| d != axis).collect();
-    order.push(axis);
-    let mut back = vec![0; s.len()];
-    order.iter().enumerate().for_each(|(i, &d)| back[d] = i);
-    let (n, to) = (s[axis], rows.len());
-    let last = cx.b.transpose(x, &order);
-    let mut shape = cx.b.shape(last);
-    let flat = cx.b.reshape(last, &[shape.iter().product::<usize>() / n, n]);
-    let data = (0..n * to).map(|i| rows[i % to][i / to]).collect();
-    let weights = cx.b.constant(Type::f32([n, to]), data);
-    let y = cx.b.matmul(flat, weights);
-    shape[s.len() - 1] = to;
-    let y = cx.b.reshape(y, &shape);
-    cx.b.transpose(y, &back)
 }
 
 /// Every element as often as any other, one after the other: a broadcast.
