@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use slrc_compiler::size::Size;
-use slrc_compiler::spec::{Distance, HeadKind, InitMode, OptimizerKind, Recompute, ReconcileMode};
+use slrc_compiler::spec::{Convolution, Distance, HeadKind, InitMode, OptimizerKind, Recompute, ReconcileMode};
 use slrc_plan::Precision;
 use slrc_runtime::cuda::architecture::Architecture;
 use slrc_runtime::cuda::{Libraries, Residency};
@@ -207,6 +207,9 @@ pub(crate) struct SpecArgs {
     /// everything else stay f32 [default: f32].
     #[arg(long, value_name = "f32|tf32|bf16", help_heading = "Target")]
     pub(crate) precision: Option<Precision>,
+    /// How convolutions are computed: auto (on the CPU Winograd's algorithm where it is faster) or direct [default: auto].
+    #[arg(long, value_name = "auto|direct", help_heading = "Target")]
+    pub(crate) convolution: Option<Convolution>,
     /// Seed of random weights and dropout [default: 0].
     #[arg(long, value_name = "N", help_heading = "Weights")]
     pub(crate) seed: Option<u64>,

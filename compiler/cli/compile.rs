@@ -89,6 +89,7 @@ fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
     }
     set(&mut spec.reconcile.lambda, o.lambda);
     set(&mut spec.recompute, o.recompute);
+    set(&mut spec.convolution, o.convolution);
     if o.no_monitor {
         spec.reconcile.monitor = Some(false);
     }

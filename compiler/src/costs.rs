@@ -95,7 +95,7 @@ impl Segments for Costs<'_> {
                 let place = Place { index: k, last: j == last, logits: parts.graph.ty(parts.logits).clone() };
                 let ModuleGraphs { train, head_variables, .. } = step::build(module, &place, self.spec)?;
                 let mut names = Names::default();
-                let (draft, arena) = program(&train, k, Program::Step, &mut names);
+                let (draft, arena) = program(&train, k, Program::Step, self.spec.convolutions(), &mut names);
                 self.known.of(&train, &head_variables, &draft, &arena, &names)
             }
         };

@@ -14,7 +14,7 @@ use crate::fuse::store::store;
 use crate::heads::tokens_missing;
 use crate::ir::graph::Graph;
 use crate::ir::verify::{Spec as VerifySpec, VerifyError, verify};
-use crate::lower::{Draft, Names, Program, lower};
+use crate::lower::{Convolutions, Draft, Names, Program, lower};
 use crate::memory::{Arena, Ends, place};
 use crate::onnx::OnnxError;
 use crate::onnx::file::{OnnxFile, sha256_hex};
@@ -236,7 +236,7 @@ fn check_lambdas(spec: &Spec, modules: usize) -> Result<(), SpecError> {
 }
 
 /// Fuses, schedules, lowers and places one program.
-pub fn program(g: &Graph, k: usize, kind: Program, names: &mut Names) -> (Draft, Arena) {
+pub fn program(g: &Graph, k: usize, kind: Program, convolutions: Convolutions, names: &mut Names) -> (Draft, Arena) {
     let mut layouts = layout(g);
     let mut items = collect(g, &layouts);
     merge(g, &layouts, &mut items);
@@ -245,7 +245,7 @@ pub fn program(g: &Graph, k: usize, kind: Program, names: &mut Names) -> (Draft,
     merge(g, &layouts, &mut items);
     attach(g, &layouts, &mut items);
     let order = schedule(g, &layouts, &items);
-    let draft = lower(g, &layouts, &items, &order, k, kind, names);
+    let draft = lower(g, &layouts, &items, &order, k, kind, convolutions, names);
     let arena = place(&draft, &Ends::of(g, k));
     (draft, arena)
 }
@@ -266,8 +266,8 @@ fn compile_module(
     let ModuleGraphs { train, eval, head, head_variables } = step::build(module, &place, spec)?;
     verify(&train, VerifySpec::closed("train"))?;
     verify(&eval, VerifySpec::closed("eval"))?;
-    let step = program(&train, k, Program::Step, names);
-    let inference = program(&eval, k, Program::Eval, names);
+    let step = program(&train, k, Program::Step, spec.convolutions(), names);
+    let inference = program(&eval, k, Program::Eval, spec.convolutions(), names);
     Ok(CompiledModule {
         train,
         eval,

@@ -12,9 +12,12 @@ use serde::{Deserialize, Serialize};
 use slrc_plan::Precision;
 use slrc_plan::schedule::{Decay, Schedule};
 
+use crate::lower::Convolutions;
 use crate::onnx::import::{Extent, ImportOptions};
 use crate::size::{Size, written};
-pub use choices::{Distance, HeadKind, InitMode, Kinks, OptimizerKind, Recompute, ReconcileMode, ScheduleKind};
+pub use choices::{
+    Convolution, Distance, HeadKind, InitMode, Kinks, OptimizerKind, Recompute, ReconcileMode, ScheduleKind,
+};
 pub use repair::{RebnFile, RepairFile};
 
 /// A spec as written. Keys are in kebab case; an unknown key is an error.
@@ -56,6 +59,9 @@ pub struct SpecFile {
     /// What of a step is computed again rather than kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recompute: Option<Recompute>,
+    /// How convolutions are computed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub convolution: Option<Convolution>,
     /// What the plan runs on: `cpu`, `cuda` or an architecture such as `cuda:sm_90`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
@@ -289,6 +295,8 @@ pub struct Spec {
     pub micro_batches: usize,
     /// What is computed again.
     pub recompute: Recompute,
+    /// How convolutions are computed.
+    pub convolution: Convolution,
     /// Where initial weights come from.
     pub init: InitMode,
     /// Seed.
@@ -315,6 +323,16 @@ fn bad<T>(field: &str, reason: impl Into<String>) -> Result<T, SpecError> {
 
 fn at_least(field: &str, x: f64, low: f64) -> Result<f64, SpecError> {
     if x.is_finite() && x >= low { Ok(x) } else { bad(field, format!("{x} is not a number of at least {low}")) }
+}
+
+impl Spec {
+    /// Algorithms that convolutions of its plan may use.
+    pub fn convolutions(&self) -> Convolutions {
+        match (&self.target, self.convolution) {
+            (Target::Cpu, Convolution::Auto) => Convolutions::Fastest,
+            (Target::Cpu, Convolution::Direct) | (Target::Cuda { .. }, _) => Convolutions::Direct,
+        }
+    }
 }
 
 /// Modules where nothing is said.
@@ -358,6 +376,7 @@ impl SpecFile {
                 n => n.unwrap_or(1),
             },
             recompute: self.recompute.unwrap_or(Recompute::Elementwise),
+            convolution: self.convolution.unwrap_or(Convolution::Auto),
             init: self.init.unwrap_or(InitMode::Keep),
             seed: self.seed.unwrap_or(0),
             target,

@@ -3,19 +3,37 @@
 use slrc_plan::Dims;
 use slrc_plan::View;
 use slrc_plan::kernel::{
-    Conv, ConvDirection, Copy, Fill, Gather, KernelOp, Matmul, MatmulSplit, Random, Window, WindowGeometry, WindowOp,
+    Conv, ConvAlgorithm, ConvDirection, Copy, Fill, Gather, KernelOp, Matmul, MatmulSplit, Random, Window,
+    WindowGeometry, WindowOp,
 };
 
 use crate::fuse::{Layout, Owner, Region};
 use crate::ir::graph::NodeId;
 use crate::ir::op::Op;
 use crate::ir::ops::contract::ConvShape;
-use crate::lower::Lowering;
+use crate::lower::{Convolutions, Lowering};
 
 /// A weight gradient of at most this many elements is computed in groups of samples.
 const SPLIT_WEIGHTS: usize = 1 << 17;
 /// Most groups.
 const MAX_GROUPS: usize = 8;
+/// The same for weight gradients by Winograd's algorithm, which are cut by channels as well: 64 by 64 are one piece.
+const SPLIT_WINOGRAD: usize = MAX_GROUPS * 64 * 64 * 9;
+/// Fewest tiles worth transforming the weights for.
+const WINOGRAD_TILES: usize = 64;
+
+/// The algorithm of a convolution.
+fn algorithm(c: &Conv, convolutions: Convolutions) -> ConvAlgorithm {
+    let g = &c.geometry;
+    let results = if c.direction == ConvDirection::InputGrad { &g.input } else { &g.output };
+    let tiles = c.batch * results.iter().map(|n| n.div_ceil(2)).product::<usize>();
+    // Nine products a result directly, sixteen a tile: tiles that are half empty save nothing.
+    let pays = tiles >= WINOGRAD_TILES && 3 * 16 * tiles < 2 * 9 * c.batch * results.iter().product::<usize>();
+    match convolutions {
+        Convolutions::Fastest if c.fits_winograd() && pays => ConvAlgorithm::Winograd,
+        Convolutions::Fastest | Convolutions::Direct => ConvAlgorithm::Direct,
+    }
+}
 /// A product with at least this inner extent and at most this many results is split.
 const SPLIT_INNER: usize = 1 << 14;
 const SPLIT_RESULTS: usize = 1 << 14;
@@ -114,17 +132,9 @@ impl Lowering<'_> {
         let weights: usize = w_shape.iter().product();
         let positions: usize = batch * y_shape[2] * y_shape[3];
         let flops = 2 * (positions * weights) as u64;
-        let groups = MAX_GROUPS.min(batch).min(SPLIT_WEIGHTS / weights.max(1));
-        let split = (direction == ConvDirection::WeightGrad && groups > 1).then(|| MatmulSplit {
-            count: groups,
-            partials: View::new(self.workspace(id, groups * weights), vec![weights, 1]),
-        });
-        // Depthwise filters are used where they lie.
-        let depthwise = c.groups > 1 && c.groups == in_channels && c.groups == out_channels;
-        let packs = direction == ConvDirection::InputGrad && !c.geometry.is_pointwise() && !depthwise;
-        let packed = packs.then(|| View::new(self.workspace(id, weights), vec![1]));
-        let run = Conv {
+        let mut run = Conv {
             direction,
+            algorithm: ConvAlgorithm::Direct,
             batch,
             in_channels,
             out_channels,
@@ -133,10 +143,21 @@ impl Lowering<'_> {
             x: self.image(&x),
             w: self.image(&w),
             y: self.image(&y),
-            split,
-            packed,
+            split: None,
+            packed: None,
             epilogue: None,
         };
+        run.algorithm = algorithm(&run, self.convolutions);
+        let most = match run.algorithm {
+            ConvAlgorithm::Direct => SPLIT_WEIGHTS,
+            ConvAlgorithm::Winograd => SPLIT_WINOGRAD,
+        };
+        let groups = MAX_GROUPS.min(batch).min(most / weights.max(1));
+        run.split = (direction == ConvDirection::WeightGrad && groups > 1).then(|| MatmulSplit {
+            count: groups,
+            partials: View::new(self.workspace(id, groups * weights), vec![weights, 1]),
+        });
+        run.packed = run.workspace().map(|n| View::new(self.workspace(id, n), vec![1]));
         self.push_product(id, flops, KernelOp::Conv(run), epilogue);
     }
 

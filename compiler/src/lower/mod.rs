@@ -54,6 +54,15 @@ pub enum Program {
     Eval,
 }
 
+/// Which algorithms convolutions may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Convolutions {
+    /// Direct ones only.
+    Direct,
+    /// What is fastest on the CPU.
+    Fastest,
+}
+
 /// Lowers one program of module `k`, items in the given order.
 pub fn lower(
     g: &Graph,
@@ -62,6 +71,7 @@ pub fn lower(
     order: &[usize],
     k: usize,
     program: Program,
+    convolutions: Convolutions,
     names: &mut Names,
 ) -> Draft {
     let mut lowering = Lowering {
@@ -70,6 +80,7 @@ pub fn lower(
 
         k,
         program,
+        convolutions,
         names,
         draft: Draft::default(),
         buffers: BTreeMap::new(),
@@ -105,6 +116,7 @@ struct Lowering<'a> {
     l: &'a Layouts,
     k: usize,
     program: Program,
+    convolutions: Convolutions,
     names: &'a mut Names,
     draft: Draft,
     /// Buffer of every owner met so far.

@@ -99,6 +99,16 @@ choice! {
 }
 
 choice! {
+    /// How convolutions are computed.
+    Convolution {
+        /// The fastest way that keeps f32's accuracy: on the CPU Winograd's algorithm where it pays.
+        Auto = "auto",
+        /// Every product of a weight and a number it meets, summed.
+        Direct = "direct",
+    }
+}
+
+choice! {
     /// An optimizer.
     OptimizerKind {
         /// Stochastic gradient descent, with momentum.

@@ -189,6 +189,31 @@ pub enum ConvDirection {
     WeightGrad,
 }
 
+/// How a convolution is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConvAlgorithm {
+    /// Every product of a weight and a number it meets, summed.
+    #[default]
+    Direct,
+    /// Winograd's F(2x2, 3x3): tiles of two by two results by 16 products of transformed numbers instead of 36. Where
+    /// [`Conv::fits_winograd`] says so.
+    Winograd,
+}
+
+impl ConvAlgorithm {
+    fn is_direct(&self) -> bool {
+        *self == ConvAlgorithm::Direct
+    }
+}
+
+/// What the channels of a convolution by Winograd's algorithm are a multiple of.
+pub const WINOGRAD_CHANNELS: usize = 16;
+/// Transformed weights come in panels of as many channels at most.
+const WINOGRAD_PANEL: usize = 32;
+/// Products of a transformed tile.
+const WINOGRAD_PRODUCTS: usize = 16;
+
 /// Geometry shared by convolution and pooling; two spatial dimensions, `height x width`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -228,6 +253,9 @@ impl WindowGeometry {
 pub struct Conv {
     /// Which product.
     pub direction: ConvDirection,
+    /// How it is computed.
+    #[serde(default, skip_serializing_if = "ConvAlgorithm::is_direct")]
+    pub algorithm: ConvAlgorithm,
     /// Samples.
     pub batch: usize,
     /// Channels of `x`.
@@ -247,8 +275,7 @@ pub struct Conv {
     /// Weight gradient only: fixed groups of samples whose partial gradients are summed in order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<MatmulSplit>,
-    /// Input gradient only, unless the kernel is 1x1 with stride 1: f32 workspace for the weights in another order, as
-    /// many elements as `w`.
+    /// f32 workspace for the weights in another order or transformed, of [`Conv::workspace`] elements.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packed: Option<View>,
     /// Elementwise work on the result; one group only. See [`Product`].
@@ -285,6 +312,37 @@ impl Conv {
     /// Whether every filter sees one channel and every channel has one filter: no matrix product, then.
     pub fn is_depthwise(&self) -> bool {
         self.groups > 1 && self.groups == self.in_channels && self.groups == self.out_channels
+    }
+
+    /// Whether Winograd's algorithm can compute it.
+    pub fn fits_winograd(&self) -> bool {
+        let g = &self.geometry;
+        let channels = [self.in_channels, self.out_channels];
+        g.kernel[..] == [3, 3]
+            && g.strides[..] == [1, 1]
+            && g.dilations[..] == [1, 1]
+            && g.pads.iter().all(|&n| n <= 2)
+            && self.groups == 1
+            && channels.iter().all(|n| n.is_multiple_of(WINOGRAD_CHANNELS))
+    }
+
+    /// f32 elements of workspace for its weights, where it needs one: the transformed weights of Winograd's algorithm,
+    /// in whole panels; of a direct input gradient the weights themselves, in another order, unless the kernel is 1x1
+    /// with stride 1 or depthwise.
+    pub fn workspace(&self) -> Option<usize> {
+        let (from, to) = match self.direction {
+            ConvDirection::Forward => (self.in_channels, self.out_channels),
+            ConvDirection::InputGrad => (self.out_channels, self.in_channels),
+            ConvDirection::WeightGrad => return None,
+        };
+        match self.algorithm {
+            ConvAlgorithm::Winograd => Some(WINOGRAD_PRODUCTS * from * to.next_multiple_of(WINOGRAD_PANEL)),
+            ConvAlgorithm::Direct => {
+                let packs =
+                    self.direction == ConvDirection::InputGrad && !self.geometry.is_pointwise() && !self.is_depthwise();
+                packs.then(|| from / self.groups.max(1) * to * self.geometry.kernel.iter().product::<usize>())
+            }
+        }
     }
 
     /// Its result: a row a pixel, of all channels; of a weight gradient, a row an output channel.

@@ -105,7 +105,7 @@ impl KernelOp {
                     out.push(Operand::write(&s.partials, &[s.count, weights]).dense());
                 }
                 if let Some(p) = &c.packed {
-                    out.push(Operand::write(p, &[weights]).dense());
+                    out.push(Operand::write(p, &[c.workspace().unwrap_or(0)]).dense());
                 }
                 out.extend(stores);
                 out

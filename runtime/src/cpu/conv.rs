@@ -385,19 +385,32 @@ impl Conv {
             });
         });
         if let Some(p) = partials {
-            let tasks = tasks_for(self.out_channels, k * count);
-            for_each(tasks, |t| {
-                let rows = part(self.out_channels, tasks, t);
-                for i in rows.start * k..rows.end * k {
-                    // SAFETY: partials of every group are complete; tasks write disjoint rows.
-                    unsafe { *self.w.f32(i) = (1..count).fold(*p.f32(i), |x, g| x + *p.f32(g * size + i)) };
-                }
-                if let Some(e) = &self.epilogue {
-                    self.scratch(0, |_, memory| e.run(rows, 0..k, memory));
-                }
-            });
+            sum_partials(&self.w, p, count, self.out_channels, k, self.epilogue.as_ref());
         }
     }
+}
+
+/// Sums `count` partial results of `rows x cols` elements in order, and runs what is done with the sums.
+pub(super) fn sum_partials(
+    to: &Operand,
+    partials: &Operand,
+    count: usize,
+    rows: usize,
+    cols: usize,
+    epilogue: Option<&Epilogue>,
+) {
+    let size = rows * cols;
+    let tasks = tasks_for(rows, cols * count);
+    for_each(tasks, |t| {
+        let part = part(rows, tasks, t);
+        for i in part.start * cols..part.end * cols {
+            // SAFETY: partials of every group are complete; tasks write disjoint rows.
+            unsafe { *to.f32(i) = (1..count).fold(*partials.f32(i), |x, g| x + *partials.f32(g * size + i)) };
+        }
+        if let Some(e) = epilogue {
+            scratch(e.scratch(), |memory| e.run(part, 0..cols, memory));
+        }
+    });
 }
 
 /// Copies consecutive f32 of an operand.

@@ -1,6 +1,6 @@
 //! Prepared kernels: one variant a family, by exhaustive match.
 
-use slrc_plan::kernel::{Kernel, KernelOp};
+use slrc_plan::kernel::{ConvAlgorithm, Kernel, KernelOp};
 
 use crate::cpu::attention::Attention;
 use crate::cpu::conv::Conv;
@@ -14,6 +14,7 @@ use crate::cpu::random::Random;
 use crate::cpu::reduce::Reduce;
 use crate::cpu::row::Row;
 use crate::cpu::window::Window;
+use crate::cpu::winograd::Winograd;
 use crate::device::{DeviceError, StepContext};
 
 /// A kernel with its operands resolved.
@@ -25,6 +26,7 @@ pub(super) enum Prepared {
     Matmul(Matmul),
     Conv(Conv),
     Depthwise(Depthwise),
+    Winograd(Winograd),
     Window(Window),
     Gather(Gather),
     ScatterAdd(ScatterAdd),
@@ -41,6 +43,7 @@ pub(super) fn prepare(k: &Kernel, memory: &Memory) -> Result<Prepared, DeviceErr
         KernelOp::Attention(a) => Prepared::Attention(Attention::new(memory, a)),
         KernelOp::Matmul(m) => Prepared::Matmul(Matmul::new(memory, m)),
         KernelOp::Conv(c) if Depthwise::fits(c) => Prepared::Depthwise(Depthwise::new(memory, c)),
+        KernelOp::Conv(c) if c.algorithm == ConvAlgorithm::Winograd => Prepared::Winograd(Winograd::new(memory, c)),
         KernelOp::Conv(c) => Prepared::Conv(Conv::new(memory, c)),
         KernelOp::Window(w) => Prepared::Window(Window::new(memory, w)),
         KernelOp::Gather(g) => Prepared::Gather(Gather::new(memory, g)),
@@ -62,6 +65,7 @@ impl Prepared {
             Prepared::Matmul(k) => k.run(),
             Prepared::Conv(k) => k.run(),
             Prepared::Depthwise(k) => k.run(),
+            Prepared::Winograd(k) => k.run(),
             Prepared::Window(k) => k.run(),
             Prepared::Gather(k) => return k.run(),
             Prepared::ScatterAdd(k) => return k.run(),

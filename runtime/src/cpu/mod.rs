@@ -29,6 +29,7 @@ mod reduce;
 mod row;
 mod tile;
 mod window;
+mod winograd;
 
 pub use math::{Vector, evaluate};
 

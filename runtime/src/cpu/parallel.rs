@@ -34,14 +34,19 @@ thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Lends this thread's scratch memory, at least `count` elements with unspecified contents. Not to be nested.
+/// Elements of a cache line.
+const LINE: usize = 16;
+
+/// Lends this thread's scratch memory, `count` elements from a cache line's start on with unspecified contents. Not to be
+/// nested.
 pub(super) fn scratch<R>(count: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
     SCRATCH.with(|s| {
         let mut s = s.borrow_mut();
-        if s.len() < count {
-            s.resize(count, 0.0);
+        if s.len() < count + LINE {
+            s.resize(count + LINE, 0.0);
         }
-        work(&mut s[..count])
+        let start = s.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        work(&mut s[start..start + count])
     })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Activations lie `N, H, W, C`, weights `O, kh, kw, C / groups`.
 
-use slrc_plan::kernel::{Conv, ConvDirection, WindowGeometry};
+use slrc_plan::kernel::{Conv, ConvAlgorithm, ConvDirection, WindowGeometry};
 use slrc_plan::{Precision, View};
 
 use crate::emit::cuda::code::{Call, Code, Table, index_type};
@@ -11,8 +11,10 @@ use crate::emit::cuda::epilogue::Epilogue;
 use crate::emit::cuda::product::{Product, Side, Store, Sum, sum_groups};
 
 pub(super) fn emit(table: &Table<'_>, c: &Conv, precision: Precision) -> Vec<Call> {
-    if c.is_depthwise() {
-        return depthwise::emit(table, c);
+    match c.algorithm {
+        ConvAlgorithm::Direct if c.is_depthwise() => return depthwise::emit(table, c),
+        ConvAlgorithm::Direct => {}
+        ConvAlgorithm::Winograd => unreachable!("invariant: plans for a GPU compute convolutions directly"),
     }
     match c.direction {
         ConvDirection::Forward => vec![forward(table, c, precision)],

@@ -2,7 +2,10 @@
 
 use crate::attention::Attention;
 use crate::buffer::DType;
-use crate::kernel::{Conv, ConvDirection, Kernel, KernelOp, Matmul, MatmulSplit, WindowGeometry, WindowOp};
+use crate::kernel::{
+    Conv, ConvAlgorithm, ConvDirection, Kernel, KernelOp, Matmul, MatmulSplit, WINOGRAD_CHANNELS, WindowGeometry,
+    WindowOp,
+};
 use crate::validate::region::{check_attention_region, check_epilogue, check_region, check_stores};
 
 /// Most elements of an index space, and most multiplications of a product: far more than any device does in a kernel,
@@ -145,10 +148,18 @@ fn check_conv(c: &Conv) -> Result<(), String> {
     elements(&[c.batch, g.input[0], g.input[1], c.in_channels])?;
     elements(&[c.batch, g.output[0], g.output[1], c.out_channels])?;
     elements(&[c.out_channels, g.kernel[0], g.kernel[1], c.in_channels / c.groups])?;
-    let depthwise = c.is_depthwise();
-    let packs = c.direction == ConvDirection::InputGrad && !g.is_pointwise() && !depthwise;
-    if packs != c.packed.is_some() {
-        return Err("an input gradient whose windows are not single elements, and only it, packs its weights".into());
+    if c.algorithm == ConvAlgorithm::Winograd && !c.fits_winograd() {
+        return Err(format!(
+            "Winograd's algorithm is for 3x3 kernels of stride 1 without groups, at most 2 rows of padding and channels in \
+             multiples of {WINOGRAD_CHANNELS}"
+        ));
+    }
+    if c.workspace().is_some() != c.packed.is_some() {
+        return Err(
+            "an input gradient whose windows are not single elements, and whatever transforms its weights, packs \
+                    its weights; nothing else does"
+                .into(),
+        );
     }
     if c.epilogue.is_some() && c.groups > 1 {
         return Err("a convolution in groups has no epilogue".into());
