@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::lanes::{Lanes, Work};
 use super::micro::{CHUNK, ROW};
-use super::transform::{Along, Image, ResultGrads, Results, both};
+use super::transform::{Along, Image, ResultGrads, Results, both, load, store};
 use super::{SIDE, Tiles};
 use crate::cpu::memory::Operand;
 
@@ -54,26 +54,31 @@ impl Picture {
         let inside = |at: usize, pad: usize, extent: usize| at >= pad && at + N - pad <= extent;
         // SAFETY: pixels are inside; by the caller.
         unsafe {
-            let mut out = [[L::splat(0.0); N]; N];
             if inside(y, self.pads[0], height) && inside(x, self.pads[1], width) {
                 let first = (n * height + y - self.pads[0]) * width + x - self.pads[1];
-                let at = self.operand.f32(first * self.channels + channel);
-                for (r, row) in out.iter_mut().enumerate() {
-                    for (s, value) in row.iter_mut().enumerate() {
-                        *value = L::load(at.add((r * width + s) * self.channels));
-                    }
-                }
-                return out;
+                load(self.operand.f32(first * self.channels + channel), width * self.channels, self.channels)
+            } else {
+                self.edge(n, y, x, channel)
             }
-            for (r, row) in out.iter_mut().enumerate() {
-                let Some(y) = (y + r).checked_sub(self.pads[0]).filter(|&y| y < height) else { continue };
-                for (s, value) in row.iter_mut().enumerate() {
-                    let Some(x) = (x + s).checked_sub(self.pads[1]).filter(|&x| x < width) else { continue };
-                    *value = L::load(self.operand.f32(((n * height + y) * width + x) * self.channels + channel));
-                }
-            }
-            out
         }
+    }
+
+    /// A patch some of whose pixels are outside.
+    #[inline(always)]
+    unsafe fn edge<L: Lanes, const N: usize>(&self, n: usize, y: usize, x: usize, channel: usize) -> [[L; N]; N] {
+        let [height, width] = self.extents;
+        // SAFETY: by the caller.
+        let mut out = unsafe { [[L::splat(0.0); N]; N] };
+        for (r, row) in out.iter_mut().enumerate() {
+            let Some(y) = (y + r).checked_sub(self.pads[0]).filter(|&y| y < height) else { continue };
+            for (s, value) in row.iter_mut().enumerate() {
+                let Some(x) = (x + s).checked_sub(self.pads[1]).filter(|&x| x < width) else { continue };
+                let at = ((n * height + y) * width + x) * self.channels + channel;
+                // SAFETY: the pixel is inside; by the caller.
+                *value = unsafe { L::load(self.operand.f32(at)) };
+            }
+        }
+        out
     }
 }
 
@@ -122,9 +127,7 @@ unsafe fn transform<F: Along<FROM, 4>, L: Lanes, const FROM: usize>(w: &ToTiles<
             unsafe {
                 let tile = both::<F, L, FROM, 4>(w.picture.patch(n, y, x, c));
                 let to = w.to.add(w.layout.at(i, c - w.channels.start));
-                for (p, value) in tile.into_iter().flatten().enumerate() {
-                    value.store(to.add(p * w.step));
-                }
+                store(tile, to, 4 * w.step, w.step);
             }
         }
     }
@@ -156,15 +159,17 @@ impl Work for FromProducts<'_> {
                 // SAFETY: by the caller; tasks write disjoint pixels.
                 unsafe {
                     let from = self.products.add(i * self.stride + c);
-                    let mut products = [[L::splat(0.0); 4]; 4];
-                    for (p, value) in products.iter_mut().flatten().enumerate() {
-                        *value = L::load(from.add(p * self.step));
-                    }
-                    let results = both::<Results, L, 4, SIDE>(products);
-                    for (y, row) in (y..height).zip(results) {
-                        for (x, value) in (x..width).zip(row) {
-                            let at = ((n * height + y) * width + x) * self.picture.channels + self.channels.start + c;
-                            value.store(self.picture.operand.f32(at));
+                    let results = both::<Results, L, 4, SIDE>(load(from, 4 * self.step, self.step));
+                    let channels = self.picture.channels;
+                    let at = ((n * height + y) * width + x) * channels + self.channels.start + c;
+                    let to = self.picture.operand.f32(at);
+                    if y + SIDE <= height && x + SIDE <= width {
+                        store(results, to, width * channels, channels);
+                    } else {
+                        for (r, row) in results.iter().enumerate().take(height - y) {
+                            for (s, value) in row.iter().enumerate().take(width - x) {
+                                value.store(to.add((r * width + s) * channels));
+                            }
                         }
                     }
                 }

@@ -1,7 +1,7 @@
 //! Transformed weights, in the order in which products read them.
 
 use super::lanes::{Lanes, Work};
-use super::transform::{POSITIONS, Weights, both};
+use super::transform::{POSITIONS, Weights, both, load, store};
 use crate::cpu::memory::Operand;
 use crate::cpu::parallel::tasks_for;
 
@@ -83,14 +83,10 @@ impl Work for Unit<'_> {
             for c in (0..pack.width).step_by(L::WIDTH) {
                 // SAFETY: by the caller; units write disjoint parts of the workspace.
                 unsafe {
-                    let mut taps = [[L::splat(0.0); 3]; 3];
-                    for (tap, value) in taps.iter_mut().flatten().enumerate() {
-                        *value = L::load(block[tap][t][c..].as_ptr());
-                    }
-                    let transformed = both::<Weights, L, 3, 4>(taps);
-                    for (p, value) in transformed.into_iter().flatten().enumerate() {
-                        value.store(pack.packed.f32(pack.panel(p, panel) + (first + t) * pack.width + c));
-                    }
+                    let taps = load(block[0][t][c..].as_ptr(), 3 * TERMS * WIDEST, TERMS * WIDEST);
+                    let step = pack.panel(1, 0);
+                    let to = pack.packed.f32(pack.panel(0, panel) + (first + t) * pack.width + c);
+                    store(both::<Weights, L, 3, 4>(taps), to, 4 * step, step);
                 }
             }
         }

@@ -16,6 +16,8 @@
 //!
 //! All constants are exact, so what is lost is the rounding of a few sums: the error is about twice a direct sum's.
 
+#![allow(clippy::needless_range_loop, reason = "tiles stay in registers where loops have constant bounds")]
+
 use super::lanes::Lanes;
 
 /// Positions of a transformed tile.
@@ -91,20 +93,54 @@ pub(super) unsafe fn both<F: Along<FROM, TO>, L: Lanes, const FROM: usize, const
 ) -> [[L; TO]; TO] {
     // SAFETY: by the caller.
     unsafe {
-        let mut half = [[x[0][0]; FROM]; TO];
+        let zero = L::splat(0.0);
+        let mut half = [[zero; FROM]; TO];
         for s in 0..FROM {
-            let mut column = [x[0][0]; FROM];
-            for (c, row) in column.iter_mut().zip(&x) {
-                *c = row[s];
+            let mut column = [zero; FROM];
+            for r in 0..FROM {
+                column[r] = x[r][s];
             }
-            for (row, value) in half.iter_mut().zip(F::apply(column)) {
-                row[s] = value;
+            let column = F::apply(column);
+            for r in 0..TO {
+                half[r][s] = column[r];
             }
         }
-        let mut out = [[x[0][0]; TO]; TO];
-        for (o, h) in out.iter_mut().zip(half) {
-            *o = F::apply(h);
+        let mut out = [[zero; TO]; TO];
+        for r in 0..TO {
+            out[r] = F::apply(half[r]);
         }
         out
+    }
+}
+
+/// `N x N` vectors, `row` and `column` elements apart.
+///
+/// # Safety
+/// As for [`Lanes`]; they may be read.
+#[inline(always)]
+pub(super) unsafe fn load<L: Lanes, const N: usize>(from: *const f32, row: usize, column: usize) -> [[L; N]; N] {
+    // SAFETY: by the caller.
+    unsafe {
+        let mut out = [[L::splat(0.0); N]; N];
+        for r in 0..N {
+            for s in 0..N {
+                out[r][s] = L::load(from.add(r * row + s * column));
+            }
+        }
+        out
+    }
+}
+
+/// The inverse of [`load`].
+///
+/// # Safety
+/// As for [`Lanes`]; they may be written.
+#[inline(always)]
+pub(super) unsafe fn store<L: Lanes, const N: usize>(x: [[L; N]; N], to: *mut f32, row: usize, column: usize) {
+    for r in 0..N {
+        for s in 0..N {
+            // SAFETY: by the caller.
+            unsafe { x[r][s].store(to.add(r * row + s * column)) };
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::image::{GradsToTiles, Layout, ToTiles};
 use super::lanes::{Lanes, Work, with_lanes};
 use super::micro::{CHUNK, Left, Panels, ROW, panel_width};
-use super::transform::{POSITIONS, WeightGrads, both};
+use super::transform::{POSITIONS, WeightGrads, both, load, store};
 use super::{COLUMNS, LINE, SKEW, Tiles, Winograd};
 use crate::cpu::conv::sum_partials;
 use crate::cpu::epilogue::Epilogue;
@@ -138,14 +138,9 @@ impl Work for Sums {
                 // SAFETY: by the caller; tasks write disjoint rows and columns.
                 unsafe {
                     let from = self.products.add(i * self.stride + c);
-                    let mut products = [[L::splat(0.0); 4]; 4];
-                    for (p, value) in products.iter_mut().flatten().enumerate() {
-                        *value = L::load(from.add(p * self.step));
-                    }
                     let to = self.to.add(row * TAPS * self.channels + self.cols.start + c);
-                    for (tap, value) in both::<WeightGrads, L, 4, 3>(products).into_iter().flatten().enumerate() {
-                        value.store(to.add(tap * self.channels));
-                    }
+                    let sums = both::<WeightGrads, L, 4, 3>(load(from, 4 * self.step, self.step));
+                    store(sums, to, 3 * self.channels, self.channels);
                 }
             }
         }
