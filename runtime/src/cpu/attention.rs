@@ -5,9 +5,9 @@
 
 use slrc_plan::attention::{Attention as Plan, Over};
 
-use crate::cpu::matmul::{Matrix, product};
 use crate::cpu::memory::{Memory, Operand};
 use crate::cpu::parallel::{for_each, part, scratch, tasks_for};
+use crate::cpu::product::{Matrix, product};
 use crate::cpu::row::{Row, Strips};
 
 struct Score {

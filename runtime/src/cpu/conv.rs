@@ -5,22 +5,22 @@
 //! same kernel positions, so each residue is a dense product. The weight gradient cuts the patch's columns among tasks
 //! and walks the pixels in order.
 
+use std::ops::Range;
+
 use slrc_plan::kernel::{Conv as Plan, ConvDirection, WindowGeometry};
 
 use crate::cpu::epilogue::Epilogue;
-use crate::cpu::matmul::{Matrix, product};
 use crate::cpu::memory::{Memory, Operand};
 use crate::cpu::parallel::{for_each, part, scratch, tasks_for};
+use crate::cpu::product::{Division, Matrix, product};
 
 /// Patch elements a task gathers at a time.
 const PATCHES: usize = 1 << 18;
 /// Pixels of a product: enough to hide packing, few enough to leave tasks for every thread.
 const MIN_PIXELS: usize = 256;
 const MAX_PIXELS: usize = 1024;
-/// Tasks a weight gradient is cut into, groups of samples included.
-const WEIGHT_TASKS: usize = 16;
-/// Fewest patch columns of such a task.
-const MIN_COLUMNS: usize = 96;
+/// What gathering an element of a patch takes, beside reading one that lies in order.
+const GATHER: usize = 8;
 
 /// Input pixels of one residue modulo the strides.
 struct Residue {
@@ -109,10 +109,9 @@ impl Conv {
         let (ci, co) = self.group_channels();
         let k = self.taps() * ci;
         let pixels = self.pixels();
-        let tile = pixel_tile(k, pixels);
-        let tasks = pixels.div_ceil(tile);
-        for_each(tasks, |t| {
-            let range = part(pixels, tasks, t);
+        let division = self.division(pixels, co, k);
+        for_each(division.blocks(), |t| {
+            let (range, cols) = division.block(t);
             self.scratch(if self.pointwise { 0 } else { range.len() * k }, |patches, tiles| {
                 for g in 0..self.groups {
                     let a = if self.pointwise {
@@ -125,21 +124,27 @@ impl Conv {
                         self.gather(range.clone(), g, 0..k, patches);
                         Matrix { at: patches.as_mut_ptr(), row: k, col: 1 }
                     };
-                    let b = Matrix { at: self.w.f32(g * co * k), row: 1, col: k };
-                    let at = self.y.f32(range.start * self.out_channels + g * co);
+                    let b = Matrix { at: self.w.f32((g * co + cols.start) * k), row: 1, col: k };
+                    let at = self.y.f32(range.start * self.out_channels + g * co + cols.start);
                     let c = Matrix { at, row: self.out_channels, col: 1 };
-                    // SAFETY: views lie in their buffers; tasks write disjoint pixels.
-                    unsafe { product(range.len(), co, k, c, a, b, false) };
+                    // SAFETY: views lie in their buffers; tasks write disjoint blocks.
+                    unsafe { product(range.len(), cols.len(), k, c, a, b, false) };
                 }
                 if let Some(e) = &self.epilogue {
-                    e.run(range, 0..co, tiles);
+                    e.run(range, cols, tiles);
                 }
             });
         });
     }
 
+    /// How the product over some pixels is cut: the channels of one group, those of several whole.
+    fn division(&self, pixels: usize, channels: usize, terms: usize) -> Division {
+        let cost = if self.pointwise { [1, 1] } else { [GATHER, 1] };
+        Division::new([pixels, channels, terms], self.groups, pixel_tile(terms, pixels), cost)
+    }
+
     /// Columns `columns` of the patches of output pixels `pixels` in group `group`, one row a pixel.
-    fn gather(&self, pixels: std::ops::Range<usize>, group: usize, columns: std::ops::Range<usize>, to: &mut [f32]) {
+    fn gather(&self, pixels: Range<usize>, group: usize, columns: Range<usize>, to: &mut [f32]) {
         let g = &self.geometry;
         let (ci, _) = self.group_channels();
         let (kw, width) = (g.kernel[1], columns.len());
@@ -193,56 +198,57 @@ impl Conv {
         if !self.pointwise {
             self.pack_weights();
         }
-        // One residue's pixels after the other, cut into tiles.
-        let mut tiles: Vec<(usize, std::ops::Range<usize>)> = Vec::new();
+        // One residue's pixels after the other, cut into blocks.
+        let mut blocks: Vec<(usize, Range<usize>, Range<usize>)> = Vec::new();
         for (r, residue) in self.residues.iter().enumerate() {
             let pixels = self.batch * residue.extent[0] * residue.extent[1];
             let k = residue.taps[0].len() * residue.taps[1].len() * co;
-            let count = pixels.div_ceil(pixel_tile(k.max(1), pixels.max(1)));
-            tiles.extend((0..count).map(|t| (r, part(pixels, count, t))));
+            let division = self.division(pixels, ci, k.max(1));
+            blocks.extend((0..division.blocks()).map(|i| division.block(i)).map(|(pixels, cols)| (r, pixels, cols)));
         }
+        blocks.retain(|(_, pixels, _)| !pixels.is_empty());
         let dense = self.geometry.strides[..] == [1, 1];
-        for_each(tiles.len(), |t| {
-            let (residue, range) = (&self.residues[tiles[t].0], tiles[t].1.clone());
+        for_each(blocks.len(), |t| {
+            let (residue, range, cols) = (&self.residues[blocks[t].0], blocks[t].1.clone(), blocks[t].2.clone());
             let k = residue.taps[0].len() * residue.taps[1].len() * co;
             let patch = if self.pointwise { 0 } else { range.len() * k };
-            self.scratch(patch + if dense { 0 } else { range.len() * ci }, |memory, tiles| {
+            self.scratch(patch + if dense { 0 } else { range.len() * cols.len() }, |memory, tiles| {
                 let (patches, results) = memory.split_at_mut(patch);
                 for g in 0..self.groups {
                     let (a, b);
                     if self.pointwise {
                         let at = self.y.f32(range.start * self.out_channels + g * co);
                         a = Matrix { at, row: self.out_channels, col: 1 };
-                        b = Matrix { at: self.w.f32(g * co * ci), row: ci, col: 1 };
+                        b = Matrix { at: self.w.f32(g * co * ci + cols.start), row: ci, col: 1 };
                     } else {
                         self.gather_outputs(residue, range.clone(), g, patches);
                         a = Matrix { at: patches.as_mut_ptr(), row: k, col: 1 };
                         let packed =
                             self.packed.as_ref().expect("invariant: the plan has a workspace for packed weights");
                         let size = self.taps() * co * ci;
-                        b = Matrix { at: packed.f32(g * size + residue.packed * ci), row: ci, col: 1 };
+                        b = Matrix { at: packed.f32(g * size + residue.packed * ci + cols.start), row: ci, col: 1 };
                     }
                     let c = if dense {
-                        let at = self.x.f32(range.start * self.in_channels + g * ci);
+                        let at = self.x.f32(range.start * self.in_channels + g * ci + cols.start);
                         Matrix { at, row: self.in_channels, col: 1 }
                     } else {
-                        Matrix { at: results.as_mut_ptr(), row: ci, col: 1 }
+                        Matrix { at: results.as_mut_ptr(), row: cols.len(), col: 1 }
                     };
                     if k == 0 {
                         results.fill(0.0);
                     } else {
-                        // SAFETY: views lie in their buffers; tasks write disjoint pixels.
-                        unsafe { product(range.len(), ci, k, c, a, b, false) };
+                        // SAFETY: views lie in their buffers; tasks write disjoint blocks.
+                        unsafe { product(range.len(), cols.len(), k, c, a, b, false) };
                     }
                     if !dense {
-                        self.scatter(residue, range.clone(), g, results);
+                        self.scatter(residue, range.clone(), g * ci + cols.start, cols.len(), results);
                     }
                 }
                 if let Some(e) = &self.epilogue {
                     if dense {
-                        e.run(range, 0..ci, tiles);
+                        e.run(range, cols, tiles);
                     } else {
-                        range.map(|p| self.input_pixel(residue, p)).for_each(|p| e.run(p..p + 1, 0..ci, tiles));
+                        range.map(|p| self.input_pixel(residue, p)).for_each(|p| e.run(p..p + 1, cols.clone(), tiles));
                     }
                 }
             });
@@ -278,7 +284,7 @@ impl Conv {
     }
 
     /// For input pixels of a residue: the output channels at every kernel position that reaches them, one row a pixel.
-    fn gather_outputs(&self, r: &Residue, pixels: std::ops::Range<usize>, group: usize, to: &mut [f32]) {
+    fn gather_outputs(&self, r: &Residue, pixels: Range<usize>, group: usize, to: &mut [f32]) {
         let g = &self.geometry;
         let (_, co) = self.group_channels();
         let width = r.taps[0].len() * r.taps[1].len() * co;
@@ -319,13 +325,12 @@ impl Conv {
         (n * g.input[0] + iy) * g.input[1] + ix
     }
 
-    /// Puts results of a residue's pixels where they belong.
-    fn scatter(&self, r: &Residue, pixels: std::ops::Range<usize>, group: usize, from: &[f32]) {
-        let (ci, _) = self.group_channels();
-        for (row, p) in from.chunks_exact(ci).zip(pixels) {
-            let at = self.input_pixel(r, p) * self.in_channels + group * ci;
-            // SAFETY: views lie in their buffers; tasks write disjoint pixels.
-            unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), self.x.f32(at), ci) };
+    /// Puts results of a residue's pixels, `width` channels from `channel` on, where they belong.
+    fn scatter(&self, r: &Residue, pixels: Range<usize>, channel: usize, width: usize, from: &[f32]) {
+        for (row, p) in from.chunks_exact(width).zip(pixels) {
+            let at = self.input_pixel(r, p) * self.in_channels + channel;
+            // SAFETY: views lie in their buffers; tasks write disjoint channels of pixels.
+            unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), self.x.f32(at), width) };
         }
     }
 
@@ -337,19 +342,23 @@ impl Conv {
             Some((count, partials)) => (*count, Some(partials)),
             None => (1, None),
         };
-        let slices = (WEIGHT_TASKS / count).min(k.div_ceil(MIN_COLUMNS)).max(1);
-        for_each(count * slices, |t| {
-            let (group, columns) = (t / slices, part(k, slices, t % slices));
+        let division = {
+            let cost = if self.pointwise { [1, 1] } else { [1, GATHER] };
+            Division::new([co, k, self.pixels() / count], count * self.groups, co, cost)
+        };
+        let blocks = division.blocks();
+        for_each(count * blocks, |t| {
+            let (group, (rows, columns)) = (t / blocks, division.block(t % blocks));
             let samples = part(self.batch, count, group);
             let each = self.geometry.output[0] * self.geometry.output[1];
             let pixels = samples.start * each..samples.end * each;
             let to = |g: usize| {
-                let at = g * co * k + columns.start;
+                let at = (g * co + rows.start) * k + columns.start;
                 let at = partials.map_or_else(|| self.w.f32(at), |p| p.f32(group * size + at));
                 Matrix { at, row: k, col: 1 }
             };
             let outputs = |p: usize, g: usize| Matrix {
-                at: self.y.f32(p * self.out_channels + g * co),
+                at: self.y.f32(p * self.out_channels + g * co + rows.start),
                 row: 1,
                 col: self.out_channels,
             };
@@ -362,7 +371,9 @@ impl Conv {
                         let at = self.x.f32(pixels.start * self.in_channels + g * ci + columns.start);
                         let b = Matrix { at, row: self.in_channels, col: 1 };
                         // SAFETY: views lie in their buffers; tasks write disjoint columns.
-                        unsafe { product(co, columns.len(), pixels.len(), to(g), outputs(pixels.start, g), b, false) };
+                        unsafe {
+                            product(rows.len(), columns.len(), pixels.len(), to(g), outputs(pixels.start, g), b, false)
+                        };
                     }
                 } else {
                     let tiles = pixels.len().div_ceil(tile);
@@ -374,13 +385,21 @@ impl Conv {
                             let b = Matrix { at: patches.as_mut_ptr(), row: columns.len(), col: 1 };
                             // SAFETY: as above.
                             unsafe {
-                                product(co, columns.len(), range.len(), to(g), outputs(range.start, g), b, i > 0)
+                                product(
+                                    rows.len(),
+                                    columns.len(),
+                                    range.len(),
+                                    to(g),
+                                    outputs(range.start, g),
+                                    b,
+                                    i > 0,
+                                )
                             };
                         }
                     }
                 }
                 if let Some(e) = epilogue {
-                    e.run(0..co, columns.clone(), memory);
+                    e.run(rows.clone(), columns.clone(), memory);
                 }
             });
         });

@@ -1,49 +1,11 @@
-//! Batched matrix products on the `gemm` crate, cut into tasks by the plan's shapes alone.
+//! Batched matrix products, cut into tasks by the plan's shapes alone.
 
 use slrc_plan::kernel::Matmul as Plan;
 
 use crate::cpu::epilogue::Epilogue;
 use crate::cpu::memory::{Memory, Operand};
 use crate::cpu::parallel::{for_each, part, scratch, tasks_for};
-
-/// A matrix in memory: first element and the steps of rows and columns.
-#[derive(Clone, Copy)]
-pub(super) struct Matrix {
-    pub(super) at: *mut f32,
-    pub(super) row: usize,
-    pub(super) col: usize,
-}
-
-/// `c = a b` (or `c += a b`) with `c` of `m x n` and `k` terms.
-///
-/// # Safety
-/// The matrices lie in memory that may be read (and, for `c`, written) and `c` overlaps neither `a` nor `b`.
-pub(super) unsafe fn product(m: usize, n: usize, k: usize, c: Matrix, a: Matrix, b: Matrix, add: bool) {
-    // SAFETY: by the caller.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c.at,
-            c.col as isize,
-            c.row as isize,
-            add,
-            a.at,
-            a.col as isize,
-            a.row as isize,
-            b.at,
-            b.col as isize,
-            b.row as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
-}
+use crate::cpu::product::{Division, Matrix, product};
 
 /// A prepared `matmul` kernel.
 pub(super) struct Matmul {
@@ -56,36 +18,15 @@ pub(super) struct Matmul {
     c: Operand,
     split: Option<(usize, Operand)>,
     epilogue: Option<Epilogue>,
-    /// Blocks into which rows and columns of a single product are cut.
-    row_blocks: usize,
-    col_blocks: usize,
+    /// Of a single product.
+    division: Division,
 }
-
-/// Multiplications worth a task.
-const TASK_WORK: usize = 1 << 21;
-/// Smallest side of a block.
-const MIN_SIDE: usize = 64;
 
 impl Matmul {
     pub(super) fn new(memory: &Memory, p: &Plan) -> Matmul {
         let batch = p.batch.0.clone();
         let count: usize = batch.iter().product();
-        let (mut row_blocks, mut col_blocks) = (1, 1);
-        // Enough batches are tasks enough; else cut the longer side.
-        while count * row_blocks * col_blocks < 16
-            && count * p.m * p.n * p.k / (count * row_blocks * col_blocks) > TASK_WORK
-        {
-            let (rows, cols) = (p.m / row_blocks, p.n / col_blocks);
-            if rows >= cols && rows >= 2 * MIN_SIDE {
-                row_blocks *= 2;
-            } else if cols >= 2 * MIN_SIDE {
-                col_blocks *= 2;
-            } else if rows >= 2 * MIN_SIDE {
-                row_blocks *= 2;
-            } else {
-                break;
-            }
-        }
+        let division = Division::new([p.m, p.n, p.k], count, p.m, [1, 1]);
         Matmul {
             batch,
             m: p.m,
@@ -96,8 +37,7 @@ impl Matmul {
             c: memory.operand(&p.c),
             split: p.split.as_ref().map(|s| (s.count, memory.operand(&s.partials))),
             epilogue: Epilogue::new(memory, &p.product()),
-            row_blocks,
-            col_blocks,
+            division,
         }
     }
 
@@ -117,18 +57,13 @@ impl Matmul {
             return self.run_split(*count, partials);
         }
         let batches: usize = self.batch.iter().product();
-        let blocks = self.row_blocks * self.col_blocks;
-        let small = self.m * self.n * self.k * batches <= TASK_WORK;
-        let tasks = if small { 1 } else { tasks_for(batches * blocks, self.m * self.n * self.k / blocks.max(1)) };
+        let blocks = self.division.blocks();
+        let tasks = tasks_for(batches * blocks, self.m * self.n * self.k / blocks);
         self.for_each_task(tasks, |t, memory| {
             for i in part(batches * blocks, tasks, t) {
-                let (batch, block) = (i / blocks, i % blocks);
-                let rows = part(self.m, self.row_blocks, block / self.col_blocks);
-                let cols = part(self.n, self.col_blocks, block % self.col_blocks);
+                let (batch, (rows, cols)) = (i / blocks, self.division.block(i % blocks));
                 let (a, b, c) = (self.matrix(&self.a, batch), self.matrix(&self.b, batch), self.matrix(&self.c, batch));
-                let a = Matrix { at: a.at.wrapping_add(rows.start * a.row), ..a };
-                let b = Matrix { at: b.at.wrapping_add(cols.start * b.col), ..b };
-                let c = Matrix { at: c.at.wrapping_add(rows.start * c.row + cols.start * c.col), ..c };
+                let (a, b, c) = (a.from(rows.start, 0), b.from(0, cols.start), c.from(rows.start, cols.start));
                 // SAFETY: views lie in their buffers, results overlap no operand, tasks write disjoint blocks.
                 unsafe { product(rows.len(), cols.len(), self.k, c, a, b, false) };
                 if let Some(e) = &self.epilogue {

@@ -24,10 +24,12 @@ mod math;
 mod matmul;
 mod memory;
 mod parallel;
+mod product;
 mod random;
 mod reduce;
 mod row;
 mod tile;
+mod transpose;
 mod window;
 mod winograd;
 

@@ -32,6 +32,7 @@ pub(super) fn tasks_for(units: usize, cost: usize) -> usize {
 
 thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static PANELS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Elements of a cache line.
@@ -40,14 +41,21 @@ const LINE: usize = 16;
 /// Lends this thread's scratch memory, `count` elements from a cache line's start on with unspecified contents. Not to be
 /// nested.
 pub(super) fn scratch<R>(count: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
-    SCRATCH.with(|s| {
-        let mut s = s.borrow_mut();
-        if s.len() < count + LINE {
-            s.resize(count + LINE, 0.0);
-        }
-        let start = s.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
-        work(&mut s[start..start + count])
-    })
+    SCRATCH.with(|s| lend(s, count, work))
+}
+
+/// The same of other memory, for what a product brings into another order.
+pub(super) fn panels<R>(count: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+    PANELS.with(|s| lend(s, count, work))
+}
+
+fn lend<R>(memory: &RefCell<Vec<f32>>, count: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+    let mut memory = memory.borrow_mut();
+    if memory.len() < count + LINE {
+        memory.resize(count + LINE, 0.0);
+    }
+    let start = memory.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+    work(&mut memory[start..start + count])
 }
 
 #[cfg(test)]

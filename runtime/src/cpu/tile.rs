@@ -246,6 +246,9 @@ impl Blocks<'_> {
             let (start, row, col) = walk(&w.operand, index);
             let dense = (col == 1 || cols == 1) && (row == cols || rows == 1);
             self.at[r] = if dense { w.operand.f32(start) } else { self.tiles[r] };
+            if dense {
+                expect(w.operand.f32(start + n), n);
+            }
         }
         for i in &self.program.instructions {
             // The register may have held a load that was used where it lies.
@@ -273,6 +276,7 @@ impl Blocks<'_> {
         let (start, row, col) = walk(operand, index);
         if operand.dtype == DType::F32 && (col == 1 || cols == 1) && (row == cols || rows == 1) {
             self.at[*register] = operand.f32(start);
+            expect(operand.f32(start + n), n);
             return;
         }
         self.at[*register] = self.tiles[*register];
@@ -296,6 +300,22 @@ impl Blocks<'_> {
             self.filled[i] = n;
         }
     }
+}
+
+/// Asks for memory that the next block works on, most likely: blocks are as long as a page, and what the processor
+/// fetches ahead by itself ends with a page.
+#[inline(always)]
+fn expect(from: *const f32, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..count).step_by(16) {
+        // SAFETY: a hint; no memory is accessed, whatever the address.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line).cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, count);
 }
 
 /// First element and the strides along rows and columns of a block that begins at `index`.
