@@ -2,9 +2,6 @@
 
 use crate::cpu::math::Vector;
 
-/// Rows and columns of a block.
-const BLOCK: usize = 8;
-
 /// `to[c * to_stride + r] = from[r * stride + c]`.
 ///
 /// # Safety
@@ -20,9 +17,9 @@ pub(super) unsafe fn transpose(
     let whole = match Vector::detect() {
         #[cfg(target_arch = "x86_64")]
         Vector::Avx2 | Vector::Avx512 => {
-            let whole = [rows, cols].map(|n| n / BLOCK * BLOCK);
-            for c in (0..whole[1]).step_by(BLOCK) {
-                for r in (0..whole[0]).step_by(BLOCK) {
+            let whole = [rows, cols].map(|n| n / 8 * 8);
+            for c in (0..whole[1]).step_by(8) {
+                for r in (0..whole[0]).step_by(8) {
                     // SAFETY: the instructions were found on this processor; the block lies in both matrices.
                     unsafe { eight(from.add(r * stride + c), stride, to.add(c * to_stride + r), to_stride) };
                 }

@@ -12,6 +12,8 @@ use crate::cpu::math::Vector;
 pub(super) trait Lanes: Copy {
     /// Numbers of a vector.
     const WIDTH: usize;
+    /// Rows of two vectors that stay in registers, with room for what they are made of.
+    const ROWS: usize;
     unsafe fn splat(x: f32) -> Self;
     /// [`Lanes::WIDTH`] numbers from `p` on, however aligned.
     unsafe fn load(p: *const f32) -> Self;
@@ -24,9 +26,10 @@ pub(super) trait Lanes: Copy {
 }
 
 macro_rules! lanes {
-    ($vector:ty, $width:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident) => {
+    ($vector:ty, $width:literal x $rows:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident) => {
         impl Lanes for $vector {
             const WIDTH: usize = $width;
+            const ROWS: usize = $rows;
             #[inline(always)]
             unsafe fn splat(x: f32) -> Self {
                 // SAFETY: by the caller, here and below.
@@ -67,7 +70,7 @@ mod x86 {
 
     lanes!(
         __m512,
-        16,
+        16 x 12,
         _mm512_set1_ps,
         _mm512_loadu_ps,
         _mm512_storeu_ps,
@@ -78,7 +81,7 @@ mod x86 {
     );
     lanes!(
         __m256,
-        8,
+        8 x 6,
         _mm256_set1_ps,
         _mm256_loadu_ps,
         _mm256_storeu_ps,
@@ -89,8 +92,40 @@ mod x86 {
     );
 }
 
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use super::Lanes;
+    use std::arch::aarch64::*;
+
+    #[inline(always)]
+    unsafe fn multiply_add(a: float32x4_t, b: float32x4_t, to: float32x4_t) -> float32x4_t {
+        // SAFETY: by the caller.
+        unsafe { vfmaq_f32(to, a, b) }
+    }
+
+    lanes!(
+        float32x4_t,
+        4 x 12,
+        vdupq_n_f32,
+        vld1q_f32,
+        vst1q_f32,
+        vaddq_f32,
+        vsubq_f32,
+        vmulq_f32,
+        multiply_add
+    );
+}
+
+/// Vectors of [`Vector::Baseline`].
+#[cfg(target_arch = "aarch64")]
+type Baseline = std::arch::aarch64::float32x4_t;
+/// Vectors of [`Vector::Baseline`].
+#[cfg(not(target_arch = "aarch64"))]
+type Baseline = Plain;
+
 /// What every processor can do; compilers make vectors of it.
 #[derive(Clone, Copy)]
+#[cfg_attr(target_arch = "aarch64", allow(dead_code, reason = "every such processor has vectors of its own"))]
 pub(super) struct Plain([f32; 4]);
 
 impl Plain {
@@ -102,6 +137,7 @@ impl Plain {
 
 impl Lanes for Plain {
     const WIDTH: usize = 4;
+    const ROWS: usize = 6;
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         Plain([x; 4])
@@ -150,7 +186,7 @@ pub(super) fn with_lanes<W: Work>(v: Vector, work: W) -> W::Output {
             Vector::Avx512 => avx512(work),
             #[cfg(target_arch = "x86_64")]
             Vector::Avx2 => avx2(work),
-            _ => work.run::<Plain>(),
+            _ => work.run::<Baseline>(),
         }
     }
 }

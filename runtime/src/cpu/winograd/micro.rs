@@ -59,9 +59,7 @@ impl Work for Panels {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        // Results in registers with room for two vectors of `b` and one number of `a`.
-        let most = if L::WIDTH == 16 { 12 } else { 6 };
-        let blocks = self.rows.div_ceil(most);
+        let blocks = self.rows.div_ceil(L::ROWS);
         for panel in 0..self.panels {
             let mut first = 0;
             for i in 0..blocks {
@@ -134,6 +132,70 @@ impl Panels {
                 }
                 low.store(to);
                 high.store(to.add(L::WIDTH));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Vectors that this processor has.
+    fn vectors() -> Vec<Vector> {
+        match Vector::detect() {
+            Vector::Baseline => vec![Vector::Baseline],
+            Vector::Avx2 => vec![Vector::Baseline, Vector::Avx2],
+            Vector::Avx512 => vec![Vector::Baseline, Vector::Avx2, Vector::Avx512],
+        }
+    }
+
+    /// Small integers, so that every order of summing gives the same.
+    fn number(seed: usize) -> f32 {
+        ((seed * 2_654_435_761) >> 7) as u8 as f32 % 7.0 - 3.0
+    }
+
+    #[test]
+    fn every_vector_multiplies() {
+        for v in vectors() {
+            let width = panel_width(v);
+            for (rows, terms, panels, columns) in
+                [(1, 1, 1, false), (13, 64, 2, false), (25, 80, 1, false), (30, 200, 3, false), (64, 9, 2, true)]
+            {
+                let b: Vec<f32> = (0..panels * terms * width).map(|i| number(i + 99)).collect();
+                let value = |i: usize, t: usize| number(i * 1009 + t);
+                let mut a = vec![f32::NAN; if columns { terms * ROW } else { terms.div_ceil(CHUNK) * rows * ROW }];
+                for i in 0..rows {
+                    for t in 0..terms {
+                        let at = if columns { t * ROW + i } else { (t / CHUNK * rows + i) * ROW + t % CHUNK };
+                        a[at] = value(i, t);
+                    }
+                }
+                let stride = panels * width + 3;
+                for add in [false, true] {
+                    let mut c = vec![1.0f32; rows * stride];
+                    let work = Panels {
+                        rows,
+                        terms,
+                        panels,
+                        a: a.as_ptr(),
+                        left: if columns { Left::Columns } else { Left::Rows { next: rows * ROW } },
+                        b: b.as_ptr(),
+                        c: c.as_mut_ptr(),
+                        stride,
+                        add,
+                    };
+                    // SAFETY: the operands are as long as the extents say.
+                    unsafe { work.run(v) };
+                    for (at, &got) in c.iter().enumerate() {
+                        let (i, j) = (at / stride, at % stride);
+                        let sum: f32 = (0..terms)
+                            .map(|t| value(i, t) * b.get((j / width * terms + t) * width + j % width).unwrap_or(&0.0))
+                            .sum();
+                        let want = if j >= panels * width { 1.0 } else { sum + f32::from(u8::from(add)) };
+                        assert_eq!(got, want, "{v}: {rows}x{terms} in {panels} panels, row {i}, column {j}");
+                    }
+                }
             }
         }
     }

@@ -287,6 +287,7 @@ fn pointwise(direction: ConvDirection) -> slrc_plan::kernel::Conv {
     let two = |a: usize, b: usize| Dims(vec![a, b]);
     slrc_plan::kernel::Conv {
         direction,
+        algorithm: slrc_plan::kernel::ConvAlgorithm::Direct,
         batch: 2,
         in_channels: 3,
         out_channels: 4,
