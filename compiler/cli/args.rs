@@ -108,6 +108,9 @@ pub(crate) struct PartitionArgs {
     /// Folder to write: plan.yaml, weights.safetensors, model.onnx, partition.txt.
     #[arg(short = 'o', long = "out", value_name = "DIR", default_value = "plan")]
     pub(crate) out: PathBuf,
+    /// Report on stderr how long planning took, from the opened file to the plan.
+    #[arg(long)]
+    pub(crate) times: bool,
 }
 
 /// Where a network is cut; overrides a spec.

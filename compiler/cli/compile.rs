@@ -1,6 +1,7 @@
 //! From model and spec to a plan folder; shared by `partition` and `train`.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use slrc_compiler::onnx::export::skeleton;
@@ -120,6 +121,8 @@ pub(crate) struct Built {
     pub(crate) weights: Vec<NamedTensor>,
     /// `model.onnx`.
     pub(crate) model: Vec<u8>,
+    /// From the opened file to the plan.
+    pub(crate) planning: Duration,
 }
 
 /// Compiles with a partition, with a progress bar that says `what` is done.
@@ -142,8 +145,10 @@ pub(crate) fn compile_shown(
 /// Compiles; writes nothing.
 pub(crate) fn build(request: &Request) -> Result<Built, Failure> {
     let file = OnnxFile::open(&request.model)?;
+    let opened = Instant::now();
     let mut planner = Planner::new(&file, &request.spec)?;
     let compiled = compile_shown(&mut planner, &request.spec.partition, "partition")?;
+    let planning = opened.elapsed();
     for note in &compiled.network.notes {
         eprintln!("note: {note}");
     }
@@ -163,11 +168,11 @@ pub(crate) fn build(request: &Request) -> Result<Built, Failure> {
     let weights = weights.into_iter().map(|w| NamedTensor { name: w.name, shape: w.shape, data: w.data }).collect();
     let model = skeleton(planner.file(), &compiled.network.sources)?;
     let text = slrc_plan::yaml::to_string(&compiled.plan).map_err(|e| Failure::Run(e.to_string()))?;
-    Ok(Built { compiled, text, weights, model })
+    Ok(Built { compiled, text, weights, model, planning })
 }
 
-/// Compiles and writes a plan folder, entirely or not at all.
-pub(crate) fn compile_to(request: &Request, out: &Path) -> Result<Compiled, Failure> {
+/// Compiles and writes a plan folder, entirely or not at all. Returns how long planning took.
+pub(crate) fn compile_to(request: &Request, out: &Path) -> Result<(Compiled, Duration), Failure> {
     check_replaceable(out, NAMES)?;
     let built = build(request)?;
     replace_folder(out, NAMES, |folder| {
@@ -179,5 +184,5 @@ pub(crate) fn compile_to(request: &Request, out: &Path) -> Result<Compiled, Fail
         write_atomic(&folder.join(PARTITION), crate::partition::report(&built.compiled).as_bytes())?;
         write_atomic(&folder.join(files::PLAN), built.text.as_bytes())
     })?;
-    Ok(built.compiled)
+    Ok((built.compiled, built.planning))
 }

@@ -16,7 +16,10 @@ pub(crate) fn run(a: &PartitionArgs) -> Result<(), Failure> {
     if let Some(folder) = &a.check {
         return crate::check::run(&request, folder);
     }
-    let compiled = compile_to(&request, &a.out)?;
+    let (compiled, planning) = compile_to(&request, &a.out)?;
+    if a.times {
+        eprintln!("planned in {:.3} s", planning.as_secs_f64());
+    }
     output::print(&crate::plan::text(&compiled.plan));
     output::print(&budget(&compiled));
     output::line(format!(

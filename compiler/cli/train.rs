@@ -65,7 +65,7 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
         }
         compiled = tempfile::tempdir().map_err(|e| Failure::Run(format!("cannot make a temporary folder: {e}")))?;
         let request = Request::new(Some(&a.plan), None, &CutArgs::default(), &SpecArgs::default())?;
-        let c = compile_to(&request, &compiled.path().join("plan"))?;
+        let (c, _) = compile_to(&request, &compiled.path().join("plan"))?;
         output::line(crate::plan::text(&c.plan));
         &compiled.path().join("plan")
     };

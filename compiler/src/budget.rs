@@ -8,7 +8,7 @@ use std::fmt;
 use slrc_plan::buffer::Space;
 use slrc_plan::plan::Memory;
 
-use crate::costs::{Costs, work_of_pieces};
+use crate::costs::{Costs, pieces};
 use crate::partition::{Aim, Candidate, Found, Table, search};
 use crate::pipeline::{CompileError, Compiled, Planner};
 use crate::size::readable;
@@ -71,17 +71,17 @@ fn undivided(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Fit, CompileError> {
     let whole = planner.compile_at(Vec::new(), spec_file)?;
-    let pieces = planner.found.cuts.len() + 1;
+    let count = planner.found.cuts.len() + 1;
     if whole.plan.memory.peak() <= budget {
         return Ok(Fit::Within(whole.into()));
     }
-    if pieces == 1 {
+    if count == 1 {
         return Ok(Fit::Over(whole.into()));
     }
-    planner.known.learn_whole(pieces, &whole.modules[0], &whole.names);
+    planner.known.learn_whole(count, &whole.modules[0], &whole.names);
     // What every partition needs: weights, their optimizer state, and the batch.
     let everywhere = whole.plan.memory.parameter + whole.plan.memory.optimizer + whole.plan.memory.input;
-    let mut table = Table::new(&work_of_pieces(&planner.network, &planner.found));
+    let mut table = Table::new(&pieces(&planner.network, &planner.found));
     let mut best = |planner: &mut Planner<'_>, counts, limit, aim| {
         let spec = spec_file.resolve()?;
         let Planner { network, found, known, .. } = planner;
@@ -90,7 +90,7 @@ fn undivided(
         search(&mut table, counts, limit, aim, &mut costs)
     };
     if let Some(limit) = budget.checked_sub(everywhere) {
-        for modules in 2..=pieces {
+        for modules in 2..=count {
             let counts = modules..=modules;
             let Some(found) = best(planner, counts.clone(), limit, Aim::Smallest)? else { continue };
             let smallest = planner.compile_at(cuts(planner, &found), spec_file)?;
@@ -106,7 +106,7 @@ fn undivided(
             return Ok(Fit::Within(smallest.into()));
         }
     }
-    let found = best(planner, 2..=pieces, usize::MAX, Aim::Smallest)?.expect("invariant: nothing limits it");
+    let found = best(planner, 2..=count, usize::MAX, Aim::Smallest)?.expect("invariant: nothing limits it");
     let smallest = planner.compile_at(cuts(planner, &found), spec_file)?;
     let peak = |c: &Compiled| c.plan.memory.peak();
     let smallest = if peak(&whole) <= peak(&smallest) { whole } else { smallest };

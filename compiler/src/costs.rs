@@ -7,15 +7,15 @@ use slrc_plan::buffer::align;
 use crate::emit::CompiledModule;
 use crate::ir::graph::Graph;
 use crate::ir::op::Op;
-use crate::ir::types::Type;
+use crate::ir::types::{DType, Type};
 use crate::lower::{Draft, Names, Program};
 use crate::memory::Arena;
 use crate::onnx::file::sha256_hex;
 use crate::onnx::import::Imported;
-use crate::partition::{Candidate, Candidates, Cost, Segments, Shared, apply, module_graph};
+use crate::partition::{Candidate, Candidates, Cost, Pieces, Segments, Shared, apply, module_graph};
 use crate::pipeline::{CompileError, program};
 use crate::spec::Spec;
-use crate::step::{self, ModuleGraphs, Place};
+use crate::step::{self, Place};
 
 /// What has been found out about one network with one spec, whatever the partition.
 #[derive(Clone, Debug, Default)]
@@ -93,7 +93,7 @@ impl Segments for Costs<'_> {
             None => {
                 module.name = String::new();
                 let place = Place { index: k, last: j == last, logits: parts.graph.ty(parts.logits).clone() };
-                let ModuleGraphs { train, head_variables, .. } = step::build(module, &place, self.spec)?;
+                let (train, head_variables) = step::build_train(module, &place, self.spec)?;
                 let mut names = Names::default();
                 let (draft, arena) = program(&train, k, Program::Step, self.spec.convolutions(), &mut names);
                 self.known.of(&train, &head_variables, &draft, &arena, &names)
@@ -109,8 +109,20 @@ impl Segments for Costs<'_> {
     }
 }
 
-/// Floating-point operations of the products and convolutions between one possible cut and the next.
-pub fn work_of_pieces(network: &Imported, found: &Candidates) -> Vec<u64> {
+/// The network's pieces between one possible cut and the next: floating-point operations of their products and
+/// convolutions, and types of the boundaries between them.
+pub fn pieces(network: &Imported, found: &Candidates) -> Pieces {
+    let mut seen: BTreeMap<(DType, &[usize]), usize> = BTreeMap::new();
+    let between = found.cuts.iter().map(|c| {
+        let ty = network.graph.ty(c.value);
+        let next = seen.len() + 2;
+        *seen.entry((ty.dtype, &ty.shape)).or_insert(next)
+    });
+    let types = std::iter::once(0).chain(between).chain([1]).collect();
+    Pieces { work: work_of_pieces(network, found), types }
+}
+
+fn work_of_pieces(network: &Imported, found: &Candidates) -> Vec<u64> {
     let parts = apply(network, &found.cuts);
     let mut work = vec![0; found.cuts.len() + 1];
     for (id, module) in parts.graph.ids().zip(&parts.module) {

@@ -4,7 +4,7 @@ use slrc_plan::plan::{ModelInfo, Plan, Settings};
 use slrc_plan::validate::{InvalidPlan, validate};
 
 use crate::budget::{self, OverBudget};
-use crate::costs::{Costs, Known, work_of_pieces};
+use crate::costs::{Costs, Known, pieces};
 use crate::emit::{CompiledModule, assemble, cuda};
 use crate::fuse::epilogues::attach;
 use crate::fuse::items::collect;
@@ -153,7 +153,7 @@ impl<'a> Planner<'a> {
         let mut costs = Costs { network, found, spec: &spec, known, progress };
         let cuts = match spec.partition {
             PartitionSpec::Budget(bytes) => return budget::within(self, bytes, &spec_file, progress),
-            _ => choose(found, &spec.partition, || work_of_pieces(network, found), &mut costs)?,
+            _ => choose(found, &spec.partition, || pieces(network, found), &mut costs)?,
         };
         self.compile_at(cuts, &spec_file)
     }

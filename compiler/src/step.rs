@@ -81,19 +81,30 @@ pub struct ModuleGraphs {
 
 /// Puts a module's programs together from its part of the network (see [`crate::partition::module_graph`]).
 pub fn build(mut module: Graph, place: &Place, spec: &Spec) -> Result<ModuleGraphs, StepError> {
-    let output = output_of(&module);
+    let (head, head_variables) = attach_head(&mut module, place, spec)?;
+    let train = train_graph(&module, place, spec)?;
+    let eval = eval_graph(&module)?;
+    Ok(ModuleGraphs { train, eval, head, head_variables })
+}
+
+/// The same of its training step only: its graph, and the names of the variables of its head.
+pub fn build_train(mut module: Graph, place: &Place, spec: &Spec) -> Result<(Graph, BTreeSet<String>), StepError> {
+    let (_, head_variables) = attach_head(&mut module, place, spec)?;
+    Ok((train_graph(&module, place, spec)?, head_variables))
+}
+
+/// Gives a module its logits: returns the kind of its head, and the names of the variables that it brought.
+fn attach_head(module: &mut Graph, place: &Place, spec: &Spec) -> Result<(&'static str, BTreeSet<String>), StepError> {
+    let output = output_of(module);
     let mut head = "network";
     let own = module.variables.len();
     if !place.last {
         let kind = heads::resolve(spec.head, module.ty(output).rank());
-        let logits = heads::attach(&mut module, output, spec.head, place.index, &place.logits)?;
+        let logits = heads::attach(module, output, spec.head, place.index, &place.logits)?;
         module.roots.push(Root { kind: RootKind::Output(LOGITS.into()), value: logits });
         head = kind.name();
     }
-    let head_variables = module.variables[own..].iter().map(|v| v.name.clone()).collect();
-    let train = train_graph(&module, place, spec)?;
-    let eval = eval_graph(&module)?;
-    Ok(ModuleGraphs { train, eval, head, head_variables })
+    Ok((head, module.variables[own..].iter().map(|v| v.name.clone()).collect()))
 }
 
 /// The first output root: the boundary value, or the logits of the last module.

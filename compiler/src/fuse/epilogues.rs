@@ -22,21 +22,21 @@ pub fn attach(g: &Graph, l: &Layouts, items: &mut Items) {
     for &i in &order {
         let Some(Item::Kernel(id, None)) = items.items[i] else { continue };
         let Some(row) = row_of(g, l, id) else { continue };
-        let mut next: Vec<usize> = merger.after[i].iter().map(|&x| merger.find(x)).collect();
+        let mut next: Vec<usize> = merger.paths.after(i).collect();
         next.sort_by_key(|x| place[x]);
         let fits = |r: &usize| {
             let Some(Item::Region(region)) = &items.items[*r] else { return false };
-            let last = items.before[*r].iter().map(|&b| merger.find(b)).all(|b| place[&b] <= place[&i]);
+            let last = items.before[*r].iter().map(|&b| merger.paths.find(b)).all(|b| place[&b] <= place[&i]);
             last && merger.may_run_at(i, region)
                 && walks(g, l, id, row, region)
                 && !overwrites_operand(g, l, id, region)
-                && !merger.connected_otherwise(i, *r)
+                && !merger.paths.through_others(i, *r)
         };
         let Some(r) = next.into_iter().find(fits) else { continue };
         if let Some(Item::Region(region)) = items.items[r].take() {
             items.items[i] = Some(Item::Kernel(id, Some(region)));
         }
-        merger.absorb(i, r);
+        merger.paths.absorb(i, r);
     }
     items.order(g, l);
 }

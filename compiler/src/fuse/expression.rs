@@ -3,7 +3,7 @@
 //! A region loops over *item dimensions*: the dimensions longer than 1 of the shape it works on. An index map says, for
 //! each logical dimension of a value, which item dimension runs along it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::fuse::layout::{Form, Layout, Layouts, Owner};
 use crate::ir::graph::{Graph, NodeId};
@@ -43,6 +43,36 @@ impl Leaf {
     /// Whether it has an element for every element of the region.
     pub(super) fn is_full(&self) -> bool {
         !self.strides.is_empty() && self.strides.iter().all(|&s| s != 0) && self.repeats.iter().all(|&r| r == 1)
+    }
+}
+
+/// Leaves, each once.
+#[derive(Default)]
+pub(super) struct Leaves {
+    pub(super) list: Vec<Leaf>,
+    /// By owner, where they are many.
+    of: HashMap<Owner, Vec<usize>>,
+}
+
+impl Leaves {
+    pub(super) fn add(&mut self, leaf: Leaf) {
+        const MANY: usize = 32;
+        if self.list.len() < MANY {
+            if !self.list.contains(&leaf) {
+                self.list.push(leaf);
+            }
+            return;
+        }
+        if self.of.is_empty() {
+            for (i, x) in self.list.iter().enumerate() {
+                self.of.entry(x.owner).or_default().push(i);
+            }
+        }
+        let same = self.of.entry(leaf.owner).or_default();
+        if !same.iter().any(|&i| self.list[i] == leaf) {
+            same.push(self.list.len());
+            self.list.push(leaf);
+        }
     }
 }
 
@@ -136,11 +166,22 @@ pub fn reads(
     rank: usize,
     inside: &dyn Fn(NodeId) -> bool,
 ) -> (Vec<Leaf>, BTreeSet<(NodeId, Map)>) {
+    reads_of(g, l, &operands_of(g, sinks), rank, inside)
+}
+
+/// The memory alone.
+pub(super) fn leaves_of(g: &Graph, l: &Layouts, sinks: &[(NodeId, Map)], rank: usize) -> Vec<Leaf> {
+    let mut walk = Walk::new(g, l, rank, &|_| false);
+    walk.visit_all(&operands_of(g, sinks));
+    walk.leaves.list
+}
+
+fn operands_of(g: &Graph, sinks: &[(NodeId, Map)]) -> Vec<(NodeId, Map)> {
     let operands = |(sink, map): &(NodeId, Map)| {
         let map = map.clone();
         g.node(*sink).operands.iter().map(move |&o| (o, map.clone())).collect::<Vec<_>>()
     };
-    reads_of(g, l, &sinks.iter().flat_map(operands).collect::<Vec<_>>(), rank, inside)
+    sinks.iter().flat_map(operands).collect()
 }
 
 /// The same for values, each under its own map. Scores count as expressions.
@@ -151,47 +192,66 @@ pub fn reads_of(
     rank: usize,
     inside: &dyn Fn(NodeId) -> bool,
 ) -> (Vec<Leaf>, BTreeSet<(NodeId, Map)>) {
-    let mut leaves: Vec<Leaf> = Vec::new();
-    let mut seen = BTreeSet::new();
-    let mut visited = BTreeSet::new();
-    for (id, map) in values {
-        visit(g, l, *id, map, rank, inside, &mut leaves, &mut seen, &mut visited);
-    }
-    (leaves, seen)
+    let mut walk = Walk::new(g, l, rank, inside);
+    walk.visit_all(values);
+    let Walk { leaves, maps, expressions, .. } = walk;
+    (leaves.list, expressions.into_iter().map(|(id, map)| (id, maps[map].clone())).collect())
 }
 
-#[allow(clippy::too_many_arguments, reason = "a recursive walk and its accumulators")]
-fn visit(
-    g: &Graph,
-    l: &Layouts,
-    id: NodeId,
-    map: &Map,
+/// A walk through expressions. Maps are few, and known by their number.
+struct Walk<'a> {
+    g: &'a Graph,
+    l: &'a Layouts,
     rank: usize,
-    inside: &dyn Fn(NodeId) -> bool,
-    leaves: &mut Vec<Leaf>,
-    expressions: &mut BTreeSet<(NodeId, Map)>,
-    visited: &mut BTreeSet<(NodeId, Map)>,
-) {
-    if !visited.insert((id, map.clone())) {
-        return;
+    inside: &'a dyn Fn(NodeId) -> bool,
+    maps: Vec<Map>,
+    visited: HashSet<(NodeId, usize)>,
+    leaves: Leaves,
+    expressions: Vec<(NodeId, usize)>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(g: &'a Graph, l: &'a Layouts, rank: usize, inside: &'a dyn Fn(NodeId) -> bool) -> Walk<'a> {
+        let (maps, visited, expressions) = (Vec::new(), HashSet::new(), Vec::new());
+        Walk { g, l, rank, inside, maps, visited, leaves: Leaves::default(), expressions }
     }
-    match step(g, l, id, map, rank) {
-        Step::Number(_) => {}
-        Step::Leaf(leaf) => {
-            let own = matches!(leaf.owner, Owner::Node(n) if inside(n));
-            if !own && !leaves.contains(&leaf) {
-                leaves.push(leaf);
+
+    fn visit_all(&mut self, values: &[(NodeId, Map)]) {
+        for (id, map) in values {
+            let map = self.number(map.clone());
+            self.visit(*id, map);
+        }
+    }
+
+    fn number(&mut self, map: Map) -> usize {
+        if let Some(known) = self.maps.iter().position(|m| *m == map) {
+            return known;
+        }
+        self.maps.push(map);
+        self.maps.len() - 1
+    }
+
+    fn visit(&mut self, id: NodeId, map: usize) {
+        if !self.visited.insert((id, map)) {
+            return;
+        }
+        match step(self.g, self.l, id, &self.maps[map], self.rank) {
+            Step::Number(_) => {}
+            Step::Leaf(leaf) => {
+                if !matches!(leaf.owner, Owner::Node(n) if (self.inside)(n)) {
+                    self.leaves.add(leaf);
+                }
+            }
+            Step::Score => self.expressions.push((id, map)),
+            Step::Apply => {
+                self.expressions.push((id, map));
+                let g = self.g;
+                g.node(id).operands.iter().for_each(|&o| self.visit(o, map));
+            }
+            Step::Through(inner, through) => {
+                let through = self.number(through);
+                self.visit(inner, through);
             }
         }
-        Step::Score => {
-            expressions.insert((id, map.clone()));
-        }
-        Step::Apply => {
-            expressions.insert((id, map.clone()));
-            for &o in &g.node(id).operands {
-                visit(g, l, o, map, rank, inside, leaves, expressions, visited);
-            }
-        }
-        Step::Through(inner, map) => visit(g, l, inner, &map, rank, inside, leaves, expressions, visited),
     }
 }

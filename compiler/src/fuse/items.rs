@@ -38,8 +38,8 @@ pub(crate) fn lands_in_place(g: &Graph, l: &Layouts, root: usize) -> bool {
     let n = g.node(r.value);
     let owner = l.memory(r.value).map(|m| m.owner);
     let owns = owner == Some(Owner::Node(r.value));
-    let first = g.roots.iter().position(|x| x.value == r.value) == Some(root);
-    let order = crate::fuse::layout::required_order(g, r.value).unwrap_or_default();
+    let first = l.roots[r.value.index()].first() == Some(&root);
+    let order = l.required_order(g, r.value).unwrap_or_default();
     let whole =
         |m: &crate::fuse::Layout| m.offset == 0 && crate::fuse::layout::is_dense(g.shape(r.value), &m.strides, &order);
     let dense = l.memory(r.value).is_some_and(whole);
@@ -124,13 +124,19 @@ impl Items {
     /// The item that writes each updated variable.
     fn writers(&self, g: &Graph, l: &Layouts, makers: &BTreeMap<Owner, usize>) -> BTreeMap<NodeId, usize> {
         let mut out = BTreeMap::new();
+        let exports: BTreeMap<usize, usize> = self
+            .items
+            .iter()
+            .enumerate()
+            .filter_map(|(i, x)| if let Some(Item::Export(root)) = x { Some((*root, i)) } else { None })
+            .collect();
         for (i, r) in g.roots.iter().enumerate() {
             let RootKind::Update(v) = r.kind else { continue };
             let Some(node) = g.variable_node(v) else { continue };
             let writer = if lands_in_place(g, l, i) {
                 makers.get(&Owner::Node(r.value)).copied()
             } else {
-                self.items.iter().position(|x| matches!(x, Some(Item::Export(e)) if *e == i))
+                exports.get(&i).copied()
             };
             out.insert(node, writer.expect("invariant: every update is written by an item"));
         }
@@ -195,10 +201,16 @@ impl Items {
                 Some(Item::Copy(_)) | None => u64::MAX,
             })
             .collect();
+        let copies: BTreeMap<usize, usize> = self
+            .items
+            .iter()
+            .enumerate()
+            .filter_map(|(i, x)| if let Some(Item::Copy(c)) = x { Some((*c, i)) } else { None })
+            .collect();
         for i in 0..self.items.len() {
             for owner in self.owners_read(g, l, i) {
                 if let Owner::Copy(c) = owner
-                    && let Some(at) = self.items.iter().position(|x| matches!(x, Some(Item::Copy(d)) if *d == c))
+                    && let Some(&at) = copies.get(&c)
                 {
                     keys[at] = keys[at].min(keys[i].saturating_sub(1));
                 }

@@ -73,6 +73,8 @@ pub struct Layouts {
     pub forms: Vec<Form>,
     /// By node: the order in which loops over it should run, outermost first, over all its dimensions.
     pub orders: Vec<Vec<usize>>,
+    /// By node: the roots whose value it is, as indices into the graph's.
+    pub roots: Vec<Vec<usize>>,
     /// Copies, in the order they were found necessary.
     pub copies: Vec<CopyItem>,
     /// Operands of kernel nodes, in the layout the kernel needs.
@@ -229,6 +231,7 @@ pub fn layout(g: &Graph) -> Layouts {
     let mut l = Layouts {
         forms: vec![Form::Unused; g.len()],
         orders: vec![Vec::new(); g.len()],
+        roots: vec![Vec::new(); g.len()],
         copies: Vec::new(),
         operands: BTreeMap::new(),
         scores,
@@ -236,6 +239,7 @@ pub fn layout(g: &Graph) -> Layouts {
         made: BTreeMap::new(),
         repeats: BTreeMap::new(),
     };
+    g.roots.iter().enumerate().for_each(|(i, r)| l.roots[r.value.index()].push(i));
     let mut weight = vec![0usize; g.len()];
     for id in g.ids().filter(|id| needed[id.index()]) {
         let (form, order, w) = l.place(g, id, hard[id.index()], &weight);
@@ -254,6 +258,17 @@ impl Layouts {
             Form::Memory(l) => Some(l),
             _ => None,
         }
+    }
+
+    /// The order that what becomes of a root's value requires.
+    pub fn required_order(&self, g: &Graph, id: NodeId) -> Option<Vec<usize>> {
+        let rank = g.ty(id).rank();
+        let first = *self.roots[id.index()].first()?;
+        Some(match &g.roots[first].kind {
+            RootKind::Output(_) | RootKind::OutputGradient => boundary_order(rank),
+            RootKind::Update(v) => variable_order(g, *v),
+            RootKind::Report(_) => (0..rank).collect(),
+        })
     }
 
     /// Whether any root needs a value.
@@ -347,7 +362,7 @@ impl Layouts {
             Class::View => self.place_view(g, id, hard, weight),
             Class::Pointwise => {
                 let (order, w) = self.widest(&n.operands, weight, rank);
-                let order = required_order(g, id).or_else(|| spread_order(g, id)).unwrap_or(order);
+                let order = self.required_order(g, id).or_else(|| spread_order(g, id)).unwrap_or(order);
                 if hard { own(order) } else { (Form::Expression, order, w) }
             }
             Class::Reduction => own(self.orders[n.operands[0].index()].clone()),
@@ -412,7 +427,7 @@ impl Layouts {
             }
             None => {
                 // A root's value must be there, element for element.
-                let is_root = g.roots.iter().any(|r| r.value == id);
+                let is_root = !self.roots[id.index()].is_empty();
                 if let Some(repeated) = (!is_root).then(|| self.repeated(o, &base, &from, &to)).flatten() {
                     let (order, stored) = (order_of(&to, &repeated.layout.strides), repeated.stored(&to));
                     return (Form::Repeated(repeated), order, stored);
@@ -436,7 +451,8 @@ impl Layouts {
             | Op::WindowUnselect(_)
             | Op::WindowSum(_)
             | Op::WindowSpread(_) => CHANNELS_LAST.to_vec(),
-            Op::Concat(_) | Op::Pad(_) => required_order(g, id)
+            Op::Concat(_) | Op::Pad(_) => self
+                .required_order(g, id)
                 .or_else(|| transposed_order(g, id, rank - 1))
                 .unwrap_or_else(|| self.widest(&n.operands, weight, rank).0),
             // The kernel's own order of a product whose second operand are scores is that of its transposition.
@@ -480,16 +496,6 @@ fn transposed_order(g: &Graph, id: NodeId, inner: usize) -> Option<Vec<usize>> {
     let [only] = g.users(id)[..] else { return None };
     let Op::Transpose(t) = &g.node(only).op else { return None };
     (t.permutation.last() == Some(&inner)).then(|| t.permutation.clone())
-}
-
-/// The order that what becomes of a root's value requires.
-pub fn required_order(g: &Graph, id: NodeId) -> Option<Vec<usize>> {
-    let rank = g.ty(id).rank();
-    g.roots.iter().find(|r| r.value == id).map(|r| match &r.kind {
-        RootKind::Output(_) | RootKind::OutputGradient => boundary_order(rank),
-        RootKind::Update(v) => variable_order(g, *v),
-        RootKind::Report(_) => (0..rank).collect(),
-    })
 }
 
 /// The loop order of a reshaped value whose reshape only adds and removes extents of 1.

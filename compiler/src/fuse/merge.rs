@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::fuse::expression::{Leaf, Map};
 use crate::fuse::items::{Item, Items};
 use crate::fuse::layout::{Layouts, Owner};
+use crate::fuse::paths::Paths;
 use crate::fuse::regions::{Region, Sink};
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::op::Op;
@@ -29,12 +30,7 @@ pub fn merge(g: &Graph, l: &Layouts, items: &mut Items) {
 pub(super) struct Merger<'a> {
     g: &'a Graph,
     l: &'a Layouts,
-    /// Items directly after each.
-    pub(super) after: Vec<BTreeSet<usize>>,
-    /// Items that come after each, directly or not.
-    reach: Vec<Bits>,
-    /// Where each item went when it was merged.
-    into: Vec<usize>,
+    pub(super) paths: Paths,
     /// Regions that read a leaf along every dimension.
     readers: BTreeMap<Leaf, BTreeSet<usize>>,
     makers: BTreeMap<Owner, usize>,
@@ -44,46 +40,8 @@ pub(super) struct Merger<'a> {
     again: Vec<Option<NodeId>>,
 }
 
-/// A set of small integers.
-#[derive(Clone)]
-struct Bits(Vec<u64>);
-
-impl Bits {
-    fn new(n: usize) -> Bits {
-        Bits(vec![0; n.div_ceil(64)])
-    }
-
-    fn insert(&mut self, i: usize) {
-        self.0[i / 64] |= 1 << (i % 64);
-    }
-
-    fn contains(&self, i: usize) -> bool {
-        self.0[i / 64] >> (i % 64) & 1 == 1
-    }
-
-    fn add(&mut self, other: &Bits) {
-        self.0.iter_mut().zip(&other.0).for_each(|(a, b)| *a |= b);
-    }
-}
-
 impl<'a> Merger<'a> {
     pub(super) fn new(items: &Items, order: &[usize], g: &'a Graph, l: &'a Layouts) -> Merger<'a> {
-        let n = items.items.len();
-        let mut after = vec![BTreeSet::new(); n];
-        for (i, b) in items.before.iter().enumerate() {
-            b.iter().for_each(|&x| {
-                after[x].insert(i);
-            });
-        }
-        let mut reach = vec![Bits::new(n); n];
-        for &i in order.iter().rev() {
-            let mut bits = Bits::new(n);
-            for &x in &after[i] {
-                bits.insert(x);
-                bits.add(&reach[x]);
-            }
-            reach[i] = bits;
-        }
         let mut again: Vec<Option<NodeId>> = vec![None; g.len()];
         for id in g.ids() {
             let node = g.node(id);
@@ -91,15 +49,8 @@ impl<'a> Merger<'a> {
             again[id.index()] = node.operands.iter().map(|o| again[o.index()]).max().flatten().max(own);
         }
         let (keys, makers) = (items.keys(g, l), items.makers());
-        Merger { g, l, after, reach, into: (0..n).collect(), readers: BTreeMap::new(), makers, keys, again }
-    }
-
-    /// The item that item `i` is now part of.
-    pub(super) fn find(&self, mut i: usize) -> usize {
-        while self.into[i] != i {
-            i = self.into[i];
-        }
-        i
+        let paths = Paths::new(order, items.before.iter());
+        Merger { g, l, paths, readers: BTreeMap::new(), makers, keys, again }
     }
 
     /// Whether a region may join an item that runs earlier: what is computed again must not be computed before its
@@ -112,10 +63,15 @@ impl<'a> Merger<'a> {
     /// Merges item `i` into what came before, as often as possible, then remembers what it reads.
     fn extend(&mut self, items: &mut Items, i: usize) {
         let Some(Item::Region(first)) = &items.items[i] else { return };
+        // What the regions of a merge make, they do not read; but that is not so much.
+        let owners: BTreeSet<Owner> = first.leaves.iter().map(|x| x.owner).collect();
+        if owners.len() > MAX_LEAVES + MAX_SINKS {
+            return;
+        }
         let leaves = first.leaves.clone();
         let producers: BTreeSet<usize> = leaves
             .iter()
-            .filter_map(|x| self.makers.get(&x.owner).map(|&p| self.find(p)))
+            .filter_map(|x| self.makers.get(&x.owner).map(|&p| self.paths.find(p)))
             .filter(|&p| p != i)
             .collect();
         let mut candidates: Vec<usize> = producers.iter().rev().copied().collect();
@@ -124,50 +80,23 @@ impl<'a> Merger<'a> {
         }
         let mut at = i;
         for c in candidates {
-            let c = self.find(c);
+            let c = self.paths.find(c);
             if c == at {
                 continue;
             }
             let (Some(Item::Region(a)), Some(Item::Region(b))) = (&items.items[c], &items.items[at]) else { continue };
-            if !self.may_run_at(c, b) || self.connected_otherwise(c, at) {
+            if !self.may_run_at(c, b) || self.paths.through_others(c, at) {
                 continue;
             }
             let Some(merged) = self.fit(a, b) else { continue };
             items.items[c] = Some(Item::Region(merged));
             items.items[at] = None;
-            self.absorb(c, at);
+            self.paths.absorb(c, at);
             at = c;
         }
         let Some(Item::Region(r)) = &items.items[at] else { return };
         for leaf in r.leaves.iter().filter(|x| x.is_full()) {
             self.readers.entry(leaf.clone()).or_default().insert(at);
-        }
-    }
-
-    /// Whether a path leads from one to the other through a third item.
-    pub(super) fn connected_otherwise(&self, a: usize, b: usize) -> bool {
-        let through = |from: usize, to: usize| {
-            self.after[from].iter().map(|&x| self.find(x)).any(|x| x != to && x != from && self.reach[x].contains(to))
-        };
-        through(a, b) || through(b, a)
-    }
-
-    /// Item `gone` is now part of `into`.
-    pub(super) fn absorb(&mut self, into: usize, gone: usize) {
-        self.into[gone] = into;
-        let after = std::mem::take(&mut self.after[gone]);
-        self.after[into].extend(after);
-        self.after[into].remove(&gone);
-        self.after[into].remove(&into);
-        let mut all = self.reach[into].clone();
-        all.add(&self.reach[gone]);
-        self.reach[into] = all.clone();
-        // Everything that comes before either comes before what follows both; `gone` stands for `into` from now on.
-        for i in 0..self.reach.len() {
-            if self.reach[i].contains(into) || self.reach[i].contains(gone) {
-                self.reach[i].insert(into);
-                self.reach[i].add(&all);
-            }
         }
     }
 
@@ -177,20 +106,24 @@ impl<'a> Merger<'a> {
             return None;
         }
         let same_axes = a.axes == b.axes || a.axes.is_empty() || b.axes.is_empty();
-        let merged = if a.space == b.space && a.order == b.order && same_axes {
+        if a.space == b.space && a.order == b.order && same_axes {
             let related =
                 a.leaves.iter().any(|x| x.is_full() && b.leaves.contains(x)) || reads_from(b, a) || reads_from(a, b);
-            if related { self.join(a, b)? } else { return None }
+            if related { self.join(a, b) } else { None }
         } else if b.axes.is_empty() && !a.axes.is_empty() && reads_from(b, a) {
-            self.join(a, &on_kept(a, b)?)?
+            self.join(a, &on_kept(a, b)?)
         } else {
-            return None;
-        };
-        (merged.leaves.len() <= MAX_LEAVES).then_some(merged)
+            None
+        }
     }
 
     /// Two regions over one space as one, if every read of the one by the other is of the element being worked on.
     fn join(&self, a: &Region, b: &Region) -> Option<Region> {
+        let makes = |x: &Leaf| matches!(x.owner, Owner::Node(n) if a.contains(n) || b.contains(n));
+        let fresh = |x: &&Leaf| !a.leaves.contains(x) && !makes(x);
+        if a.leaves.iter().filter(|x| !makes(x)).count() + b.leaves.iter().filter(fresh).count() > MAX_LEAVES {
+            return None;
+        }
         let axes = if a.axes.is_empty() { b.axes.clone() } else { a.axes.clone() };
         let mut merged = Region { axes, ..a.clone() };
         merged.sinks.extend(b.sinks.iter().cloned());

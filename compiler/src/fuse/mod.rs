@@ -20,6 +20,7 @@ mod inside;
 pub mod items;
 pub mod layout;
 pub mod merge;
+mod paths;
 pub mod regions;
 pub mod repeated;
 pub mod scores;

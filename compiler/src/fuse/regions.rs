@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::fuse::expression::{Leaf, Map, identity_map, item_space, long_dims, reads, work_shape};
+use crate::fuse::expression::{Leaf, Leaves, Map, identity_map, item_space, leaves_of, long_dims, work_shape};
 use crate::fuse::layout::{Layouts, Owner};
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::op::Op;
@@ -93,18 +93,16 @@ impl Region {
     /// Finds out again what memory the region's sinks read.
     pub(crate) fn refresh(&mut self, g: &Graph, l: &Layouts) {
         let rank = self.space.len();
-        let mut all: Vec<Leaf> = Vec::new();
+        let mut all = Leaves::default();
         let operands: Vec<(NodeId, Map)> = self.sinks.iter().map(|s| (s.node, operand_map(g, s, self))).collect();
         for (sink, operand) in self.sinks.iter_mut().zip(operands) {
-            let leaves = reads(g, l, &[operand], rank, &|_| false).0;
+            let leaves = leaves_of(g, l, &[operand], rank);
             for leaf in &leaves {
-                if !all.contains(leaf) {
-                    all.push(leaf.clone());
-                }
+                all.add(leaf.clone());
             }
             sink.reads = leaves;
         }
-        self.leaves = all.into_iter().filter(|x| !matches!(x.owner, Owner::Node(n) if self.contains(n))).collect();
+        self.leaves = all.list.into_iter().filter(|x| !matches!(x.owner, Owner::Node(n) if self.contains(n))).collect();
     }
 
     /// Adds a value to compute.

@@ -104,6 +104,9 @@ pub fn find(g: &Graph, needed: &[bool]) -> Scores {
         let Some(passes) = finder.passes(&group, id) else { continue };
         found.push((group, passes));
     }
+    if found.is_empty() {
+        return out;
+    }
     // All of them as a rule; else those that fit together, in order.
     let mut all = Scores::default();
     found.iter().for_each(|(group, passes)| all.add(group.clone(), passes.clone()));
@@ -346,7 +349,7 @@ impl Finder<'_> {
         // Units: a pass, or a node of its own. Score-shaped values belong to whoever needs them.
         let count = self.g.len();
         let unit = |id: NodeId| pass_of.get(&id).map_or(id.index(), |p| count + p);
-        let mut before: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); count + s.passes.len()];
+        let mut before: Vec<Vec<usize>> = vec![Vec::new(); count + s.passes.len()];
         for id in self.g.ids().filter(|id| self.needed[id.index()] && !s.holds(*id)) {
             let mut open: Vec<NodeId> = self.g.node(id).operands.clone();
             let mut found = BTreeSet::new();
@@ -356,12 +359,16 @@ impl Finder<'_> {
                         open.extend(self.g.node(o).operands.iter().copied());
                     }
                 } else if unit(o) != unit(id) {
-                    before[unit(id)].insert(unit(o));
+                    before[unit(id)].push(unit(o));
                 }
             }
         }
+        before.iter_mut().for_each(|b| {
+            b.sort_unstable();
+            b.dedup();
+        });
         let mut after = vec![Vec::new(); before.len()];
-        let mut waiting: Vec<usize> = before.iter().map(BTreeSet::len).collect();
+        let mut waiting: Vec<usize> = before.iter().map(Vec::len).collect();
         before.iter().enumerate().for_each(|(i, b)| b.iter().for_each(|&x| after[x].push(i)));
         let mut ready: Vec<usize> = (0..before.len()).filter(|&i| waiting[i] == 0).collect();
         let mut done = 0;

@@ -27,9 +27,12 @@ pub fn store(g: &Graph, l: &mut Layouts, items: &mut Items) {
     let order = items.topological(|i| keys[i]);
     let place: BTreeMap<usize, usize> = order.iter().enumerate().map(|(at, &i)| (i, at)).collect();
     let mut uses: BTreeMap<NodeId, BTreeSet<usize>> = BTreeMap::new();
+    // By item, the expressions it computes: they change when one of them is stored only.
+    let mut computes: Vec<Vec<NodeId>> = vec![Vec::new(); items.items.len()];
     for &i in &order {
         let Some(Item::Region(r)) = &items.items[i] else { continue };
-        for (id, _) in expressions(g, l, r) {
+        computes[i] = values(g, l, r);
+        for &id in &computes[i] {
             uses.entry(id).or_default().insert(i);
         }
     }
@@ -37,14 +40,8 @@ pub fn store(g: &Graph, l: &mut Layouts, items: &mut Items) {
     let shared: Vec<NodeId> = uses.iter().filter(|(_, u)| u.len() > 1).map(|(id, _)| *id).rev().collect();
     for id in shared {
         // Earlier decisions may have hidden this value from some regions.
-        let mut regions: Vec<usize> = uses[&id]
-            .iter()
-            .copied()
-            .filter(|&i| match &items.items[i] {
-                Some(Item::Region(r)) => expressions(g, l, r).iter().any(|(e, _)| *e == id),
-                _ => false,
-            })
-            .collect();
+        let mut regions: Vec<usize> =
+            uses[&id].iter().copied().filter(|&i| computes[i].binary_search(&id).is_ok()).collect();
         regions.sort_by_key(|i| place[i]);
         if regions.len() < 2 {
             continue;
@@ -68,6 +65,7 @@ pub fn store(g: &Graph, l: &mut Layouts, items: &mut Items) {
             } else {
                 r.refresh(g, l);
             }
+            computes[i] = values(g, l, r);
         }
     }
     if changed {
@@ -92,6 +90,13 @@ fn is_sink(r: &Region, n: NodeId) -> bool {
 
 fn expressions(g: &Graph, l: &Layouts, r: &Region) -> BTreeSet<(NodeId, Map)> {
     reads(g, l, &operand_maps(g, r), r.space.len(), &|n| is_sink(r, n)).1
+}
+
+/// The values of the expressions that a region computes, ascending.
+fn values(g: &Graph, l: &Layouts, r: &Region) -> Vec<NodeId> {
+    let mut out: Vec<NodeId> = expressions(g, l, r).into_iter().map(|(id, _)| id).collect();
+    out.dedup();
+    out
 }
 
 /// The order of item dimensions as an order of a value's own dimensions.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -213,6 +214,68 @@ pub struct Root {
     pub value: NodeId,
 }
 
+/// FNV-1a, word by word: no input chooses what a graph's nodes are told apart by, and this is asked for every one.
+struct Fnv(u64);
+
+impl Hasher for Fnv {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u8(&mut self, x: u8) {
+        self.write_u64(u64::from(x));
+    }
+
+    fn write_u32(&mut self, x: u32) {
+        self.write_u64(u64::from(x));
+    }
+
+    fn write_u64(&mut self, x: u64) {
+        self.0 = (self.0 ^ x).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
+    }
+
+    fn write_usize(&mut self, x: usize) {
+        self.write_u64(x as u64);
+    }
+
+    fn write_isize(&mut self, x: isize) {
+        self.write_u64(x as u64);
+    }
+}
+
+/// The hash of what is a hash.
+#[derive(Clone, Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("invariant: only hashes are hashed");
+    }
+
+    fn write_u64(&mut self, x: u64) {
+        self.0 = x.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+fn hash_of(op: &Op, operands: &[NodeId]) -> u64 {
+    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
+    op.hash(&mut hasher);
+    operands.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// A dataflow graph with its inputs, variables, constants and roots.
 #[derive(Clone, Debug)]
 pub struct Graph {
@@ -231,7 +294,12 @@ pub struct Graph {
     /// Effects, in order.
     pub roots: Vec<Root>,
     dag: DiGraph<Node, u32>,
-    index: HashMap<(Op, Vec<NodeId>), NodeId>,
+    /// Of every hash of an op and its operands, the latest node that has it.
+    index: HashMap<u64, NodeId, BuildHasherDefault<AsItIs>>,
+    /// Of every node, an earlier one of the same hash.
+    earlier: Vec<Option<NodeId>>,
+    /// Of every name, the first variable that was added under it.
+    named: HashMap<String, VarId>,
 }
 
 impl Graph {
@@ -246,7 +314,9 @@ impl Graph {
             origins: vec![String::new()],
             roots: Vec::new(),
             dag: DiGraph::new(),
-            index: HashMap::new(),
+            index: HashMap::default(),
+            earlier: Vec::new(),
+            named: HashMap::new(),
         }
     }
 
@@ -259,6 +329,7 @@ impl Graph {
             constants: other.constants.clone(),
             scalars: other.scalars.clone(),
             origins: other.origins.clone(),
+            named: other.named.clone(),
             ..Graph::new("")
         }
     }
@@ -313,18 +384,30 @@ impl Graph {
     /// Adds a node, or returns the equal one that exists. The type must be what the op's shape rule gives;
     /// [`crate::ir::Builder`] is the usual way in.
     pub fn add(&mut self, node: Node) -> NodeId {
-        let key = (node.op.clone(), node.operands.clone());
-        if let Some(&id) = self.index.get(&key) {
+        if let Some(id) = self.find(&node.op, &node.operands) {
             return id;
         }
-        let operands = node.operands.clone();
+        let id = NodeId(self.len() as u32);
+        self.earlier.push(self.index.insert(hash_of(&node.op, &node.operands), id));
         let at = self.dag.add_node(node);
-        for (slot, operand) in operands.iter().enumerate() {
+        for slot in 0..self.dag[at].operands.len() {
+            let operand = self.dag[at].operands[slot];
             self.dag.add_edge(NodeIndex::new(operand.index()), at, slot as u32);
         }
-        let id = NodeId(at.index() as u32);
-        self.index.insert(key, id);
         id
+    }
+
+    /// The node of this op and these operands.
+    fn find(&self, op: &Op, operands: &[NodeId]) -> Option<NodeId> {
+        let mut at = self.index.get(&hash_of(op, operands)).copied();
+        while let Some(id) = at {
+            let node = self.node(id);
+            if node.operands == operands && node.op == *op {
+                return Some(id);
+            }
+            at = self.earlier[id.index()];
+        }
+        None
     }
 
     /// Whether the edges agree with the operand lists; part of verification.
@@ -348,8 +431,10 @@ impl Graph {
 
     /// Registers a variable.
     pub fn add_variable(&mut self, variable: Variable) -> VarId {
+        let id = VarId(self.variables.len() as u32);
+        self.named.entry(variable.name.clone()).or_insert(id);
         self.variables.push(variable);
-        VarId(self.variables.len() as u32 - 1)
+        id
     }
 
     /// Registers a constant, or returns the equal one that exists.
@@ -384,7 +469,13 @@ impl Graph {
 
     /// The variable of this name.
     pub fn variable(&self, name: &str) -> Option<VarId> {
-        self.variables.iter().position(|v| v.name == name).map(|i| VarId(i as u32))
+        let of_that_name = |&id: &VarId| self.variables.get(id.index()).is_some_and(|v| v.name == name);
+        match self.named.get(name).copied().filter(of_that_name) {
+            Some(id) => Some(id),
+            // Whoever writes into the table itself is found too.
+            None if self.named.len() == self.variables.len() => None,
+            None => self.variables.iter().position(|v| v.name == name).map(|i| VarId(i as u32)),
+        }
     }
 
     /// The input of this kind.
@@ -394,12 +485,12 @@ impl Graph {
 
     /// The node that reads an input, if any.
     pub fn input_node(&self, id: InputId) -> Option<NodeId> {
-        self.index.get(&(Op::Input(id), Vec::new())).copied()
+        self.find(&Op::Input(id), &[])
     }
 
     /// The node that reads a variable, if any.
     pub fn variable_node(&self, id: VarId) -> Option<NodeId> {
-        self.index.get(&(Op::Variable(id), Vec::new())).copied()
+        self.find(&Op::Variable(id), &[])
     }
 
     /// The value of the first root that satisfies `wanted`.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::ir::builder::Builder;
-use crate::ir::graph::{Graph, NodeId, Root, RootKind};
+use crate::ir::graph::{Graph, NodeId, OriginId, Root, RootKind};
 use crate::ir::op::Op;
 
 /// Rebuilds what the roots need. `rule` may give the new value of an old node from its new operands;
@@ -80,6 +80,7 @@ pub fn extract(old: &Graph, roots: &[Root], replaced: Option<(NodeId, NodeId)>, 
         needed
     };
     let mut new: Vec<Option<NodeId>> = vec![None; old.len()];
+    let mut origins: Vec<Option<OriginId>> = vec![None; old.origins.len()];
     for id in old.ids().filter(|id| needed[id.index()]) {
         if let Some((from, to)) = replaced
             && from == id
@@ -89,7 +90,8 @@ pub fn extract(old: &Graph, roots: &[Root], replaced: Option<(NodeId, NodeId)>, 
         }
         let node = old.node(id);
         let op = import_leaf(old, &mut graph, &node.op);
-        let origin = graph.add_origin(&old.origins[node.origin.index()]);
+        let origin = node.origin.index();
+        let origin = *origins[origin].get_or_insert_with(|| graph.add_origin(&old.origins[origin]));
         let operands = mapped(&node.operands, &new);
         let mut b = Builder::new(&mut graph);
         (b.origin, b.phase) = (origin, node.phase);

@@ -183,7 +183,7 @@ fn parse_line(g: &mut Graph, line: &str) -> Result<(), String> {
             let kind = VarKind::ALL.iter().find(|k| w.get(3).is_some_and(|x| x == k.name()));
             let kind = *kind.ok_or("a variable is weight, running-statistic, frozen or optimizer")?;
             let init = parse_init(word(&w, 5)?)?;
-            g.variables.push(Variable { name: word(&w, 2)?.to_string(), kind, ty: word(&w, 4)?.parse()?, init });
+            g.add_variable(Variable { name: word(&w, 2)?.to_string(), kind, ty: word(&w, 4)?.parse()?, init });
         }
         "const" => {
             let ty: Type = word(&w, 2)?.parse()?;

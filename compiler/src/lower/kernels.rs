@@ -234,7 +234,7 @@ impl Lowering<'_> {
         let value = self.g.roots[root].value;
         let shape = self.g.shape(value).to_vec();
         let from = self.l.memory(value).expect("invariant: roots are stored").clone();
-        let order = crate::fuse::layout::required_order(self.g, value).unwrap_or_default();
+        let order = self.l.required_order(self.g, value).unwrap_or_default();
         let from = self.view(&from);
         let strides = slrc_plan::buffer::strides_of(&shape, &order);
         let to = View { buffer: self.root_buffer(root), offset: 0, strides };

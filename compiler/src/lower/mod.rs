@@ -14,7 +14,6 @@ use slrc_plan::kernel::{Kernel, KernelOp, Phase};
 use slrc_plan::{DType, View};
 
 use crate::fuse::items::lands_in_place;
-use crate::fuse::layout::required_order;
 use crate::fuse::{Item, Items, Layout, Layouts, Owner};
 use crate::ir::graph::{Graph, NodeId, RootKind};
 use crate::ir::op::Op;
@@ -148,7 +147,7 @@ impl Lowering<'_> {
                 let id = format!("m{}.eval/{name}", self.k);
                 if self.used_ids.insert(id.clone()) {
                     let ty = self.g.ty(r.value);
-                    let order = required_order(self.g, r.value).unwrap_or_default();
+                    let order = self.l.required_order(self.g, r.value).unwrap_or_default();
                     self.draft.buffers.push(DraftBuffer {
                         id: id.clone(),
                         dtype: ty.dtype,
@@ -164,7 +163,7 @@ impl Lowering<'_> {
 
     /// Roots whose value lands in place when `id` is computed.
     fn roots_of(&self, id: NodeId) -> Vec<usize> {
-        (0..self.g.roots.len()).filter(|&r| self.g.roots[r].value == id && lands_in_place(self.g, self.l, r)).collect()
+        self.l.roots[id.index()].iter().copied().filter(|&r| lands_in_place(self.g, self.l, r)).collect()
     }
 
     /// The buffer of an owner: a leaf's own, a root's where the value lands there, or a new one in the arena.

@@ -42,19 +42,19 @@ const PAIRS: usize = 8_000_000;
 /// The smallest packing found of blocks of which `live` bytes are live at once.
 pub(super) fn pack(blocks: &[Block], live: usize) -> Packing {
     let mut search = Search::new(blocks);
-    let mut best: Option<(Vec<usize>, Packing)> = None;
+    let mut best: Option<Fit> = None;
     for order in orders(blocks) {
-        let limit = best.as_ref().map_or(usize::MAX, |(_, p)| p.end);
-        if let Some(found) = search.first_fit(&order, limit) {
-            best = Some((order, found));
+        let limit = best.as_ref().map_or(usize::MAX, |f| f.end);
+        if let Some(found) = search.first_fit(order, None, limit) {
+            best = Some(found);
         }
-        if best.as_ref().is_some_and(|(_, p)| p.end <= live) {
+        if best.as_ref().is_some_and(|f| f.end <= live) {
             break;
         }
     }
-    let (order, mut best) = best.expect("invariant: without a limit there is a packing");
-    search.improve(order, &mut best, live);
-    best
+    let best = best.expect("invariant: without a limit there is a packing");
+    let best = search.improve(best, live);
+    search.packing(&best)
 }
 
 /// Largest first, longest-lived first, earliest first, largest area first; those where most is live first.
@@ -77,115 +77,175 @@ fn orders(blocks: &[Block]) -> Vec<Vec<usize>> {
     ]
 }
 
+/// Blocks placed in an order.
+#[derive(Clone, Debug, Default)]
+struct Fit {
+    order: Vec<usize>,
+    /// Those that have a place so far, by where they start; blocks at the upper end have none.
+    placed: Vec<Placed>,
+    end: usize,
+}
+
+/// A block that has a place.
+#[derive(Clone, Copy, Debug)]
+struct Placed {
+    start: usize,
+    end: usize,
+    block: usize,
+}
+
 struct Search<'a> {
     blocks: &'a [Block],
-    /// Of every block, those that live with it for a while.
-    neighbours: Vec<Vec<usize>>,
+    /// Of every block, how many live with it for a while.
+    neighbours: Vec<usize>,
     /// Of every block, the bytes at the upper end that are taken while it lives.
     above: Vec<usize>,
-    /// Pairs looked at.
+    /// Pairs looked at, as if every block were placed anew each time.
     pairs: usize,
 }
 
 impl Search<'_> {
     fn new(blocks: &[Block]) -> Search<'_> {
-        let meet = |a: &Block, b: &Block| a.first <= b.last && b.first <= a.last;
-        let of = |i: usize| (0..blocks.len()).filter(|&j| j != i && meet(&blocks[i], &blocks[j])).collect();
-        let neighbours: Vec<Vec<usize>> = (0..blocks.len()).map(of).collect();
-        let depth = |&n: &usize| match blocks[n].place {
-            Place::Top(depth) => depth + blocks[n].bytes,
-            Place::Anywhere | Place::Bottom(_) => 0,
+        let sorted = |key: fn(&Block) -> usize| {
+            let mut out: Vec<usize> = blocks.iter().map(key).collect();
+            out.sort_unstable();
+            out
         };
-        let above = neighbours.iter().map(|n| n.iter().map(depth).max().unwrap_or(0)).collect();
+        let (firsts, lasts) = (sorted(|b| b.first), sorted(|b| b.last));
+        let begun = |b: &Block| firsts.partition_point(|&first| first <= b.last);
+        let gone = |b: &Block| lasts.partition_point(|&last| last < b.first);
+        let neighbours = blocks.iter().map(|b| begun(b) - gone(b) - 1).collect();
+        let tops: Vec<(usize, usize)> = (0..blocks.len())
+            .filter_map(|i| match blocks[i].place {
+                Place::Top(depth) => Some((i, depth + blocks[i].bytes)),
+                Place::Anywhere | Place::Bottom(_) => None,
+            })
+            .collect();
+        let depth = |i: usize| {
+            let met = tops.iter().filter(|&&(t, _)| t != i && meet(&blocks[t], &blocks[i]));
+            met.map(|&(_, depth)| depth).max().unwrap_or(0)
+        };
+        let above = (0..blocks.len()).map(depth).collect();
         Search { blocks, neighbours, above, pairs: 0 }
     }
 
     /// Places blocks in the given order, each at the lowest place free for its whole life; nothing if they do not end
-    /// below `limit`.
-    fn first_fit(&mut self, order: &[usize], limit: usize) -> Option<Packing> {
-        const UNPLACED: usize = usize::MAX;
-        let mut packing = Packing { offsets: vec![UNPLACED; self.blocks.len()], end: 0 };
+    /// below `limit`. Of `known`, which does, as many blocks are where they are as come first in this order too.
+    fn first_fit(&mut self, order: Vec<usize>, known: Option<(&Fit, usize)>, limit: usize) -> Option<Fit> {
+        let mut fit = Fit::default();
         for (i, b) in self.blocks.iter().enumerate() {
             let needed = match b.place {
                 Place::Anywhere => continue,
                 Place::Bottom(at) => {
-                    packing.offsets[i] = at;
+                    fit.put(at, b.bytes, i);
                     at + b.bytes + self.above[i]
                 }
                 Place::Top(depth) => depth + b.bytes,
             };
-            packing.end = packing.end.max(needed);
+            fit.end = fit.end.max(needed);
         }
-        let mut taken: Vec<(usize, usize)> = Vec::new();
-        for &i in order {
-            taken.clear();
-            self.pairs += self.neighbours[i].len();
-            let placed = self.neighbours[i].iter().filter(|&&n| packing.offsets[n] != UNPLACED);
-            taken.extend(placed.map(|&n| (packing.offsets[n], packing.offsets[n] + self.blocks[n].bytes)));
-            taken.sort_unstable();
+        let (same, rest) = order.split_at(known.map_or(0, |(_, same)| same));
+        if let Some((known, _)) = known {
+            let mut moves = vec![false; self.blocks.len()];
+            rest.iter().for_each(|&i| moves[i] = true);
+            fit.placed = known.placed.iter().filter(|p| !moves[p.block]).copied().collect();
+            self.pairs += same.iter().map(|&i| self.neighbours[i]).sum::<usize>();
+            let ends = fit.placed.iter().map(|p| p.end + self.above[p.block]);
+            fit.end = ends.max().unwrap_or(0).max(fit.end);
+        }
+        for &i in rest {
+            self.pairs += self.neighbours[i];
+            let b = &self.blocks[i];
             let mut at = 0;
-            for &(start, end) in &taken {
-                if start >= at + self.blocks[i].bytes {
+            for p in &fit.placed {
+                if p.start >= at + b.bytes {
                     break;
                 }
-                at = at.max(end);
+                if p.end > at && meet(&self.blocks[p.block], b) {
+                    at = p.end;
+                }
             }
-            packing.offsets[i] = at;
-            packing.end = packing.end.max(at + self.blocks[i].bytes + self.above[i]);
-            if packing.end >= limit {
+            fit.put(at, b.bytes, i);
+            fit.end = fit.end.max(at + b.bytes + self.above[i]);
+            if fit.end >= limit {
                 return None;
             }
         }
-        for (b, offset) in self.blocks.iter().zip(&mut packing.offsets) {
-            if let Place::Top(depth) = b.place {
-                *offset = packing.end - depth - b.bytes;
-            }
-        }
-        Some(packing)
+        fit.order = order;
+        Some(fit)
     }
 
-    /// Looks for a smaller packing than `best`, which is that of `order`.
-    fn improve(&mut self, order: Vec<usize>, best: &mut Packing, live: usize) {
+    /// The smallest packing found, beginning with `best`.
+    fn improve(&mut self, mut best: Fit, live: usize) -> Fit {
         /// Moves without a gain after which the search starts again from the best order, a little shuffled.
         const PATIENCE: usize = 60;
         let mut rng = Sequence::new(0, 0, 0);
-        let (mut best_order, mut now, mut stale) = (order.clone(), best.clone(), 0);
-        let mut order = order;
-        while best.end > live && self.pairs < PAIRS && order.len() > 1 {
-            let mut next = order.clone();
-            let mut limit = now.end + 1;
+        let (mut now, mut stale) = (best.clone(), 0);
+        while best.end > live && self.pairs < PAIRS && now.order.len() > 1 {
+            let end = now.end;
+            let mut limit = end + 1;
+            let (mut next, mut same);
             if stale >= PATIENCE {
-                next.clone_from(&best_order);
+                next = best.order.clone();
+                same = next.len();
                 for _ in 0..1 + rng.word() % 4 {
                     let from = rng.word() as usize % next.len();
                     let to = rng.word() as usize % next.len();
                     next[from.min(to)..=from.max(to)].rotate_right(1);
+                    same = same.min(from).min(to);
                 }
+                now.clone_from(&best);
                 (limit, stale) = (usize::MAX, 0);
             } else {
                 // A block on top, and now and then any other, to somewhere before.
-                let needs = |i: usize| now.offsets[i] + self.blocks[i].bytes + self.above[i];
-                let top = order.iter().position(|&i| needs(i) == now.end);
+                let on_top = |p: &&Placed| p.end + self.above[p.block] == now.end;
+                let tops: Vec<usize> = now.placed.iter().filter(on_top).map(|p| p.block).collect();
+                let top = now.order.iter().position(|i| tops.contains(i));
                 let from = match (rng.word() % 4, top) {
-                    (0, _) | (_, None) => rng.word() as usize % order.len(),
+                    (0, _) | (_, None) => rng.word() as usize % now.order.len(),
                     (_, Some(top)) => top,
                 };
-                let to = rng.word() as usize % (from + 1);
-                next[to..=from].rotate_right(1);
+                same = rng.word() as usize % (from + 1);
+                next = now.order.clone();
+                next[same..=from].rotate_right(1);
             }
             stale += 1;
             // As good is good enough: it leads elsewhere.
-            let Some(found) = self.first_fit(&next, limit) else { continue };
-            if found.end < now.end {
+            let Some(found) = self.first_fit(next, Some((&now, same)), limit) else { continue };
+            if found.end < end {
                 stale = 0;
             }
-            (order, now) = (next, found);
+            now = found;
             if now.end < best.end {
                 best.clone_from(&now);
-                best_order.clone_from(&order);
             }
         }
+        best
     }
+
+    /// Where that leaves every block.
+    fn packing(&self, fit: &Fit) -> Packing {
+        let mut offsets = vec![0; self.blocks.len()];
+        fit.placed.iter().for_each(|p| offsets[p.block] = p.start);
+        for (b, offset) in self.blocks.iter().zip(&mut offsets) {
+            if let Place::Top(depth) = b.place {
+                *offset = fit.end - depth - b.bytes;
+            }
+        }
+        Packing { offsets, end: fit.end }
+    }
+}
+
+impl Fit {
+    fn put(&mut self, start: usize, bytes: usize, block: usize) {
+        let at = self.placed.partition_point(|p| p.start < start);
+        self.placed.insert(at, Placed { start, end: start + bytes, block });
+    }
+}
+
+/// Whether both live at some moment.
+fn meet(a: &Block, b: &Block) -> bool {
+    a.first <= b.last && b.first <= a.last
 }
 
 #[cfg(test)]

@@ -134,6 +134,8 @@ pub fn candidates(net: &Imported) -> Candidates {
     let g = &net.graph;
     let live = differentiable(g, net.logits);
     let of_weights = g.dependent(g.ids().filter(|&id| weight(g, id).is_some()));
+    let needed = g.needed([net.logits]);
+    let users = g.all_users(&needed);
     let names: BTreeMap<NodeId, &ImportedNode> =
         net.nodes.iter().rev().filter_map(|n| n.value.map(|v| (v, n))).collect();
     let mut consumers: BTreeMap<&str, Vec<&ImportedNode>> = BTreeMap::new();
@@ -156,7 +158,7 @@ pub fn candidates(net: &Imported) -> Candidates {
         let mut reject = |reason: String, possible: Option<Candidate>| {
             out.rejected.push(Rejected { node: n.name.clone(), name: n.output.clone(), reason, possible });
         };
-        if let Some(reason) = not_separating(g, net.logits, value, &live, &of_weights, &names) {
+        if let Some(reason) = not_separating(g, &users, value, &live, &of_weights, &names) {
             reject(reason, None);
             continue;
         }
@@ -198,10 +200,10 @@ fn remaining_is_classifier(net: &Imported, value: NodeId) -> bool {
     at == last
 }
 
-/// Why `value` does not separate the network, or nothing if it does.
+/// Why `value` does not separate the network, or nothing if it does. `users` are those that the logits need.
 fn not_separating(
     g: &Graph,
-    logits: NodeId,
+    users: &[Vec<NodeId>],
     value: NodeId,
     live: &[bool],
     of_weights: &[bool],
@@ -211,15 +213,14 @@ fn not_separating(
         return Some("it is not a float tensor".into());
     }
     let before = g.needed([value]);
-    let needed = g.needed([logits]);
     let (mut crossing, mut shared) = (BTreeSet::new(), None);
     for id in g.ids().filter(|&id| id != value && before[id.index()]) {
-        let crosses = || g.users(id).iter().any(|u| needed[u.index()] && !before[u.index()] && live[u.index()]);
+        let crosses = || users[id.index()].iter().any(|u| !before[u.index()] && live[u.index()]);
         if live[id.index()] {
             if crosses() {
                 crossing.insert(describe(g, id, names));
             }
-        } else if of_weights[id.index()] && used_after(g, id, &before, &needed) {
+        } else if of_weights[id.index()] && users[id.index()].iter().any(|u| !before[u.index()]) {
             // The weight itself, or what is computed of it alone and used on both sides.
             let of = g.needed([id]);
             let name = g.ids().filter(|w| of[w.index()]).find_map(|w| weight(g, w));
@@ -247,11 +248,6 @@ fn weight(g: &Graph, id: NodeId) -> Option<&str> {
         }
         _ => None,
     }
-}
-
-/// Whether a weight, or what is computed of it alone, reaches a node that comes after the cut without passing it.
-fn used_after(g: &Graph, weight: NodeId, before: &[bool], needed: &[bool]) -> bool {
-    g.users(weight).iter().any(|u| needed[u.index()] && !before[u.index()])
 }
 
 /// The ONNX value a node belongs to: its own, or the node that made it.

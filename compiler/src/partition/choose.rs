@@ -2,16 +2,15 @@
 
 use crate::nearest::nearest;
 use crate::partition::search::{Aim, search};
-use crate::partition::segments::{Segments, Table};
+use crate::partition::segments::{Pieces, Segments, Table};
 use crate::partition::{Candidate, Candidates, PartitionError};
 use crate::spec::PartitionSpec;
 
-/// Chooses cuts. `work()[s]` is that of the piece of the network before cut `s` and after the one before it, the last
-/// piece's being that after the last cut.
+/// Chooses cuts.
 pub fn choose<S: Segments<Error: From<PartitionError>>>(
     found: &Candidates,
     spec: &PartitionSpec,
-    work: impl FnOnce() -> Vec<u64>,
+    pieces: impl FnOnce() -> Pieces,
     segments: &mut S,
 ) -> Result<Vec<Candidate>, S::Error> {
     match spec {
@@ -21,7 +20,7 @@ pub fn choose<S: Segments<Error: From<PartitionError>>>(
                 let reasons = found.rejected.clone();
                 return Err(PartitionError::TooMany { wanted: *k, cuts: found.cuts.len(), reasons }.into());
             }
-            let best = search(&mut Table::new(&work()), *k..=*k, usize::MAX, Aim::Smallest, segments)?;
+            let best = search(&mut Table::new(&pieces()), *k..=*k, usize::MAX, Aim::Smallest, segments)?;
             let best = best.expect("invariant: there are enough cuts, and no limit");
             Ok(best.cuts.into_iter().map(|c| found.cuts[c - 1].clone()).collect())
         }

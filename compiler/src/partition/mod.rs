@@ -14,7 +14,7 @@ mod split;
 pub use candidates::{Candidate, Candidates, Rejected, candidates};
 pub use choose::choose;
 pub use search::{Aim, Found, search};
-pub use segments::{Cost, Segments, Shared, Table};
+pub use segments::{Cost, Pieces, Segments, Shared, Table};
 pub use split::{IsolationError, Partitioned, apply, module_graph, verify_isolation};
 
 /// A partition that cannot be made; the user's to change.

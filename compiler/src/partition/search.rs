@@ -43,19 +43,39 @@ pub fn search<S: Segments>(
             table.learn(piece, piece + 1, segments)?;
         }
     }
+    // No partition was expected to take less.
+    let mut least = 0;
     loop {
-        let expected = table.expected();
+        let work: Vec<Vec<u64>> = match aim {
+            Aim::Smallest => Vec::new(),
+            Aim::Fastest => {
+                (0..n).map(|i| (0..=n).map(|j| if i < j { table.work(i, j) } else { 0 }).collect()).collect()
+            }
+        };
         let work = |i: usize, j: usize| match aim {
             Aim::Smallest => table.forward(i, j),
-            Aim::Fastest => expected[i][j].work,
+            Aim::Fastest => work[i][j],
         };
-        let Some((cuts, bytes)) = best(&expected, &work, counts.clone(), limit, aim, segments.shared_bytes()) else {
-            return Ok(None);
+        let cost = |i: usize, j: usize| table.expected(i, j);
+        let within = |limit| best(n, &cost, &work, counts.clone(), limit, aim, segments.shared_bytes());
+        // Whatever takes more than the smallest is in its way only.
+        let mut near = match aim {
+            Aim::Smallest if least > 0 => limit.min(least + least / 64),
+            Aim::Smallest | Aim::Fastest => limit,
         };
+        let found = loop {
+            match within(near) {
+                Some(found) => break found,
+                None if near == limit => return Ok(None),
+                None => near = limit.min(near.saturating_mul(2)),
+            }
+        };
+        let (cuts, bytes) = found;
+        least = bytes;
         let ends = cuts.iter().copied().chain([n]);
         let modules = std::iter::once(0).chain(cuts.iter().copied()).zip(ends);
         let unknown = modules.filter(|&(i, j)| !table.is_known(i, j));
-        match unknown.max_by_key(|&(i, j)| (expected[i][j].arena, table.forward(i, j))) {
+        match unknown.max_by_key(|&(i, j)| (table.expected(i, j).arena, table.forward(i, j))) {
             Some((i, j)) => table.learn(i, j, segments)?,
             None => return Ok(Some(Found { cuts, bytes })),
         };
@@ -92,14 +112,14 @@ impl Partial {
 
 /// The best partition by these costs, as its cuts and bytes.
 fn best(
-    cost: &[Vec<Cost>],
+    n: usize,
+    cost: &dyn Fn(usize, usize) -> Cost,
     work: &dyn Fn(usize, usize) -> u64,
     counts: RangeInclusive<usize>,
     limit: usize,
     aim: Aim,
     shared: &[usize],
 ) -> Option<(Vec<usize>, usize)> {
-    let n = cost.len() - 1;
     let most = *counts.end();
     // After every number of modules, of every end, the partitions of what lies before it, without those that another
     // is sure to beat: a peak is made of maxima and sums, so what is worse in every part stays so.
@@ -111,10 +131,15 @@ fn best(
         // As many modules as there must at least be still need a segment each.
         let last = n - counts.start().saturating_sub(module + 1);
         for to in (module + 1..=last).filter(|&to| module + 1 < most || to == n) {
-            for from in module..to {
-                for (before, p) in layers[module][from].iter().enumerate() {
-                    let c = &cost[from][to];
-                    let own = work(from, to);
+            for (from, ending) in layers[module].iter().enumerate().take(to).skip(module) {
+                if ending.is_empty() {
+                    continue;
+                }
+                let (c, own) = (cost(from, to), work(from, to));
+                if c.arena > limit {
+                    continue;
+                }
+                for (before, p) in ending.iter().enumerate() {
                     let p = Partial {
                         arena: p.arena.max(c.arena),
                         kept: p.kept + c.kept,
@@ -160,7 +185,7 @@ fn best(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::partition::segments::PART;
+    use crate::partition::segments::{PART, Pieces};
 
     /// A network whose costs are made up.
     struct Made {
@@ -240,7 +265,9 @@ mod tests {
 
         fn search(&mut self, counts: RangeInclusive<usize>, limit: usize, aim: Aim) -> Option<Found> {
             self.costed.clear();
-            let mut table = Table::new(&self.forward);
+            // No two ends are sure to be alike.
+            let types = (0..=self.forward.len()).collect();
+            let mut table = Table::new(&Pieces { work: self.forward.clone(), types });
             let Ok(found) = search(&mut table, counts, limit, aim, self);
             found
         }

@@ -1,7 +1,7 @@
 //! What is known of segments as modules, and what is expected of those that have not been costed.
 //!
-//! A segment not costed is taken to need what parts of it were seen to need, less a little ([`PART`]), and a part never
-//! seen nothing. The first module is not reconciled, so that it is compared with parts that begin where it does only.
+//! A segment not costed is taken to need what parts of it were seen to need, less a little ([`PART`], [`ALIKE`]), and a
+//! part never seen nothing. The first module is not reconciled, so that it is compared with parts that begin where it does only.
 
 /// What a segment costs as a module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,27 +62,53 @@ pub trait Segments {
 /// than the whole: it has a boundary and a head where the whole has neither.
 pub(super) const PART: usize = 80;
 
+/// The same of a part between boundaries of the same types as those of the whole, which has the same head.
+const ALIKE: usize = 98;
+
+/// The pieces between one possible cut and the next.
+#[derive(Clone, Debug)]
+pub struct Pieces {
+    /// Work of every piece's forward pass.
+    pub work: Vec<u64>,
+    /// What type of boundary is before every piece and after the last: equal numbers for equal types, and numbers of
+    /// their own for the ends of the network.
+    pub types: Vec<usize>,
+}
+
 /// What is known of segments `i..j`.
 #[derive(Clone, Debug)]
 pub struct Table {
     known: Vec<Vec<Option<Cost>>>,
+    /// The largest arena known of a segment or a part of it.
+    parts: Vec<Vec<usize>>,
+    /// The same of parts between boundaries of the same types.
+    alike: Vec<Vec<usize>>,
     /// Bytes kept, by end: of a first segment, and of others.
     kept: Vec<[usize; 2]>,
     /// Work of the forward pass before each cut.
     forward: Vec<u64>,
+    types: Vec<usize>,
 }
 
 impl Table {
     /// Knows the work of every piece's forward pass, and no cost.
-    pub fn new(work: &[u64]) -> Table {
-        let n = work.len();
+    pub fn new(pieces: &Pieces) -> Table {
+        let n = pieces.work.len();
         let mut sum = 0;
-        let after = work.iter().map(|w| {
+        let after = pieces.work.iter().map(|w| {
             sum += w;
             sum
         });
         let forward = std::iter::once(0).chain(after).collect();
-        Table { known: vec![vec![None; n + 1]; n + 1], kept: vec![[0; 2]; n + 1], forward }
+        let none = vec![vec![0; n + 1]; n + 1];
+        Table {
+            known: vec![vec![None; n + 1]; n + 1],
+            parts: none.clone(),
+            alike: none,
+            kept: vec![[0; 2]; n + 1],
+            forward,
+            types: pieces.types.clone(),
+        }
     }
 
     /// Pieces there are.
@@ -107,6 +133,14 @@ impl Table {
         let cost = segments.cost(i, j)?;
         self.known[i][j] = Some(cost);
         self.kept[j][usize::from(i > 0)] = cost.kept;
+        let n = self.pieces();
+        // What is not reconciled may need less than a part that would be.
+        let starts = i.min(1)..=i;
+        raise(&mut self.parts, starts.clone().rev(), j..=n, cost.arena);
+        let types = &self.types;
+        let same_start = starts.rev().filter(|&a| types[a] == types[i]);
+        let same_end = (j..=n).filter(|&b| types[b] == types[j]);
+        raise(&mut self.alike, same_start, same_end, cost.arena);
         Ok(cost)
     }
 
@@ -115,32 +149,19 @@ impl Table {
         self.learn(0, self.pieces(), segments).map(|_| ())
     }
 
-    /// Costs, and where they are not known: bytes that they are at least, and the work that is likely.
-    pub(super) fn expected(&self) -> Vec<Vec<Cost>> {
-        let n = self.pieces();
-        let mut out = vec![vec![Cost::default(); n + 1]; n + 1];
-        // The largest arena known of a segment or a part of it.
-        let mut parts = vec![vec![0; n + 1]; n + 1];
-        for length in 1..=n {
-            for i in 0..=n - length {
-                let j = i + length;
-                let within = match (i, length) {
-                    (_, 1) => 0,
-                    // What is not reconciled may need less than a part that would be.
-                    (0, _) => parts[0][j - 1],
-                    _ => parts[i + 1][j].max(parts[i][j - 1]),
-                };
-                let known = self.known[i][j];
-                parts[i][j] = within.max(known.map_or(0, |c| c.arena));
-                out[i][j] = known.unwrap_or_else(|| Cost {
-                    arena: within / 100 * PART,
-                    kept: self.kept[j][usize::from(i > 0)],
-                    shared: Shared::default(),
-                    work: self.likely_work(i, j),
-                });
-            }
-        }
-        out
+    /// A cost, and where it is not known: bytes that they are at least, and no work.
+    pub(super) fn expected(&self, i: usize, j: usize) -> Cost {
+        self.known[i][j].unwrap_or_else(|| Cost {
+            arena: (self.parts[i][j] / 100 * PART).max(self.alike[i][j] / 100 * ALIKE),
+            kept: self.kept[j][usize::from(i > 0)],
+            shared: Shared::default(),
+            work: 0,
+        })
+    }
+
+    /// The work of a segment's step, or where it is not known, what is likely.
+    pub(super) fn work(&self, i: usize, j: usize) -> u64 {
+        self.known[i][j].map_or_else(|| self.likely_work(i, j), |c| c.work)
     }
 
     /// Work in proportion to that of the forward pass, as in the segments nearest in size of which it is known.
@@ -160,5 +181,27 @@ impl Table {
         }
         // Each piece as a module of its own, where it is known as such.
         (i..j).map(|p| scaled(p, p + 1, p, p + 1).unwrap_or(0)).sum()
+    }
+}
+
+/// Raises what is known at some ends, the nearest first, to what a part of all of these needs.
+fn raise(
+    of: &mut [Vec<usize>],
+    starts: impl Iterator<Item = usize>,
+    ends: impl Iterator<Item = usize> + Clone,
+    arena: usize,
+) {
+    for i in starts {
+        let mut raised = false;
+        for j in ends.clone() {
+            // Longer segments know of the same parts.
+            if of[i][j] >= arena {
+                break;
+            }
+            (of[i][j], raised) = (arena, true);
+        }
+        if !raised {
+            break;
+        }
     }
 }

@@ -5,14 +5,9 @@
 //! cut are the fewest bytes from which everything used later follows. That activations can be computed again is the
 //! idea of Chen, Xu, Zhang and Guestrin, "Training Deep Nets with Sublinear Memory Cost", 2016.
 
-use std::collections::BTreeSet;
-
-use petgraph::algo::dinics;
-use petgraph::graph::{DiGraph, NodeIndex};
-use petgraph::visit::EdgeRef;
-
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::op::{Class, Op};
+use crate::recompute::flow::Network;
 use crate::recompute::pressure::{Pressure, is_boundary};
 
 /// Large tensors that a value computed again may depend on: a sum over all layers so far is not computed again from all
@@ -27,44 +22,31 @@ const UNCUT: u64 = 1 << 50;
 pub(super) fn dropped(g: &Graph, p: &Pressure) -> Option<Vec<bool>> {
     let values = p.moment.index() + 1;
     let cheap = cheap(g, p, values);
-    let mut net: DiGraph<(), u64> = DiGraph::with_capacity(2 * values + 2, 4 * values);
-    let nodes: Vec<NodeIndex> = (0..2 * values + 2).map(|_| net.add_node(())).collect();
-    let (source, sink) = (nodes[2 * values], nodes[2 * values + 1]);
-    let (compute, have) = (|id: NodeId| nodes[2 * id.index()], |id: NodeId| nodes[2 * id.index() + 1]);
-    let kept_anyway: BTreeSet<NodeId> = g.roots.iter().map(|r| r.value).collect();
+    let (source, sink) = (2 * values, 2 * values + 1);
+    let (compute, have) = (|id: NodeId| 2 * id.index(), |id: NodeId| 2 * id.index() + 1);
+    let mut net = Network::new(2 * values + 2);
+    let mut kept_anyway = vec![false; g.len()];
+    g.roots.iter().for_each(|r| kept_anyway[r.value.index()] = true);
     for id in g.ids().take(values).filter(|id| p.needed[id.index()]) {
         // Scores cannot be kept.
         let kept = if p.scores.holds(id) && cheap[id.index()] { UNCUT } else { capacity(g, p, &kept_anyway, id) };
-        net.add_edge(compute(id), have(id), kept);
+        net.add(compute(id), have(id), kept);
         if !cheap[id.index()] {
-            net.add_edge(source, compute(id), UNCUT);
+            net.add(source, compute(id), UNCUT);
         }
         let users = &p.users[id.index()];
         for &u in users.iter().filter(|&&u| u <= p.moment) {
-            net.add_edge(have(id), compute(u), UNCUT);
+            net.add(have(id), compute(u), UNCUT);
         }
         if users.iter().any(|&u| u > p.moment) {
-            net.add_edge(have(id), sink, UNCUT);
+            net.add(have(id), sink, UNCUT);
         }
     }
-    let (_, flows) = dinics(&net, source, sink);
     // What the source still reaches is computed before the moment only.
-    let mut reached = vec![false; net.node_count()];
-    let mut open = vec![source];
-    reached[source.index()] = true;
-    while let Some(n) = open.pop() {
-        let onward = net.edges(n).filter(|e| flows[e.id().index()] < *e.weight()).map(|e| e.target());
-        let back = net.edges_directed(n, petgraph::Direction::Incoming).filter(|e| flows[e.id().index()] > 0);
-        let next: Vec<NodeIndex> = onward.chain(back.map(|e| e.source())).collect();
-        for m in next {
-            if !std::mem::replace(&mut reached[m.index()], true) {
-                open.push(m);
-            }
-        }
-    }
+    let reached = net.source_side(source, sink);
     let dropped: Vec<bool> = g
         .ids()
-        .map(|id| id.index() < values && p.needed[id.index()] && cheap[id.index()] && !reached[compute(id).index()])
+        .map(|id| id.index() < values && p.needed[id.index()] && cheap[id.index()] && !reached[compute(id)])
         .collect();
     // Views of what is kept are no work, and scores are computed again in any case.
     let saves = |id: NodeId| dropped[id.index()] && matches!(g.node(id).op, Op::Map(_)) && !p.scores.holds(id);
@@ -72,8 +54,8 @@ pub(super) fn dropped(g: &Graph, p: &Pressure) -> Option<Vec<bool>> {
 }
 
 /// Bytes that keeping a value takes.
-fn capacity(g: &Graph, p: &Pressure, kept_anyway: &BTreeSet<NodeId>, id: NodeId) -> u64 {
-    if kept_anyway.contains(&id) || p.scores.holds(id) {
+fn capacity(g: &Graph, p: &Pressure, kept_anyway: &[bool], id: NodeId) -> u64 {
+    if kept_anyway[id.index()] || p.scores.holds(id) {
         return 0;
     }
     let n = g.node(id);
@@ -91,21 +73,23 @@ fn capacity(g: &Graph, p: &Pressure, kept_anyway: &BTreeSet<NodeId>, id: NodeId)
 /// Which values may be computed again: elementwise work and views, of few large tensors, and scores.
 fn cheap(g: &Graph, p: &Pressure, values: usize) -> Vec<bool> {
     let mut cheap = vec![false; g.len()];
-    let mut sources: Vec<BTreeSet<NodeId>> = vec![BTreeSet::new(); values];
+    let mut sources: Vec<Vec<NodeId>> = vec![Vec::new(); values];
     for id in g.ids().take(values).filter(|id| p.needed[id.index()]) {
         let n = g.node(id);
         let small = SMALL * n.ty.bytes() < p.bytes;
         let easy = matches!(n.op.rule().class(), Class::Pointwise | Class::View) && !small || p.scores.holds(id);
-        let mut from: BTreeSet<NodeId> = BTreeSet::new();
+        let mut from: Vec<NodeId> = Vec::new();
         for &o in &n.operands {
             if cheap[o.index()] {
                 from.extend(&sources[o.index()]);
             } else if 2 * g.ty(o).bytes() >= n.ty.bytes()
                 && !matches!(g.node(o).op, Op::Variable(_) | Op::Splat(_) | Op::Constant(_))
             {
-                from.insert(o);
+                from.push(o);
             }
         }
+        from.sort_unstable();
+        from.dedup();
         cheap[id.index()] = easy && from.len() <= SOURCES;
         sources[id.index()] = from;
     }

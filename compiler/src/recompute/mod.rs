@@ -10,6 +10,7 @@
 //! factors of a product otherwise.
 
 mod cut;
+mod flow;
 mod pressure;
 
 use std::collections::BTreeMap;
