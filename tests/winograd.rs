@@ -13,7 +13,8 @@ use slrc_plan::random::Sequence;
 use slrc_runtime::cpu::CpuDevice;
 use support::graph_plan::GraphPlan;
 
-/// f32 rounding of sums of some hundred to some thousand terms of order one, transformed and back: twice a direct sum's.
+/// f32 rounding of sums of some hundred to some thousand terms of order one, transformed and back: twice a direct
+/// sum's.
 const TOLERANCE: f64 = 4e-6;
 
 struct Case {

@@ -210,7 +210,8 @@ pub(crate) struct SpecArgs {
     /// everything else stay f32 [default: f32].
     #[arg(long, value_name = "f32|tf32|bf16", help_heading = "Target")]
     pub(crate) precision: Option<Precision>,
-    /// How convolutions are computed: auto (on the CPU Winograd's algorithm where it is faster) or direct [default: auto].
+    /// How convolutions are computed: auto (on the CPU Winograd's algorithm where it is faster) or direct [default:
+    /// auto].
     #[arg(long, value_name = "auto|direct", help_heading = "Target")]
     pub(crate) convolution: Option<Convolution>,
     /// Seed of random weights and dropout [default: 0].

@@ -3,7 +3,7 @@
 //! A region loops over *item dimensions*: the dimensions longer than 1 of the shape it works on. An index map says, for
 //! each logical dimension of a value, which item dimension runs along it.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::fuse::layout::{Form, Layout, Layouts, Owner};
 use crate::ir::graph::{Graph, NodeId};
@@ -51,7 +51,7 @@ impl Leaf {
 pub(super) struct Leaves {
     pub(super) list: Vec<Leaf>,
     /// By owner, where they are many.
-    of: HashMap<Owner, Vec<usize>>,
+    of: BTreeMap<Owner, Vec<usize>>,
 }
 
 impl Leaves {
@@ -205,14 +205,14 @@ struct Walk<'a> {
     rank: usize,
     inside: &'a dyn Fn(NodeId) -> bool,
     maps: Vec<Map>,
-    visited: HashSet<(NodeId, usize)>,
+    visited: BTreeSet<(NodeId, usize)>,
     leaves: Leaves,
     expressions: Vec<(NodeId, usize)>,
 }
 
 impl<'a> Walk<'a> {
     fn new(g: &'a Graph, l: &'a Layouts, rank: usize, inside: &'a dyn Fn(NodeId) -> bool) -> Walk<'a> {
-        let (maps, visited, expressions) = (Vec::new(), HashSet::new(), Vec::new());
+        let (maps, visited, expressions) = (Vec::new(), BTreeSet::new(), Vec::new());
         Walk { g, l, rank, inside, maps, visited, leaves: Leaves::default(), expressions }
     }
 

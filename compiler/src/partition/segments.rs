@@ -1,7 +1,8 @@
 //! What is known of segments as modules, and what is expected of those that have not been costed.
 //!
 //! A segment not costed is taken to need what parts of it were seen to need, less a little ([`PART`], [`ALIKE`]), and a
-//! part never seen nothing. The first module is not reconciled, so that it is compared with parts that begin where it does only.
+//! part never seen nothing. The first module is not reconciled, so that it is compared with parts that begin where it
+//! does only.
 
 /// What a segment costs as a module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -38,8 +38,8 @@ thread_local! {
 /// Elements of a cache line.
 const LINE: usize = 16;
 
-/// Lends this thread's scratch memory, `count` elements from a cache line's start on with unspecified contents. Not to be
-/// nested.
+/// Lends this thread's scratch memory, `count` elements from a cache line's start on with unspecified contents. Not to
+/// be nested.
 pub(super) fn scratch<R>(count: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
     SCRATCH.with(|s| lend(s, count, work))
 }

@@ -108,9 +108,9 @@ pub(super) struct Division {
 }
 
 impl Division {
-    /// Blocks of at most `most` rows, of a product that is one of `alike`. Of all ways to cut it into enough tasks it is
-    /// the one that brings its operands into order for the least; `cost` is what an element of the left and of the right
-    /// takes.
+    /// Blocks of at most `most` rows, of a product that is one of `alike`. Of all ways to cut it into enough tasks it
+    /// is the one that brings its operands into order for the least; `cost` is what an element of the left and of the
+    /// right takes.
     pub(super) fn new(extents: [usize; 3], alike: usize, most: usize, cost: [usize; 2]) -> Division {
         let [rows, cols, terms] = extents;
         let work = rows.saturating_mul(cols).saturating_mul(terms).saturating_mul(alike);

@@ -1,9 +1,9 @@
 //! Convolutions of three by three weights with stride 1 by F(2x2, 3x3): 16 multiplications where 36 would be needed.
 //!
-//! Results are cut into tiles of two by two pixels. A task transforms the tiles of some pixels, multiplies them position
-//! by position with the transformed weights, and transforms what comes out back. The input gradient is the same with the
-//! weights turned around. The weight gradient sums its products over all tiles of some samples, for some channels a
-//! task, and transforms the sums.
+//! Results are cut into tiles of two by two pixels. A task transforms the tiles of some pixels, multiplies them
+//! position by position with the transformed weights, and transforms what comes out back. The input gradient is the
+//! same with the weights turned around. The weight gradient sums its products over all tiles of some samples, for some
+//! channels a task, and transforms the sums.
 
 mod image;
 mod lanes;
@@ -36,8 +36,8 @@ const MAX_TILES: usize = 96;
 const EVEN: usize = 4;
 /// Most columns of results that are computed at a time.
 const COLUMNS: usize = 128;
-/// Elements between the positions of tiles beyond what they need: positions that are a power of two apart would all fall
-/// into the same set of a cache.
+/// Elements between the positions of tiles beyond what they need: positions that are a power of two apart would all
+/// fall into the same set of a cache.
 const SKEW: usize = 48;
 
 /// The tiles of a picture's results.
