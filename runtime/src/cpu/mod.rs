@@ -26,6 +26,7 @@ mod memory;
 mod parallel;
 mod random;
 mod reduce;
+pub mod roof;
 mod row;
 mod tile;
 mod window;
