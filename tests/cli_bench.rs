@@ -25,7 +25,9 @@ fn a_line_a_plan() {
     let text = work.ok("bench plan-1 plan-2 --steps 2").stdout;
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 3, "{text}");
-    for word in ["plan", "device", "step", "samples/s", "launches", "bandwidth", "allocated", "peak"] {
+    for word in
+        ["plan", "device", "step", "spread", "samples/s", "launches", "bandwidth", "allocated", "peak", "resident"]
+    {
         assert!(lines[0].contains(word), "{text}");
     }
     assert!(lines[1].starts_with("plan-1  cpu ") && lines[2].starts_with("plan-2  cpu "), "{text}");
@@ -43,6 +45,11 @@ fn numbers_fit_each_other_and_the_plan() {
         assert_eq!((&row["launches_per_step"], &row["stream_modules"]), (&Value::Null, &Value::from(false)));
         let seconds = number(&row["step_seconds"]);
         assert!(seconds > 0.0);
+        let quartile = |i: usize| number(&row["step_seconds_quartiles"][i]);
+        assert!(quartile(0) <= seconds && seconds <= quartile(1), "{row}");
+        // Weights at the least are there when a step ends.
+        let resident = &row["resident_bytes"];
+        assert!(resident.is_null() || number(resident) > 1e6, "{row}");
         let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-9, "{a} {b} {row}");
         near(number(&row["samples_per_second"]), 8.0 / seconds);
         near(number(&row["bytes_per_second"]), number(&row["planned_bytes_per_step"]) / seconds);

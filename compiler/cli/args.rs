@@ -51,7 +51,8 @@ pub(crate) enum Verb {
     /// Look at plans.
     #[command(subcommand)]
     Plan(PlanVerb),
-    /// Where a plan's training step spends its time, on random data.
+    /// Where a plan's training step spends its time, beside what the device would allow.
+    #[command(after_help = PROFILE_HELP)]
     Profile(ProfileArgs),
     /// How long plans' training steps take, on random data: time, throughput, launches, bandwidth, memory.
     #[command(after_help = BENCH_HELP)]
@@ -62,12 +63,23 @@ pub(crate) enum Verb {
     Ops,
 }
 
+const PROFILE_HELP: &str = "\
+The step runs kernel by kernel, on random data. The roof is what the device does at most:
+arithmetic in GFLOP/s, memory in GB/s. The CPU's is measured when the command starts, in a
+second; a GPU's is its data sheet's, where the board is known. A kernel's roof time is the longer
+of its work and of its operands' bytes, each once, by the roof (docs/performance.md).
+
+  slrc profile plan --top 20                      families, and the slowest kernels
+  slrc profile plan --trace step.json             for https://ui.perfetto.dev";
+
 const BENCH_HELP: &str = "\
 Steps follow each other as in training: a batch is copied to the device for each, and each
-reports its losses. The time is the median of N steps, after three that do not count. Planned
-bytes are those of every kernel's operands, each once a kernel; the bandwidth is theirs by the
-time of a step. Allocated is the device's memory, evaluation included; peak is what a training
-step needs with all modules there.
+reports its losses. The time is the median of N steps, after three that do not count; the spread
+is half the distance of their quartiles, in per cent of it. Planned bytes are those of every
+kernel's operands, each once a kernel; the bandwidth is theirs by the time of a step. Allocated
+is the device's memory, evaluation included; peak is what a training step needs with all modules
+there; resident is the most main memory that the whole process had meanwhile, where the system
+tells.
 
   slrc bench plan-bp plan-sgr                     two plans, a line each
   slrc bench plan --json                          for a script";
@@ -355,6 +367,9 @@ pub(crate) struct ProfileArgs {
     /// Slowest kernels to list.
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub(crate) top: usize,
+    /// Write the last step as a trace for Perfetto or Chrome's chrome://tracing: a row a module, an event a kernel.
+    #[arg(long, value_name = "F.json")]
+    pub(crate) trace: Option<PathBuf>,
     /// Where to run [default: what the plan was compiled for].
     #[arg(long, value_name = "cpu|cuda[:N]")]
     pub(crate) device: Option<DeviceName>,
@@ -365,6 +380,9 @@ pub(crate) struct ProfileArgs {
     /// Threads of the CPU device [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+    /// Print JSON, of every kernel.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -16,6 +16,7 @@ use crate::batch::Batch;
 use crate::device;
 use crate::failure::Failure;
 use crate::output;
+use crate::resident::Resident;
 use crate::roofline::bytes_moved;
 use crate::table::{bytes, table};
 
@@ -40,6 +41,8 @@ struct Row {
     steps: u64,
     /// Median.
     step_seconds: f64,
+    /// First and third quartile.
+    step_seconds_quartiles: [f64; 2],
     samples_per_second: f64,
     /// Kernels started; none where kernels are not started one by one.
     launches_per_step: Option<usize>,
@@ -51,6 +54,8 @@ struct Row {
     allocated_bytes: usize,
     /// What a training step needs of it with all modules there.
     peak_bytes: usize,
+    /// Most main memory that the process had while the steps ran, where the system tells.
+    resident_bytes: Option<usize>,
     /// Who computes products, where a library was asked for, as a line for people.
     #[serde(skip)]
     products: Option<String>,
@@ -77,7 +82,10 @@ fn bench(a: &BenchArgs, folder: &Path) -> Result<Row, Failure> {
     let libraries = a.library.choice();
     let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), libraries, folder)?;
     let mut session = Session::new(plan, device, &read_weights(folder)?)?;
-    let seconds = median(&measure(&mut session, a.steps)?);
+    let watch = Resident::watch();
+    let all = measure(&mut session, a.steps)?;
+    let resident_bytes = watch.most();
+    let seconds = median(&all);
     let (plan, library) = (session.plan(), session.library());
     let passes = plan.settings.micro_batches;
     let moved = passes * planned_bytes(plan);
@@ -91,6 +99,7 @@ fn bench(a: &BenchArgs, folder: &Path) -> Result<Row, Failure> {
         library_kernels: library.kernels.iter().map(|[step, _]| step.len()).sum(),
         steps: a.steps,
         step_seconds: seconds,
+        step_seconds_quartiles: quartiles(&all),
         samples_per_second: plan.settings.samples() as f64 / seconds,
         launches_per_step: match name {
             DeviceName::Cpu => None,
@@ -103,6 +112,7 @@ fn bench(a: &BenchArgs, folder: &Path) -> Result<Row, Failure> {
         bytes_per_second: moved as f64 / seconds,
         allocated_bytes: session.allocated(),
         peak_bytes: plan.memory.peak(),
+        resident_bytes,
         products: device::products(plan, &library, ProgramKind::Step),
         library: library.name,
     })
@@ -155,6 +165,21 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     middle.iter().sum::<f64>() / middle.len().max(1) as f64
 }
 
+/// Medians of the lower and of the upper half, the middle value in neither; the values themselves where there are
+/// fewer than two.
+fn quartiles(values: &[f64]) -> [f64; 2] {
+    let mut v = values.to_vec();
+    v.sort_by(f64::total_cmp);
+    let half = if v.len() == 1 { 1 } else { v.len() / 2 };
+    [median(&v[..half]), median(&v[v.len() - half..])]
+}
+
+/// Half of the distance of the quartiles, by the median.
+fn spread(r: &Row) -> String {
+    let [low, high] = r.step_seconds_quartiles;
+    format!("±{:.1} %", 50.0 * (high - low) / r.step_seconds)
+}
+
 /// The device, and how it is used where not as by default.
 fn device_cell(r: &Row) -> String {
     let in_turn = r.stream_modules.then(|| "in turn".to_string());
@@ -172,12 +197,14 @@ fn text(rows: &[Row]) -> String {
                 r.modules.to_string(),
                 r.batch.to_string(),
                 format!("{:.3} ms", r.step_seconds * 1e3),
+                spread(r),
                 format!("{:.1}", r.samples_per_second),
                 r.launches_per_step.map_or(String::new(), |n| n.to_string()),
                 bytes(r.planned_bytes_per_step),
                 format!("{}/s", bytes(r.bytes_per_second as usize)),
                 bytes(r.allocated_bytes),
                 bytes(r.peak_bytes),
+                r.resident_bytes.map_or(String::new(), bytes),
             ]
         })
         .collect();
@@ -187,14 +214,16 @@ fn text(rows: &[Row]) -> String {
         "modules",
         "batch",
         "step",
+        "spread",
         "samples/s",
         "launches",
         "planned",
         "bandwidth",
         "allocated",
         "peak",
+        "resident",
     ];
-    table(&header, &[2, 3, 4, 5, 6, 7, 8, 9, 10], lines)
+    table(&header, &[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], lines)
 }
 
 #[cfg(test)]
@@ -207,5 +236,8 @@ mod tests {
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
         assert_eq!(median(&[7.0]), 7.0);
         assert_eq!(median(&[]), 0.0);
+        assert_eq!(quartiles(&[5.0, 1.0, 4.0, 2.0, 3.0]), [1.5, 4.5]);
+        assert_eq!(quartiles(&[4.0, 1.0, 2.0, 3.0]), [1.5, 3.5]);
+        assert_eq!((quartiles(&[7.0]), quartiles(&[])), ([7.0, 7.0], [0.0, 0.0]));
     }
 }

@@ -24,6 +24,8 @@ mod plan;
 mod plan_report;
 mod profile;
 mod report;
+mod resident;
+mod roof;
 mod roofline;
 mod sweep;
 mod table;

@@ -1,10 +1,50 @@
-//! A roofline estimate of a training step on a named GPU: each kernel takes as long as the slower of its memory traffic
-//! and its arithmetic at the device's peak (Williams, Waterman, Patterson, CACM 2009). A bound from below, not a
-//! measurement.
+//! A roofline estimate: each kernel takes as long as the slower of its memory traffic and its arithmetic, at the peaks
+//! of a device (Williams, Waterman, Patterson, CACM 2009). A bound from below, not a measurement. A table has the peaks
+//! of GPUs.
 
 use serde::Serialize;
 use slrc_plan::plan::ModulePlan;
 use slrc_plan::{Kernel, Plan, Precision};
+
+/// What a device does at most.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Peaks {
+    /// Floating-point operations a second in f32.
+    pub(crate) flops_per_second: f64,
+    /// The same of matrix products, in the plan's precision.
+    pub(crate) product_flops_per_second: f64,
+    /// Bytes a second of memory.
+    pub(crate) bytes_per_second: f64,
+}
+
+/// Seconds that a kernel cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Bound {
+    /// For its operands.
+    pub(crate) memory: f64,
+    /// For its arithmetic.
+    pub(crate) work: f64,
+}
+
+impl Bound {
+    /// The longer of the two.
+    pub(crate) fn seconds(self) -> f64 {
+        self.memory.max(self.work)
+    }
+
+    /// Which one is the longer.
+    pub(crate) fn name(self) -> &'static str {
+        if self.memory >= self.work { "memory" } else { "work" }
+    }
+}
+
+impl Peaks {
+    /// The bound of a kernel that moves so many bytes.
+    pub(crate) fn bound(&self, k: &Kernel, bytes: usize) -> Bound {
+        let flops = if k.run.is_product() { self.product_flops_per_second } else { self.flops_per_second };
+        Bound { memory: bytes as f64 / self.bytes_per_second, work: k.flops as f64 / flops }
+    }
+}
 
 /// A GPU's peaks: vendor's data sheets, boost clock, no sparsity.
 pub(crate) struct Gpu {
@@ -12,6 +52,8 @@ pub(crate) struct Gpu {
     pub(crate) name: &'static str,
     /// As people know it.
     pub(crate) title: &'static str,
+    /// As the driver names it, without the vendor; no other board of the same chip.
+    driver: &'static str,
     /// Bytes a second of device memory.
     bandwidth: f64,
     /// Floating-point operations a second in f32, without tensor cores.
@@ -21,11 +63,12 @@ pub(crate) struct Gpu {
 }
 
 const GPUS: &[Gpu] = &[
-    Gpu { name: "t4", title: "T4", bandwidth: 320e9, flops: 8.1e12, tensor: None },
-    Gpu { name: "l4", title: "L4", bandwidth: 300e9, flops: 30.3e12, tensor: Some([60e12, 121e12]) },
+    Gpu { name: "t4", title: "T4", driver: "Tesla T4", bandwidth: 320e9, flops: 8.1e12, tensor: None },
+    Gpu { name: "l4", title: "L4", driver: "L4", bandwidth: 300e9, flops: 30.3e12, tensor: Some([60e12, 121e12]) },
     Gpu {
         name: "rtx3090",
         title: "GeForce RTX 3090",
+        driver: "GeForce RTX 3090",
         bandwidth: 936e9,
         flops: 35.6e12,
         tensor: Some([35.6e12, 71e12]),
@@ -33,13 +76,35 @@ const GPUS: &[Gpu] = &[
     Gpu {
         name: "rtx4090",
         title: "GeForce RTX 4090",
+        driver: "GeForce RTX 4090",
         bandwidth: 1008e9,
         flops: 82.6e12,
         tensor: Some([82.6e12, 165.2e12]),
     },
-    Gpu { name: "a100", title: "A100 80 GB SXM", bandwidth: 2039e9, flops: 19.5e12, tensor: Some([156e12, 312e12]) },
-    Gpu { name: "h100", title: "H100 SXM", bandwidth: 3350e9, flops: 66.9e12, tensor: Some([494.7e12, 989.4e12]) },
-    Gpu { name: "h200", title: "H200 SXM", bandwidth: 4800e9, flops: 66.9e12, tensor: Some([494.7e12, 989.4e12]) },
+    Gpu {
+        name: "a100",
+        title: "A100 80 GB SXM",
+        driver: "A100-SXM4-80GB",
+        bandwidth: 2039e9,
+        flops: 19.5e12,
+        tensor: Some([156e12, 312e12]),
+    },
+    Gpu {
+        name: "h100",
+        title: "H100 SXM",
+        driver: "H100 80GB HBM3",
+        bandwidth: 3350e9,
+        flops: 66.9e12,
+        tensor: Some([494.7e12, 989.4e12]),
+    },
+    Gpu {
+        name: "h200",
+        title: "H200 SXM",
+        driver: "H200",
+        bandwidth: 4800e9,
+        flops: 66.9e12,
+        tensor: Some([494.7e12, 989.4e12]),
+    },
 ];
 
 /// Finds a GPU that multiplies with this precision; the error lists the table.
@@ -54,6 +119,17 @@ pub(crate) fn gpu(name: &str, precision: Precision) -> Result<&'static Gpu, Stri
     }
 }
 
+/// The GPU of a driver's name.
+pub(crate) fn gpu_of_driver(name: &str) -> Option<&'static Gpu> {
+    let short = name.strip_prefix("NVIDIA ").unwrap_or(name);
+    GPUS.iter().find(|g| g.driver == short)
+}
+
+/// GPUs whose figures are known, as people know them.
+pub(crate) fn titles() -> String {
+    GPUS.iter().map(|g| g.title).collect::<Vec<_>>().join(", ")
+}
+
 impl Gpu {
     /// Floating-point operations a second of matrix products.
     fn product_flops(&self, precision: Precision) -> Option<f64> {
@@ -64,9 +140,13 @@ impl Gpu {
         }
     }
 
-    /// Floating-point operations a second of a kernel.
-    fn flops_of(&self, k: &Kernel, precision: Precision) -> f64 {
-        if k.run.is_product() { self.product_flops(precision).unwrap_or(self.flops) } else { self.flops }
+    /// With products of this precision, or in f32 where it has no tensor cores for it.
+    pub(crate) fn peaks(&self, precision: Precision) -> Peaks {
+        Peaks {
+            flops_per_second: self.flops,
+            product_flops_per_second: self.product_flops(precision).unwrap_or(self.flops),
+            bytes_per_second: self.bandwidth,
+        }
     }
 }
 
@@ -99,13 +179,12 @@ pub(crate) fn bytes_moved(plan: &Plan, k: &Kernel) -> usize {
 
 /// Estimates a module's training step.
 pub(crate) fn estimate(plan: &Plan, m: &ModulePlan, gpu: &Gpu) -> Estimate {
-    let mut e = Estimate::default();
+    let (mut e, peaks) = (Estimate::default(), gpu.peaks(plan.settings.precision));
     for k in &m.step.kernels {
         let bytes = bytes_moved(plan, k);
         e.bytes_moved += bytes;
-        let (memory, compute) =
-            (bytes as f64 / gpu.bandwidth, k.flops as f64 / gpu.flops_of(k, plan.settings.precision));
-        if memory >= compute { e.memory_seconds += memory } else { e.compute_seconds += compute }
+        let Bound { memory, work } = peaks.bound(k, bytes);
+        if memory >= work { e.memory_seconds += memory } else { e.compute_seconds += work }
     }
     e
 }
@@ -119,5 +198,13 @@ mod tests {
         assert_eq!(gpu("h100", Precision::Bf16).map(|g| g.title), Ok("H100 SXM"));
         assert!(gpu("h1000", Precision::F32).is_err_and(|e| e.contains("h100, h200")));
         assert!(gpu("t4", Precision::F32).is_ok() && gpu("t4", Precision::Tf32).is_err());
+        let of = |name| gpu_of_driver(name).map(|g| g.name);
+        assert_eq!(
+            (of("NVIDIA H100 80GB HBM3"), of("Tesla T4"), of("NVIDIA L4")),
+            (Some("h100"), Some("t4"), Some("l4"))
+        );
+        for other in ["NVIDIA H100 PCIe", "NVIDIA L40", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA A100-SXM4-40GB", ""] {
+            assert_eq!(of(other), None, "{other}");
+        }
     }
 }

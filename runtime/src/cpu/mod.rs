@@ -27,6 +27,7 @@ mod parallel;
 mod product;
 mod random;
 mod reduce;
+pub mod roof;
 mod row;
 mod tile;
 mod transpose;
