@@ -14,7 +14,7 @@ use crate::fuse::store::store;
 use crate::heads::tokens_missing;
 use crate::ir::graph::Graph;
 use crate::ir::verify::{Spec as VerifySpec, VerifyError, verify};
-use crate::lower::{Convolutions, Draft, Names, Program, lower};
+use crate::lower::{Convolutions, Draft, Names, Program, Purpose, lower};
 use crate::memory::{Arena, Ends, place};
 use crate::onnx::OnnxError;
 use crate::onnx::file::{OnnxFile, sha256_hex};
@@ -245,7 +245,7 @@ pub fn program(g: &Graph, k: usize, kind: Program, convolutions: Convolutions, n
     merge(g, &layouts, &mut items);
     attach(g, &layouts, &mut items);
     let order = schedule(g, &layouts, &items);
-    let draft = lower(g, &layouts, &items, &order, k, kind, convolutions, names);
+    let draft = lower(g, &layouts, &items, &order, Purpose { module: k, program: kind, convolutions }, names);
     let arena = place(&draft, &Ends::of(g, k));
     (draft, arena)
 }

@@ -62,17 +62,20 @@ pub enum Convolutions {
     Fastest,
 }
 
-/// Lowers one program of module `k`, items in the given order.
-pub fn lower(
-    g: &Graph,
-    l: &Layouts,
-    items: &Items,
-    order: &[usize],
-    k: usize,
-    program: Program,
-    convolutions: Convolutions,
-    names: &mut Names,
-) -> Draft {
+/// What a program is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Purpose {
+    /// Its module, from 1.
+    pub module: usize,
+    /// Where roots go.
+    pub program: Program,
+    /// How it may compute convolutions.
+    pub convolutions: Convolutions,
+}
+
+/// Lowers one program of a module, items in the given order.
+pub fn lower(g: &Graph, l: &Layouts, items: &Items, order: &[usize], purpose: Purpose, names: &mut Names) -> Draft {
+    let Purpose { module: k, program, convolutions } = purpose;
     let mut lowering = Lowering {
         g,
         l,

@@ -83,7 +83,8 @@ impl Work for Unit<'_> {
             for c in (0..pack.width).step_by(L::WIDTH) {
                 // SAFETY: by the caller; units write disjoint parts of the workspace.
                 unsafe {
-                    let taps = load(block[0][t][c..].as_ptr(), 3 * TERMS * WIDEST, TERMS * WIDEST);
+                    let taps = block.as_ptr().cast::<f32>().add(t * WIDEST + c);
+                    let taps = load(taps, 3 * TERMS * WIDEST, TERMS * WIDEST);
                     let step = pack.panel(1, 0);
                     let to = pack.packed.f32(pack.panel(0, panel) + (first + t) * pack.width + c);
                     store(both::<Weights, L, 3, 4>(taps), to, 4 * step, step);
