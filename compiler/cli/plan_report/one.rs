@@ -6,7 +6,8 @@ use std::path::Path;
 
 use slrc_compiler::onnx::file::OnnxFile;
 use slrc_compiler::pipeline::Planner;
-use slrc_compiler::spec::{OptimizerFile, OptimizerKind, PartitionFile, Recompute, SpecFile};
+use slrc_compiler::spec::{Convolution, OptimizerFile, OptimizerKind, PartitionFile, Recompute, SpecFile};
+use slrc_plan::kernel::{ConvAlgorithm, KernelOp};
 use slrc_plan::plan::{Plan, Role, files};
 
 use crate::compile::compile_shown;
@@ -75,10 +76,17 @@ fn spec(plan: &Plan, recompute: Recompute) -> Result<SpecFile, String> {
         partition: PartitionFile { modules: Some(1), ..PartitionFile::default() },
         optimizer: optimizer(&plan.settings.optimizer)?,
         recompute: Some(recompute),
+        convolution: Some(if transforms(plan) { Convolution::Auto } else { Convolution::Direct }),
         target: Some(plan.settings.target.clone()),
         precision: Some(plan.settings.precision),
         ..SpecFile::default()
     })
+}
+
+/// Whether a plan computes a convolution otherwise than directly.
+fn transforms(plan: &Plan) -> bool {
+    let kernels = plan.modules.iter().flat_map(|m| m.step.kernels.iter().chain(&m.eval.kernels));
+    kernels.into_iter().any(|k| matches!(&k.run, KernelOp::Conv(c) if c.algorithm != ConvAlgorithm::Direct))
 }
 
 /// The optimizer as a plan's settings state it.

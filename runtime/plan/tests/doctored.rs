@@ -90,6 +90,7 @@ fn convolutions() {
             ("batch: 2", "batch: 0", "an extent is 0"),
             ("batch: 2", "batch: 3", "leaves its buffer"),
             ("out_channels: 4", "out_channels: 5", "leaves its buffer"),
+            ("direction: forward", "direction: forward\n        algorithm: winograd", "multiples of 16"),
             ("groups: 1", "groups: 0", "do not divide"),
             ("groups: 1", "groups: 2", "do not divide"),
             ("strides: 1x1", "strides: '0x1'", "at least 1"),

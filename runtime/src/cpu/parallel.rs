@@ -36,7 +36,7 @@ thread_local! {
 }
 
 /// Elements of a cache line.
-const LINE: usize = 16;
+pub(super) const LINE: usize = 16;
 
 /// Lends this thread's scratch memory, `count` elements from a cache line's start on with unspecified contents. Not to
 /// be nested.

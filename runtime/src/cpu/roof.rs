@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use rayon::{BroadcastContext, ThreadPool};
 
+use crate::cpu::product::{Matrix, product};
 use crate::device::DeviceError;
 
 /// The most that a machine's threads reach together.
@@ -87,31 +88,10 @@ impl Product {
     }
 
     fn run(&mut self) {
-        let (down, right) = (1, SIDE as isize);
-        // SAFETY: three matrices of SIDE columns of SIDE elements, `c` overlaps neither of the others.
-        unsafe {
-            gemm::gemm(
-                SIDE,
-                SIDE,
-                SIDE,
-                self.c.as_mut_ptr(),
-                right,
-                down,
-                false,
-                self.a.as_ptr(),
-                right,
-                down,
-                self.b.as_ptr(),
-                right,
-                down,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                gemm::Parallelism::None,
-            );
-        }
+        let matrix = |m: &mut Vec<f32>| Matrix { at: m.as_mut_ptr(), row: SIDE, col: 1 };
+        let (c, a, b) = (matrix(&mut self.c), matrix(&mut self.a), matrix(&mut self.b));
+        // SAFETY: three matrices of SIDE rows of SIDE elements, none of which overlaps another.
+        unsafe { product(SIDE, SIDE, SIDE, c, a, b, false) };
     }
 }
 

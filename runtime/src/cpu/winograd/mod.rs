@@ -17,7 +17,7 @@ use slrc_plan::kernel::{Conv as Plan, ConvDirection, WINOGRAD_CHANNELS};
 use crate::cpu::epilogue::Epilogue;
 use crate::cpu::math::Vector;
 use crate::cpu::memory::{Memory, Operand};
-use crate::cpu::parallel::{for_each, part, scratch};
+use crate::cpu::parallel::{LINE, for_each, part, scratch};
 
 use image::{FromProducts, Layout, Picture, ToTiles};
 use lanes::with_lanes;
@@ -137,7 +137,7 @@ impl Winograd {
         let width = panel_width(self.vector);
         let blocks = to.div_ceil(COLUMNS);
         // Columns of the widest block of results, whole panels.
-        let wide = to.div_ceil(blocks).next_multiple_of(width.max(WINOGRAD_CHANNELS)).next_multiple_of(width);
+        let wide = to.div_ceil(blocks).next_multiple_of(width.max(WINOGRAD_CHANNELS));
         let chunks = from.div_ceil(CHUNK);
         let each = ((SCRATCH / POSITIONS / (chunks * ROW + wide)).clamp(MIN_TILES, MAX_TILES)).min(tiles.count);
         let cut = Cut::new(&tiles, each);
@@ -231,9 +231,6 @@ impl Winograd {
         }
     }
 }
-
-/// Elements of a cache line.
-const LINE: usize = 16;
 
 /// Tiles divided among tasks: whole rows of tiles where a task has room for one.
 struct Cut {

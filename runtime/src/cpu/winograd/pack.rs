@@ -1,7 +1,7 @@
 //! Transformed weights, in the order in which products read them.
 
 use super::lanes::{Lanes, Work};
-use super::transform::{POSITIONS, Weights, both, load, store};
+use super::transform::{POSITIONS, TAPS, Weights, both, load, store};
 use crate::cpu::memory::Operand;
 use crate::cpu::parallel::tasks_for;
 
@@ -9,7 +9,6 @@ use crate::cpu::parallel::tasks_for;
 const TERMS: usize = 16;
 /// Columns of the widest panel.
 const WIDEST: usize = 32;
-const TAPS: usize = 9;
 
 /// Weights `[to, 3, 3, from]` (`[from, 3, 3, to]` where turned around) as `[position][panel of to][from][in panel]`.
 pub(super) struct Pack<'a> {

@@ -20,6 +20,8 @@
 
 use super::lanes::Lanes;
 
+/// Weights of a pair of channels.
+pub(super) const TAPS: usize = 9;
 /// Positions of a transformed tile.
 pub(super) const POSITIONS: usize = 16;
 

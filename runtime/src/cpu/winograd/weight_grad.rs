@@ -2,16 +2,17 @@
 
 use std::ops::Range;
 
+use slrc_plan::kernel::WINOGRAD_CHANNELS;
+
 use super::image::{GradsToTiles, Layout, ToTiles};
 use super::lanes::{Lanes, Work, with_lanes};
 use super::micro::{CHUNK, Left, Panels, ROW, panel_width};
-use super::transform::{POSITIONS, WeightGrads, both, load, store};
-use super::{COLUMNS, LINE, SKEW, Tiles, Winograd};
+use super::transform::{POSITIONS, TAPS, WeightGrads, both, load, store};
+use super::{COLUMNS, SKEW, Tiles, Winograd};
 use crate::cpu::conv::sum_partials;
 use crate::cpu::epilogue::Epilogue;
-use crate::cpu::parallel::{for_each, part, scratch};
+use crate::cpu::parallel::{LINE, for_each, part, scratch};
 
-const TAPS: usize = 9;
 /// Tiles that are transformed at a time.
 const TILES: usize = 48;
 
@@ -112,8 +113,8 @@ impl Winograd {
 
 /// Part `i` of `n` channels in parts of whole vectors.
 fn block(n: usize, parts: usize, i: usize) -> Range<usize> {
-    let units = part(n / LINE, parts, i);
-    units.start * LINE..units.end * LINE
+    let units = part(n / WINOGRAD_CHANNELS, parts, i);
+    units.start * WINOGRAD_CHANNELS..units.end * WINOGRAD_CHANNELS
 }
 
 /// Weight gradients of their transformed sums.
