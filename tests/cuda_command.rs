@@ -5,6 +5,8 @@
 mod cli;
 #[path = "cuda_command/cubin.rs"]
 mod cubin;
+#[path = "cuda_command/cudnn.rs"]
+mod cudnn;
 #[path = "cuda_command/libraries.rs"]
 mod libraries;
 mod support;

@@ -2,6 +2,8 @@
 
 #[path = "cuda_host/cublaslt.rs"]
 mod cublaslt;
+#[path = "cuda_host/cudnn.rs"]
+mod cudnn;
 #[path = "cuda_host/detectors.rs"]
 mod detectors;
 #[path = "cuda_host/driver.rs"]

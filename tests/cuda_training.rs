@@ -62,8 +62,8 @@ struct Case {
     graphs: bool,
     /// Whether modules take turns on the device.
     in_turn: bool,
-    /// Whether cuBLASLt computes products.
-    library: bool,
+    /// What `--libraries` is given.
+    libraries: String,
 }
 
 impl Case {
@@ -72,7 +72,7 @@ impl Case {
     }
 
     fn libraries(&self) -> Libraries {
-        if self.library { Libraries::Cublaslt } else { Libraries::None }
+        self.libraries.parse().expect("libraries")
     }
 
     fn launching(&self) -> Launching {
@@ -308,7 +308,15 @@ fn check_counts(case: &Case, counts: &Counts, allocated: usize) {
 
 /// A case of a model as it is, in graphs.
 fn case(model: &str, spec: &str, steps: u64) -> Case {
-    Case { model: model.into(), dropout: None, spec: spec.into(), steps, graphs: true, in_turn: false, library: false }
+    Case {
+        model: model.into(),
+        dropout: None,
+        spec: spec.into(),
+        steps,
+        graphs: true,
+        in_turn: false,
+        libraries: "none".into(),
+    }
 }
 
 /// One training, run in every way the device may run it, against the CPU.

@@ -262,10 +262,10 @@ impl StreamingArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct LibraryArgs {
-    /// What computes matrix products on a GPU: none (the plan's own kernels), cublaslt, or auto (cuBLASLt if this
-    /// machine has it; docs/cuda.md). A library's results differ in their last places, from version to version too
-    /// [default: none; a resumed run's own].
-    #[arg(long, value_name = "none|cublaslt|auto")]
+    /// What computes products on a GPU: none (the plan's own kernels), cublaslt (matrix products), cudnn (convolutions),
+    /// both with a comma between, or auto (those that this machine has; docs/cuda.md). A library's results differ in
+    /// their last places, from version to version too [default: none; a resumed run's own].
+    #[arg(long, value_name = "none|cublaslt|cudnn|auto")]
     pub(crate) libraries: Option<Libraries>,
 }
 

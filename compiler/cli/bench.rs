@@ -1,11 +1,12 @@
 //! `slrc bench`: how long plans' training steps take, on random data.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
 use slrc_plan::{ModulePlan, Plan};
+use slrc_runtime::cuda::Library;
 use slrc_runtime::device::ProgramKind;
 use slrc_runtime::devices::DeviceName;
 use slrc_runtime::folder::{read_plan, read_weights};
@@ -114,13 +115,13 @@ fn bench(a: &BenchArgs, folder: &Path) -> Result<Row, Failure> {
         peak_bytes: plan.memory.peak(),
         resident_bytes,
         products: device::products(plan, &library, ProgramKind::Step),
-        library: library.name,
+        library: library.name(),
     })
 }
 
 /// Launches of a step: one for each kernel of a library, and those of the others.
-fn launches(m: &ModulePlan, library: &BTreeSet<String>) -> usize {
-    let own = m.step.launches.iter().filter(|l| !l.kernels.first().is_some_and(|k| library.contains(k)));
+fn launches(m: &ModulePlan, library: &BTreeMap<String, Library>) -> usize {
+    let own = m.step.launches.iter().filter(|l| !l.kernels.first().is_some_and(|k| library.contains_key(k)));
     own.count() + library.len()
 }
 

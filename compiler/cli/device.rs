@@ -11,6 +11,7 @@ use slrc_runtime::devices::{self, DeviceName};
 use slrc_runtime::folder::read_kernels;
 
 use crate::failure::Failure;
+use crate::table::bytes;
 
 /// Loads the plan of a folder (a plan's or a run's) on the device asked for, or on the one it was compiled for.
 pub(crate) fn open(
@@ -30,17 +31,23 @@ pub(crate) fn open(
 /// Who computes the products of a step, or of an evaluation, as a line for people; nothing where no library was asked
 /// for.
 pub(crate) fn products(plan: &Plan, library: &LibraryUse, kind: ProgramKind) -> Option<String> {
-    if let Some(reason) = &library.missing {
-        return Some(format!("products: the plan's own kernels compute all; {reason}"));
+    let mut missing: String = library.missing.iter().map(|reason| format!("; {reason}")).collect();
+    if library.names.is_empty() {
+        return (!missing.is_empty()).then(|| format!("products: the plan's own kernels compute all{missing}"));
     }
-    let name = library.name.as_ref()?;
     let (programs, what): (fn(&ModulePlan) -> &Program, &str) = match kind {
         ProgramKind::Step => (|m| &m.step, "a step"),
         ProgramKind::Eval => (|m| &m.eval, "an evaluation"),
     };
     let all = plan.modules.iter().flat_map(|m| &programs(m).kernels).filter(|k| k.run.is_product()).count();
-    let theirs: usize = library.kernels.iter().map(|m| m[kind as usize].len()).sum();
-    Some(format!("products: {name} computes {theirs} of {all} of {what}, the plan's own kernels the others"))
+    let kernels = || library.kernels.iter().flat_map(|m| m[kind as usize].values());
+    let theirs =
+        library.names.iter().map(|(l, name)| format!("{name} computes {}", kernels().filter(|k| *k == l).count()));
+    let theirs = theirs.collect::<Vec<_>>().join(" and ");
+    if library.workspace > 0 {
+        missing.insert_str(0, &format!("; {} of device memory beside the plan's to work in", bytes(library.workspace)));
+    }
+    Some(format!("products: {theirs} of {all} of {what}, the plan's own kernels the others{missing}"))
 }
 
 /// Bytes of device memory that a plan takes, with all modules there and with modules taking turns; nothing of a plan

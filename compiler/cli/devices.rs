@@ -30,6 +30,10 @@ pub(crate) fn run() -> Result<(), Failure> {
                 Ok((major, minor)) => format!("cuBLASLt {major}.{minor}, for --libraries cublaslt"),
                 Err(e) => e.to_string(),
             });
+            notes.push(match probe::cudnn_version() {
+                Ok((major, minor)) => format!("cuDNN {major}.{minor}, for --libraries cudnn"),
+                Err(e) => e.to_string(),
+            });
         }
         Err(e) => notes.push(format!("no CUDA device can be used: {e}")),
     }

@@ -5,6 +5,7 @@ mod text;
 mod trace;
 
 use slrc_plan::{Kernel, Plan};
+use slrc_runtime::cuda::Library;
 use slrc_runtime::device::ProgramKind;
 use slrc_runtime::devices::DeviceName;
 use slrc_runtime::files::write_atomic;
@@ -25,7 +26,7 @@ struct Timed {
     module: usize,
     kernel: Kernel,
     /// Whether a library computes it.
-    by_library: bool,
+    by_library: Option<Library>,
     seconds: Vec<f64>,
 }
 
@@ -67,7 +68,7 @@ pub(crate) fn run(a: &ProfileArgs) -> Result<(), Failure> {
 fn measure(session: &mut Session, steps: u64) -> Result<Steps, Failure> {
     Batch::random(session).feed(session)?;
     let library = session.library();
-    let by_library = |module: usize, id: &str| library.kernels.get(module - 1).is_some_and(|k| k[0].contains(id));
+    let by_library = |module: usize, id: &str| library.kernels.get(module - 1).and_then(|k| k[0].get(id)).copied();
     let (mut kernels, mut totals) = (Vec::<Timed>::new(), Vec::new());
     // The first step touches memory for the first time.
     for step in 0..=steps {

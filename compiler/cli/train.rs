@@ -35,7 +35,7 @@ pub(crate) fn run(a: &TrainArgs) -> Result<(), Failure> {
         check_same_plan(a, &plan)?;
         checkpoint.check(&a.out, &plan)?;
         let libraries = a.library.libraries.unwrap_or(match &checkpoint.state.library {
-            Some(_) => Libraries::Cublaslt,
+            Some(names) => Libraries::named_in(names),
             None => Libraries::None,
         });
         let device = device::open(&plan, a.device, a.threads, a.streaming.residency(), libraries, &a.out)?;
@@ -152,9 +152,9 @@ fn go_with(
     if let Some(line) = device::products(session.plan(), &library, ProgramKind::Step) {
         output::line(line);
     }
-    if let Some(was) = resumed.map(|s| &s.library).filter(|was| **was != library.name) {
+    if let Some(was) = resumed.map(|s| &s.library).filter(|was| **was != library.name()) {
         let name = |l: &Option<String>| l.clone().unwrap_or("the plan's own kernels".into());
-        let (was, now) = (name(was), name(&library.name));
+        let (was, now) = (name(was), name(&library.name()));
         output::line(format!(
             "products: up to the checkpoint by {was}, from here on by {now}: last places differ from those of a run by one \
              of them"

@@ -1,8 +1,10 @@
 //! What a device does for a runtime: holds a plan's memory and runs its programs.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use slrc_plan::{Buffer, Kernel};
+
+use crate::cuda::Library;
 
 /// A device could not run.
 #[derive(Debug, thiserror::Error)]
@@ -111,12 +113,22 @@ pub enum ProgramKind {
 /// Who computes a plan's matrix products.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LibraryUse {
-    /// The library with its version; absent where the plan's own kernels compute all.
-    pub name: Option<String>,
-    /// Why there is none, where one would have been used.
-    pub missing: Option<String>,
-    /// Of each module, training and evaluation: the kernels that the library computes, by id.
-    pub kernels: Vec<[BTreeSet<String>; 2]>,
+    /// Libraries with their versions; empty where the plan's own kernels compute all.
+    pub names: BTreeMap<Library, String>,
+    /// Why one is not there that would have been used.
+    pub missing: Vec<String>,
+    /// Bytes of device memory that they work in, beside the plan's.
+    pub workspace: usize,
+    /// Of each module, training and evaluation: the kernels that libraries compute, by id.
+    pub kernels: Vec<[BTreeMap<String, Library>; 2]>,
+}
+
+impl LibraryUse {
+    /// All of them in a line, if there are any.
+    pub fn name(&self) -> Option<String> {
+        let names: Vec<&str> = self.names.values().map(String::as_str).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    }
 }
 
 /// What of a run a kernel may depend on besides memory.
@@ -151,7 +163,7 @@ pub trait Device {
     fn passes_ahead(&self) -> usize;
     /// Bytes of the device's own memory that are allocated.
     fn allocated(&self) -> usize;
-    /// Which library computes products in place of the plan's own kernels, and which ones.
+    /// Which libraries compute products in place of the plan's own kernels, and which ones.
     fn library(&self) -> LibraryUse;
     /// Runs one program kernel by kernel and calls `after` with each and the seconds it took.
     fn profile(

@@ -86,7 +86,7 @@ pub fn open(
         )),
         DeviceName::Cpu if libraries != Libraries::None => Err(DeviceError::Unsupported(format!(
             "--libraries {} is for GPUs, and --device cpu uses none: leave it out, or compile the plan with --target cuda",
-            libraries.name()
+            libraries
         ))),
         DeviceName::Cpu => Ok(Box::new(CpuDevice::load(plan, threads)?)),
         DeviceName::Cuda(ordinal) => {

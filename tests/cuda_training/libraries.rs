@@ -1,18 +1,31 @@
-//! Training with products by cuBLASLt (`--libraries cublaslt`), on the stand-in's library: as on the CPU, the same bits
-//! however the device runs, and as many products as the plan has of those the library computes.
+//! Training with products by cuBLASLt and cuDNN (`--libraries`), on the stand-in's libraries: as on the CPU, the same bits
+//! however the device runs, and as many products as the plan has of those that a library computes.
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use slrc_plan::plan::Program;
 use slrc_runtime::device::Device as _;
 
-use super::precision::TF32;
-use super::support::cuda_host::{Counts, Options, Order, Ran, Streams, in_child, real};
+use super::precision::{TF32, WITH_KINKS};
+use super::support::cuda_host::{Options, Order, Ran, Streams, in_child, real};
 use super::{Case, EXACT, Limits, Trained, case, compare, compiled, on_cpu, train};
 
-/// What training yields, and how many kernels of a step and of an evaluation the library computes.
+/// What training yields, and what libraries do of it.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Yield {
     trained: Trained,
-    products: [usize; 2],
+    /// Of each module, a step and an evaluation: kernels that libraries compute.
+    kernels: Vec<[BTreeSet<String>; 2]>,
+    /// Bytes that they work in, beside the plan's.
+    workspace: usize,
+}
+
+impl Yield {
+    /// Kernels of all steps, and of all evaluations.
+    fn products(&self) -> [usize; 2] {
+        [0, 1].map(|kind| self.kernels.iter().map(|m| m[kind].len()).sum())
+    }
 }
 
 fn with_library(case: Case) -> Yield {
@@ -20,25 +33,29 @@ fn with_library(case: Case) -> Yield {
     let device = case.load(&c.plan, &c.kernels.expect("kernels").into());
     let used = device.library();
     let allocated = device.allocated();
-    let count = |kind: usize| used.kernels.iter().map(|m| m[kind].len()).sum();
-    let products = [count(0), count(1)];
-    Yield { trained: train(&case, c.plan, Box::new(device), allocated, &tensors), products }
+    let kernels = used.kernels.iter().map(|m| m.each_ref().map(|k| k.keys().cloned().collect())).collect();
+    Yield { trained: train(&case, c.plan, Box::new(device), allocated, &tensors), kernels, workspace: used.workspace }
 }
 
-fn library() -> Options {
-    Options { cublaslt: true, ..Options::default() }
+/// A machine with both libraries.
+fn libraries() -> Options {
+    Options { cublaslt: true, cudnn: true, ..Options::default() }
 }
 
 /// Every product runs as a product and every other kernel as before, in as many bytes.
 fn check_counts(case: &Case, ran: &Ran<Yield>) {
     let (c, _) = compiled(case, "cuda");
-    let (counts, [step, eval]): (&Counts, _) = (&ran.counts, ran.value.products);
+    let (counts, [step, eval]) = (&ran.counts, ran.value.products());
     let products = case.steps * step as u64 + eval as u64;
-    assert_eq!(counts.launches["cublasLtMatmul"], products);
-    let launches = |f: &dyn Fn(&slrc_plan::plan::ModulePlan) -> usize| c.plan.modules.iter().map(f).sum::<usize>();
-    let all = case.steps as usize * launches(&|m| m.step.launches.len()) + launches(&|m| m.eval.launches.len());
-    // No kernel of these models that the library computes takes two launches.
-    assert_eq!(counts.launches.values().sum::<u64>(), all as u64);
+    let by_library = counts.launches.iter().filter(|(name, _)| name.starts_with("cublas") || name.starts_with("cudnn"));
+    assert_eq!(by_library.map(|(_, n)| n).sum::<u64>(), products);
+    // A product takes the place of all launches of its kernel.
+    let own = |p: &Program, theirs: &BTreeSet<String>| {
+        p.launches.iter().filter(|l| !l.kernels.iter().any(|k| theirs.contains(k))).count() as u64
+    };
+    let modules = c.plan.modules.iter().zip(&ran.value.kernels);
+    let own = modules.map(|(m, k)| case.steps * own(&m.step, &k[0]) + own(&m.eval, &k[1])).sum::<u64>();
+    assert_eq!(counts.launches.values().sum::<u64>(), own + products);
     let programs = c.plan.modules.len() as u64;
     let expected = match (case.graphs, case.steps) {
         (false, _) => (0, 0),
@@ -47,17 +64,17 @@ fn check_counts(case: &Case, ran: &Ran<Yield>) {
     };
     assert_eq!((counts.graphs_captured, counts.graph_launches), expected);
     assert_eq!(counts.peak_bytes, ran.value.trained.allocated as u64);
-    assert_eq!(counts.calls("cuMemAlloc_v2"), 1, "no workspace");
+    let workspaces = u64::from(ran.value.workspace > 0);
+    assert_eq!(counts.calls("cuMemAlloc_v2"), 1 + workspaces);
 }
 
-/// Expects `products` kernels of a step and of an evaluation to be the library's.
-fn check(test: &str, model: &str, spec: &str, limits: Limits, products: [usize; 2]) {
-    let case = Case { library: true, ..case(model, spec, 3) };
-    let base = in_child(test, &library(), case.clone(), with_library);
+/// Expects `products` kernels of a step and of an evaluation to be libraries', and a workspace of so many bytes.
+fn check(test: &str, case: Case, limits: Limits, products: [usize; 2], workspace: usize) {
+    let base = in_child(test, &libraries(), case.clone(), with_library);
     compare(&case, &base.value.trained, &on_cpu(&case), limits);
     if !real() {
-        // A real library may have no algorithm for one of them.
-        assert_eq!(base.value.products, products);
+        // A real library may have no algorithm for one of them, or another.
+        assert_eq!((base.value.products(), base.value.workspace), (products, workspace));
         check_counts(&case, &base);
     }
     let eager = Case { graphs: false, ..case.clone() };
@@ -69,47 +86,77 @@ fn check(test: &str, model: &str, spec: &str, limits: Limits, products: [usize; 
         (Order::Random(2), Streams::Lazy, &eager),
         (Order::Forward, Streams::Lazy, &in_turn),
     ] {
-        let ran = in_child(test, &Options { order, streams, ..library() }, case.clone(), with_library);
+        let ran = in_child(test, &Options { order, streams, ..libraries() }, case.clone(), with_library);
         let same = |t: &Trained| (t.losses.clone(), t.gradients.clone(), t.weights.clone(), t.logits.clone());
         // A failure's numbers would be too many to read.
         let agree = same(&ran.value.trained) == same(&base.value.trained);
-        assert!(agree, "{model}: {order:?}, {streams:?}: other bits");
+        assert!(agree, "{}: {order:?}, {streams:?}: other bits", case.model);
         if !real() {
             check_counts(case, &ran);
         }
     }
 }
 
+/// A case of three steps.
+fn by(libraries: &str, model: &str, spec: &str) -> Case {
+    Case { libraries: libraries.into(), ..case(model, spec, 3) }
+}
+
+/// What the stand-in's cuDNN works in.
+const WORKSPACE: usize = 4096;
+
 /// Counts here and below were read off the plans: products without an epilogue, with a bias alone, and in evaluations
 /// with a bias and a ReLU.
 #[test]
 fn vision_transformer() {
     let spec = "{batch: 2, partition: {modules: 2}, reconcile: {mode: exact, distance: relative, lambda: 0.1}}";
-    check("libraries::vision_transformer", "mnist_vit", spec, EXACT, [32, 11]);
+    check("libraries::vision_transformer", by("cublaslt", "mnist_vit", spec), EXACT, [32, 11], 0);
 }
 
 #[test]
 fn perceptron() {
     let spec = "{batch: 8, partition: {modules: 2}, reconcile: {mode: exact, distance: squared, lambda: 1.0}}";
-    check("libraries::perceptron", "mnist_mlp", spec, EXACT, [8, 4]);
+    check("libraries::perceptron", by("cublaslt", "mnist_mlp", spec), EXACT, [8, 4], 0);
 }
 
 #[test]
 fn tf32_vision_transformer() {
     let spec = "{batch: 3, partition: {modules: 2}, reconcile: {mode: exact}, precision: tf32}";
-    check("libraries::tf32_vision_transformer", "mnist_vit", spec, TF32, [31, 11]);
+    check("libraries::tf32_vision_transformer", by("cublaslt", "mnist_vit", spec), TF32, [31, 11], 0);
 }
 
-/// The library's own sums differ from the kernels': what is compared above is the library's work.
+/// Convolutions alone.
+#[test]
+fn convolutional() {
+    let spec = "{batch: 4, partition: {modules: 2}, reconcile: {mode: exact, distance: relative, lambda: 0.1}}";
+    check("libraries::convolutional", by("cudnn", "mnist_cnn", spec), EXACT, [27, 8], WORKSPACE);
+}
+
+/// Convolutions and matrix products, each by its library.
+#[test]
+fn tf32_convolutional_by_both() {
+    let spec = "{batch: 4, partition: {modules: 3}, reconcile: {mode: exact}, precision: tf32}";
+    check(
+        "libraries::tf32_convolutional_by_both",
+        by("cublaslt,cudnn", "mnist_cnn", spec),
+        WITH_KINKS,
+        [0, 0],
+        WORKSPACE,
+    );
+}
+
+/// The libraries' own sums differ from the kernels': what is compared above is the libraries' work.
 #[test]
 fn a_library_computes_other_bits() {
-    let spec = "{batch: 2, partition: {modules: 2}}";
-    let [own, theirs] = [false, true].map(|library| {
-        let case = Case { library, ..case("mnist_vit", spec, 1) };
-        let options = Options { cublaslt: true, ..Options::default() };
-        in_child("libraries::a_library_computes_other_bits", &options, case, with_library).value
-    });
-    assert_eq!(own.products, [0, 0]);
-    assert_ne!(own.trained.weights, theirs.trained.weights);
-    assert_eq!(own.trained.allocated, theirs.trained.allocated, "a library takes no memory of the plan's");
+    for (model, library) in [("mnist_vit", "cublaslt"), ("mnist_cnn", "cudnn")] {
+        let spec = "{batch: 2, partition: {modules: 2}}";
+        let [own, theirs] = ["none", library].map(|libraries_asked| {
+            let case = Case { libraries: libraries_asked.into(), ..case(model, spec, 1) };
+            in_child("libraries::a_library_computes_other_bits", &libraries(), case, with_library).value
+        });
+        assert_eq!(own.products(), [0, 0]);
+        assert_ne!(own.trained.weights, theirs.trained.weights);
+        let beside = theirs.trained.allocated - own.trained.allocated;
+        assert_eq!(beside, theirs.workspace, "a library takes no memory of the plan's");
+    }
 }

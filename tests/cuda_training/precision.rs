@@ -9,7 +9,7 @@ pub(crate) const TF32: Limits = Limits { loss: 1e-3, gradient: 1e-2, later: 1e-2
 const BF16: Limits = Limits { loss: 8e-3, gradient: 8e-2, later: 8e-2 };
 /// With ReLUs and pooling, a rounding may turn a choice over, and a pixel's gradient is then there or not: in small
 /// images that is a good part of a filter's gradient. What is lost altogether is still seen.
-const WITH_KINKS: Limits = Limits { gradient: 0.5, later: 3e-2, ..TF32 };
+pub(crate) const WITH_KINKS: Limits = Limits { gradient: 0.5, later: 3e-2, ..TF32 };
 
 #[test]
 fn tf32_convolutional() {

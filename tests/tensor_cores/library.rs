@@ -1,4 +1,4 @@
-//! The same products by cuBLASLt: of every layout, in batches, of single pixels, with every epilogue that it has.
+//! The same products by cuBLASLt and cuDNN: of every layout, in batches, with every epilogue that a library has.
 
 use slrc_compiler::ir::graph::{Input, InputKind, RootKind};
 use slrc_compiler::ir::ops::contract::ConvShape;
@@ -6,11 +6,11 @@ use slrc_compiler::ir::{Builder, Graph, NodeId, Root, Tensor, Type};
 use slrc_compiler::layers::relu;
 use slrc_plan::kernel::WindowGeometry;
 use slrc_plan::{Dims, Precision};
-use slrc_runtime::cuda::Libraries;
+use slrc_runtime::cuda::{Libraries, Library};
 
 use crate::support::cuda_host::{Options, Sanitizer, in_child, in_child_failing, real};
 use crate::support::relative;
-use crate::{Case, TOLERANCE, inputs, oracle, product, results, rounded, small};
+use crate::{Case, TOLERANCE, inputs, is_depthwise, oracle, planned, product, results, rounded, small};
 
 /// Convolutions of single pixels, which are plain products: forward and both gradients.
 fn pointwise() -> Vec<Case> {
@@ -90,37 +90,97 @@ fn for_library() -> Vec<Case> {
 }
 
 fn with_library(precision: Precision) -> (Vec<Vec<f64>>, usize) {
-    results(precision, Libraries::Cublaslt, for_library())
+    results(precision, Libraries::One(Library::Cublaslt), for_library())
+}
+
+/// Convolutions of every geometry, and every epilogue that cuDNN has.
+fn for_cudnn() -> Vec<Case> {
+    let samples = small().into_iter().filter(|c| c.name.starts_with("conv"));
+    let two = |a, b| Dims(vec![a, b]);
+    let geometry = WindowGeometry {
+        input: two(9, 8),
+        output: two(5, 8),
+        kernel: two(3, 3),
+        strides: two(2, 1),
+        pads: two(1, 1),
+        dilations: two(1, 1),
+    };
+    let shape = ConvShape { groups: 1, geometry };
+    let (x, w, bias, y): ([usize; 4], _, _, _) = ([2, 6, 9, 8], [10, 6, 3, 3], [10, 1, 1], [2, 10, 5, 8]);
+    let biased = |b: &mut Builder<'_>, i: &[NodeId]| {
+        let y = b.conv(i[0], i[1], &shape);
+        let (y, bias) = b.align(y, i[2]);
+        b.add(y, bias)
+    };
+    let epilogues = [
+        case("conv times a number", &[&x, &w], |b, i| {
+            let y = b.conv(i[0], i[1], &shape);
+            b.scale(y, -0.375)
+        }),
+        case("conv plus a bias", &[&x, &w, &bias], biased),
+        case("conv plus a bias, and ReLU", &[&x, &w, &bias], |b, i| {
+            let y = biased(b, i);
+            relu(b, y)
+        }),
+        case("conv-weight-grad times a number", &[&x, &y], |b, i| {
+            let w = b.conv_weight_grad(i[0], i[1], &shape);
+            b.scale(w, 0.125)
+        }),
+    ];
+    samples.chain(pointwise()).chain(epilogues).collect()
+}
+
+fn with_cudnn(precision: Precision) -> (Vec<Vec<f64>>, usize) {
+    results(precision, Libraries::One(Library::Cudnn), for_cudnn())
 }
 
 /// The same products by cuBLASLt, told to round its operands likewise.
 #[test]
 fn products_by_a_library() {
     for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
-        for sanitizer in [Sanitizer::None, Sanitizer::Address] {
-            let options = Options { cublaslt: true, sanitizer, ..Options::default() };
-            let (results, by_library) =
-                in_child("library::products_by_a_library", &options, precision, with_library).value;
-            for (s, got) in for_library().iter().zip(&results) {
-                let off = |p: Precision| {
-                    // Of a product's inputs, only the first two are factors.
-                    let round = |(i, t): (usize, Tensor)| match i {
-                        0 | 1 => Tensor::new(t.shape.clone(), t.data.iter().map(|&x| rounded(x, p)).collect()),
-                        _ => t,
-                    };
-                    relative(got, &oracle(&s.graph, inputs(s).into_iter().enumerate().map(round)).data)
+        check(precision, &for_library(), for_library().len(), |options| {
+            in_child("library::products_by_a_library", &options, precision, with_library).value
+        });
+    }
+}
+
+/// Of these, the filters that see one channel each are left to the plan's own kernels.
+#[test]
+fn convolutions_by_a_library() {
+    for precision in [Precision::F32, Precision::Tf32] {
+        let cases = for_cudnn();
+        let left = cases.iter().filter(|c| is_depthwise(&planned(c, precision))).count();
+        check(precision, &cases, cases.len() - left, |options| {
+            in_child("library::convolutions_by_a_library", &options, precision, with_cudnn).value
+        });
+    }
+}
+
+/// Compares what `go` finds with the interpreter's numbers, and how many cases a library computes.
+fn check(precision: Precision, cases: &[Case], expected: usize, go: impl Fn(Options) -> (Vec<Vec<f64>>, usize)) {
+    for sanitizer in [Sanitizer::None, Sanitizer::Address] {
+        let options = Options { cublaslt: true, cudnn: true, sanitizer, ..Options::default() };
+        let (results, by_library) = go(options);
+        for (s, got) in cases.iter().zip(&results) {
+            let rounds = precision != Precision::F32 && !is_depthwise(&planned(s, precision));
+            let off = |p: Precision| {
+                // Of a product's inputs, only the first two are factors.
+                let round = |(i, t): (usize, Tensor)| match i {
+                    0 | 1 => Tensor::new(t.shape.clone(), t.data.iter().map(|&x| rounded(x, p)).collect()),
+                    _ => t,
                 };
-                let (as_asked, as_they_are) = (off(precision), off(Precision::F32));
-                // How a real library rounds operands, it does not say.
-                let limit = if real() && precision != Precision::F32 { 2e-2 } else { TOLERANCE };
-                assert!(as_asked < limit, "{}, {precision:?}: {as_asked:e}", s.name);
-                assert!(precision == Precision::F32 || as_they_are > 1e-5, "{}: nothing is rounded", s.name);
-            }
-            if real() {
-                break; // A real library may have no algorithm for one of them, and a real device no options.
-            }
-            assert_eq!(by_library, for_library().len());
+                relative(got, &oracle(&s.graph, inputs(s).into_iter().enumerate().map(round)).data)
+            };
+            let as_asked = off(if rounds { precision } else { Precision::F32 });
+            // How a real library rounds operands, it does not say.
+            let limit = if real() && rounds { 2e-2 } else { TOLERANCE };
+            assert!(as_asked < limit, "{}, {precision:?}: {as_asked:e}", s.name);
+            assert!(!rounds || off(Precision::F32) > 1e-5, "{}: nothing is rounded", s.name);
         }
+        if real() {
+            break; // A real library may have no algorithm for one of them, and a real device no options.
+        }
+        assert_eq!(by_library, expected);
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use slrc_plan::kernel::{ConvDirection, KernelOp};
 use slrc_plan::{Kernel, Plan};
+use slrc_runtime::cuda::Library;
 use slrc_runtime::devices::DeviceName;
 
 use super::{Steps, Timed, pass_name};
@@ -155,7 +156,7 @@ impl Profile {
 }
 
 /// The family, with the direction of a convolution, and whether a library computes it.
-fn family(k: &Kernel, by_library: bool) -> String {
+fn family(k: &Kernel, by_library: Option<Library>) -> String {
     let family = match &k.run {
         KernelOp::Conv(c) => match c.direction {
             ConvDirection::Forward => "conv forward",
@@ -164,5 +165,5 @@ fn family(k: &Kernel, by_library: bool) -> String {
         },
         other => other.family(),
     };
-    if by_library { format!("{family} (cuBLASLt)") } else { family.to_string() }
+    by_library.map_or_else(|| family.to_string(), |l| format!("{family} ({})", l.title()))
 }

@@ -83,7 +83,12 @@ mod tests {
         let kernel = |i: usize, seconds: [f64; 3]| {
             let mut kernel = plan.modules[1].step.kernels[i].clone();
             kernel.flops = 1000 * (i as u64 + 1);
-            Timed { module: 2, kernel, by_library: i == 1, seconds: seconds.to_vec() }
+            Timed {
+                module: 2,
+                kernel,
+                by_library: (i == 1).then_some(slrc_runtime::cuda::Library::Cublaslt),
+                seconds: seconds.to_vec(),
+            }
         };
         // A step takes 10, 10 and 18 s; each kernel's median is 9 s.
         let kernels = vec![kernel(0, [1.0, 9.0, 9.0]), kernel(1, [9.0, 1.0, 9.0])];

@@ -6,7 +6,7 @@
 //! [`CudaDevice`] holds one allocation of the size the plan says and one stream on which programs run in order. A
 //! program is recorded as a graph when it first runs and replayed from then on. Batches arrive on a stream of their own
 //! (`uploads.rs`), and what a step reports is read when the next one is queued (`reports.rs`). Modules may take turns
-//! on the device (`streaming.rs`), and a library may compute products (`library/`).
+//! on the device (`streaming.rs`), and libraries may compute products (`library/`).
 //!
 //! Unsafe code is allowed in this folder because every call of the driver is unsafe. Its contract: a plan passes
 //! [`slrc_plan::validate`] before it is loaded, launches pass as many arguments as their functions take (`source.rs`),
@@ -44,8 +44,8 @@ use slrc_plan::{Buffer, Kernel, Plan, Space};
 use crate::cuda::code::Kernels;
 use crate::cuda::error::Called;
 use crate::cuda::layout::Layout;
-pub use crate::cuda::library::Libraries;
 use crate::cuda::library::Products;
+pub use crate::cuda::library::{Libraries, Library};
 use crate::cuda::memory::Memory;
 use crate::cuda::program::{Place, Program};
 use crate::cuda::reports::{Reports, SLOTS};
@@ -126,8 +126,9 @@ impl CudaDevice {
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().called("cuStreamCreate")?;
         let code = context.load_module(Ptx::from_binary(code)).called("cuModuleLoadData")?;
-        let products = Products::start(libraries, plan.settings.precision)?;
-        let memory = Memory::allocate(plan, &stream, residency, &format!("cuda:{ordinal} ({})", info.name))?;
+        let products = Products::start(libraries, plan.settings.precision, stream.cu_stream())?;
+        let name = format!("cuda:{ordinal} ({})", info.name);
+        let memory = Memory::allocate(plan, &stream, residency, &name)?;
         let buffers: BTreeMap<&str, &Buffer> = plan.all_buffers().map(|b| (b.id.as_str(), b)).collect();
         let prepare = |module: usize, kind: ProgramKind, p: &slrc_plan::plan::Program| {
             let place = Place { module, kind, memory: &memory, buffers: &buffers, products: &products };
@@ -138,6 +139,7 @@ impl CudaDevice {
             .iter()
             .map(|m| Ok([prepare(m.index, ProgramKind::Step, &m.step)?, prepare(m.index, ProgramKind::Eval, &m.eval)?]))
             .collect::<Result<_, DeviceError>>()?;
+        products.allocate(&name)?;
         let uploads = RefCell::new(Uploads::new(plan, &stream)?);
         let images = memory.layout().images();
         let streaming = images.map(|i| Streaming::new(plan, i, &stream).map(RefCell::new)).transpose()?;
@@ -313,13 +315,14 @@ impl Device for CudaDevice {
     }
 
     fn allocated(&self) -> usize {
-        self.memory.layout().total()
+        self.memory.layout().total() + self.products.workspace()
     }
 
     fn library(&self) -> LibraryUse {
         LibraryUse {
-            name: self.products.name(),
-            missing: self.products.missing().map(str::to_string),
+            names: self.products.names(),
+            missing: self.products.missing().to_vec(),
+            workspace: self.products.workspace(),
             kernels: self.programs.iter().map(|both| [both[0].by_library(), both[1].by_library()]).collect(),
         }
     }

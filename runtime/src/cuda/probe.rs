@@ -2,6 +2,7 @@
 //! that is not there, so libraries are looked for before anything of them is called.
 
 use cudarc::cublaslt::sys as cublaslt;
+use cudarc::cudnn::sys as cudnn;
 use cudarc::driver::result::{self, device};
 use cudarc::driver::sys::{self as driver, CUdevice_attribute, CUresult};
 use cudarc::nvrtc::sys as nvrtc;
@@ -160,6 +161,54 @@ fn cublas_version(number: usize) -> Version {
     (major as i32, (rest / 100) as i32)
 }
 
+/// Oldest cuDNN whose interface is the one that is called: its numbers of errors are others before.
+const OLDEST_CUDNN: Version = (9, 0);
+
+/// Version of cuDNN.
+pub fn cudnn_version() -> Result<Version, DeviceError> {
+    // SAFETY: opens a system library by name; NVIDIA's has no initialisers that could do harm.
+    if !unsafe { cudnn::is_culib_present() } {
+        return unavailable(
+            "no cuDNN: libcudnn.so.9 is not on the loader path; install cuDNN 9 (the Python package nvidia-cudnn-cu12 \
+             holds it) and name its folder in LD_LIBRARY_PATH, or use --libraries without cudnn",
+        );
+    }
+    // SAFETY: the library is there.
+    let number = unsafe { cudnn::cudnnGetVersion() };
+    let version = version_of_cudnn(number);
+    if version < OLDEST_CUDNN {
+        return unavailable(format!(
+            "cuDNN on the loader path is {}.{}; {}.{} is needed: name the folder of libcudnn.so.9 in LD_LIBRARY_PATH, or use \
+             --libraries without cudnn",
+            version.0, version.1, OLDEST_CUDNN.0, OLDEST_CUDNN.1
+        ));
+    }
+    Ok(version)
+}
+
+/// Version of the cuDNN that is there, where the driver can run it.
+pub(super) fn usable_cudnn() -> Result<Version, DeviceError> {
+    let (library, driver) = (cudnn_version()?, driver_version()?);
+    // SAFETY: the library is there.
+    let number = unsafe { cudnn::cudnnGetCudartVersion() } as i32;
+    let built_for = (number / 1000, number % 1000 / 10);
+    if built_for.0 <= driver.0 {
+        return Ok(library);
+    }
+    unavailable(format!(
+        "the NVIDIA driver supports CUDA {}.{}, cuDNN on the loader path is for {}.{}: update the driver, install cuDNN for \
+         CUDA {} (the Python package nvidia-cudnn-cu{}), or use --libraries without cudnn",
+        driver.0, driver.1, built_for.0, built_for.1, driver.0, driver.0
+    ))
+}
+
+/// The version that cuDNN gives as one number: 92600 is 9.26. Before 9 the major number was counted in thousands.
+fn version_of_cudnn(number: usize) -> Version {
+    let (major, rest) =
+        if number < 10_000 { (number / 1000, number % 1000) } else { (number / 10_000, number % 10_000) };
+    (major as i32, (rest / 100) as i32)
+}
+
 /// Fails where the driver cannot load what a compiler makes: code of a later major version. `name` is the compiler's in
 /// the message.
 pub(super) fn check_pair(driver: Version, compiler: Version, name: &str) -> Result<(), DeviceError> {
@@ -188,6 +237,11 @@ mod tests {
     #[test]
     fn versions_of_cublas() {
         assert_eq!([11_401, 110_900, 120_903, 130_100].map(cublas_version), [(11, 4), (11, 9), (12, 9), (13, 1)]);
+    }
+
+    #[test]
+    fn versions_of_cudnn() {
+        assert_eq!([8_907, 90_100, 92_600].map(version_of_cudnn), [(8, 9), (9, 1), (9, 26)]);
     }
 
     #[test]

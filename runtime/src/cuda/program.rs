@@ -10,7 +10,7 @@ use slrc_plan::plan::Program as Plan;
 use slrc_plan::{Buffer, Kernel};
 
 use crate::cuda::error::Called;
-use crate::cuda::library::{Product, Products};
+use crate::cuda::library::{Library, Product, Products};
 use crate::cuda::memory::Memory;
 use crate::device::{DeviceError, ProgramKind};
 
@@ -78,10 +78,13 @@ impl Program {
         Ok(Program { kernels: plan.kernels.clone(), launches, ran: false, graph: None })
     }
 
-    /// Kernels that a library computes, by id.
-    pub(super) fn by_library(&self) -> BTreeSet<String> {
-        let products = self.launches.iter().filter(|l| matches!(l.work, Work::Product(_)));
-        products.map(|l| self.kernels[l.kernel].id.clone()).collect()
+    /// Kernels that libraries compute, by id.
+    pub(super) fn by_library(&self) -> BTreeMap<String, Library> {
+        let library = |l: &Queued| match &l.work {
+            Work::Function(_) => None,
+            Work::Product(p) => Some((self.kernels[l.kernel].id.clone(), p.library())),
+        };
+        self.launches.iter().filter_map(library).collect()
     }
 
     /// Queues the program's launches, one by one.

@@ -207,7 +207,7 @@ pub fn train(
         shuffle: options.shuffle,
         samples: data.count as u64,
         data_sha256: data.sha256(),
-        library: session.library().name,
+        library: session.library().name(),
     };
     if let Some(old) = resumed {
         old.check(&state, run)?;

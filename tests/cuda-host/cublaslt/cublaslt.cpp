@@ -6,10 +6,13 @@
 
 #include "driver/driver.hpp"
 #include "driver/stream.hpp"
+#include "library/objects.hpp"
 #include "product.hpp"
 
 using namespace cublaslt;
 using cuda_host::explain;
+using library::call;
+using library::is;
 
 namespace {
 
@@ -44,44 +47,11 @@ struct Found {
   int reserved[4];
 };
 
-template <class T> std::set<const void *> &alive() {
-  static auto *all = new std::set<const void *>;
-  return *all;
-}
-
-template <class T> bool is(const T *object) { return alive<T>().count(object) != 0; }
-
-// Frame of every function: the driver's lock, counts, injected errors.
-template <class Body> int call(const char *name, Body body) {
-  std::lock_guard<std::recursive_mutex> hold(cuda_host::lock);
-  uint64_t number = ++cuda_host::counts.calls[name];
-  if (int code = cuda_host::injected(name)) {
-    explain("%s returns the injected error %d", name, code);
-    return code;
-  }
-  return cuda_host::skipped(name, number) ? int(SUCCESS) : int(body());
-}
-
 template <class T> int make(const char *name, T **out, T value) {
-  return call(name, [&] {
-    if (!out)
-      return INVALID_VALUE;
-    *out = new T(value);
-    alive<T>().insert(*out);
-    return SUCCESS;
-  });
+  return library::make<INVALID_VALUE>(name, out, value);
 }
 
-template <class T> int destroy(const char *name, T *object) {
-  return call(name, [&] {
-    if (!alive<T>().erase(object)) {
-      explain("%s: no such object", name);
-      return INVALID_VALUE;
-    }
-    delete object;
-    return SUCCESS;
-  });
-}
+template <class T> int destroy(const char *name, T *object) { return library::destroy<INVALID_VALUE>(name, object); }
 
 // An attribute that is set from a caller's value of the right size.
 struct Attribute {

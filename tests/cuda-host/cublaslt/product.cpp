@@ -2,16 +2,11 @@
 #include "product.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <unistd.h>
 #include <utility>
 #include <vector>
 
-#include "driver/driver.hpp"
-#include "driver/memory.hpp"
-
-// Present when the address sanitizer is loaded.
-extern "C" void *__asan_region_is_poisoned(void *, size_t) __attribute__((weak));
+#include "library/numbers.hpp"
 
 namespace cublaslt {
 namespace {
@@ -24,15 +19,12 @@ size_t last(const Layout &l) {
 
 // Whether a matrix lies in a block of device memory, and touches nothing that is guarded.
 bool reachable(const char *name, const float *at, const Layout &l) {
-  auto address = reinterpret_cast<CUdeviceptr>(at);
-  if (!cuda_host::memory::check(name, address, last(l) * sizeof(float)))
+  if (!library::lies_in_memory(name, at, last(l)))
     return false;
-  if (!__asan_region_is_poisoned)
-    return true;
   for (int32_t z = 0; z < l.batch; ++z)
     for (uint64_t j = 0; j < l.cols; ++j) {
       const float *column = at + size_t(z) * size_t(l.stride) + j * size_t(l.leading);
-      if (__asan_region_is_poisoned(const_cast<float *>(column), l.rows * sizeof(float))) {
+      if (library::guarded(column, l.rows)) {
         explain("%s: column %llu of product %d touches guarded memory", name, (unsigned long long)j, z);
         return false;
       }
@@ -85,17 +77,9 @@ bool collides(const Product &p) {
   return false;
 }
 
-// To TF32 or bf16, to the nearest; ties away from zero and to even, as the plan's own kernels have it.
-float rounded(float x, int compute) {
-  unsigned drop = compute == COMPUTE_32F_FAST_TF32 ? 13 : compute == COMPUTE_32F_FAST_16BF ? 16 : 0;
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  if (!drop || (bits & 0x7f800000u) == 0x7f800000u)
-    return x;
-  bits += compute == COMPUTE_32F_FAST_TF32 ? 1u << (drop - 1) : (1u << (drop - 1)) - 1 + (bits >> drop & 1);
-  bits &= ~((1u << drop) - 1);
-  memcpy(&x, &bits, sizeof x);
-  return x;
+// Bits that the kind of arithmetic drops of an operand.
+unsigned dropped(int compute) {
+  return compute == COMPUTE_32F_FAST_TF32 ? 13 : compute == COMPUTE_32F_FAST_16BF ? 16 : 0;
 }
 
 // op(x), one product's, as rows of terms: `terms` of each of `lines` rows (or columns) lie together.
@@ -103,23 +87,18 @@ std::vector<float> gather(const float *at, const Layout &l, bool along_rows, int
   std::vector<float> out(l.rows * l.cols);
   for (uint64_t j = 0; j < l.cols; ++j)
     for (uint64_t i = 0; i < l.rows; ++i)
-      out[along_rows ? j * l.rows + i : i * l.cols + j] = rounded(at[j * size_t(l.leading) + i], compute);
+      out[along_rows ? j * l.rows + i : i * l.cols + j] = library::rounded(at[j * size_t(l.leading) + i], dropped(compute));
   return out;
 }
 
-// Sums runs of terms, then the runs, as blocks of threads do: of many terms, fewer are rounded against a large sum.
+// A sum of `count` products, begun at the `first`.
 float dot(const float *a, const float *b, size_t count, size_t first) {
-  constexpr size_t run = 256;
-  float total = 0;
-  for (size_t start = 0; start < count; start += run) {
-    float sum = 0;
-    for (size_t l = start; l < std::min(count, start + run); ++l) {
-      size_t at = (l + first) % count;
-      sum += a[at] * b[at];
-    }
-    total += sum;
+  library::Sum sum;
+  for (size_t l = 0; l < count; ++l) {
+    size_t at = (l + first) % count;
+    sum.add(a[at], b[at]);
   }
-  return total;
+  return sum.value();
 }
 
 } // namespace

@@ -1,4 +1,4 @@
-//! Builds the stand-in's three libraries with the host's C++ compiler, into a folder named by their content.
+//! Builds the stand-in's libraries with the host's C++ compiler, into a folder named by their content.
 
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::OsString;
@@ -9,12 +9,13 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 const COMPILER: &str = "g++";
-/// A folder of its own, so that a machine can lack it.
+/// In folders of their own, so that a machine can lack them.
 pub(crate) const CUBLASLT: &str = "cublaslt";
+pub(crate) const CUDNN: &str = "cudnn";
 const FLAGS: [&str; 8] = ["-std=c++20", "-O2", "-g1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-c"];
 
-/// Folder of `libcuda.so` and `libnvrtc.so`, with `libcublasLt.so` in its folder [`CUBLASLT`]. Panics where there is no
-/// compiler or it finds an error.
+/// Folder of `libcuda.so` and `libnvrtc.so`, with `libcublasLt.so` and `libcudnn.so` in its folders [`CUBLASLT`] and
+/// [`CUDNN`]. Panics where there is no compiler or it finds an error.
 pub(crate) fn libraries() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -68,7 +69,7 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
 fn content(sources: &Path) -> u64 {
     let mut hasher = DefaultHasher::new();
     (version(), FLAGS).hash(&mut hasher);
-    for folder in ["", "kernel", "driver", "nvrtc", CUBLASLT] {
+    for folder in ["", "kernel", "driver", "nvrtc", "library", CUBLASLT, CUDNN] {
         for extension in ["hpp", "cpp"] {
             for file in files(&sources.join(folder), extension) {
                 (file.file_name(), fs::read(&file).expect("a source file")).hash(&mut hasher);
@@ -87,10 +88,10 @@ fn build(sources: &Path, work: &Path) {
     let mut driver = vec![sources.join("options.cpp")];
     driver.extend(files(&sources.join("driver"), "cpp"));
     let nvrtc = files(&sources.join("nvrtc"), "cpp");
-    let cublaslt = files(&sources.join(CUBLASLT), "cpp");
-    fs::create_dir(work.join(CUBLASLT)).expect("a folder for a library");
+    let products = [(CUBLASLT, "libcublasLt.so", "libcublasLt.so.12"), (CUDNN, "libcudnn.so", "libcudnn.so.9")]
+        .map(|(folder, name, soname)| (folder, name, soname, files(&sources.join(folder), "cpp")));
     let at_once = std::thread::available_parallelism().map_or(1, usize::from);
-    let all: Vec<&PathBuf> = driver.iter().chain(&nvrtc).chain(&cublaslt).collect();
+    let all: Vec<&PathBuf> = driver.iter().chain(&nvrtc).chain(products.iter().flat_map(|p| &p.3)).collect();
     for group in all.chunks(at_once) {
         let running: Vec<_> = group
             .iter()
@@ -109,9 +110,12 @@ fn build(sources: &Path, work: &Path) {
     let mut sources_of_nvrtc = nvrtc;
     sources_of_nvrtc.push(driver.swap_remove(0));
     link(work, &objects(&sources_of_nvrtc), &["-ldl", "-lpthread"], "libnvrtc.so", "libnvrtc.so.12");
-    // Its products run on the driver's streams.
+    // Their products run on the driver's streams.
     let driver = format!("-L{}", work.display());
-    link(&work.join(CUBLASLT), &objects(&cublaslt), &[&driver, "-lcuda"], "libcublasLt.so", "libcublasLt.so.12");
+    for (folder, name, soname, files) in products {
+        fs::create_dir(work.join(folder)).expect("a folder for a library");
+        link(&work.join(folder), &objects(&files), &[&driver, "-lcuda"], name, soname);
+    }
 }
 
 /// Named by the source's place: folders may have files of the same name.

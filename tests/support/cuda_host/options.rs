@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::build::{CUBLASLT, libraries, sanitizer_libraries};
+use super::build::{CUBLASLT, CUDNN, libraries, sanitizer_libraries};
 
 /// In what order threads and blocks run.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -65,6 +65,8 @@ pub(crate) struct Options {
     pub(crate) pools: bool,
     /// Whether the machine has cuBLASLt.
     pub(crate) cublaslt: bool,
+    /// Whether the machine has cuDNN.
+    pub(crate) cudnn: bool,
     /// `FUNCTION:CALL:CODE[:sticky|:late]`, several separated by commas.
     pub(crate) fail: String,
     /// `FUNCTION[:CALL]`, several separated by commas: calls that succeed without doing anything.
@@ -91,6 +93,7 @@ impl Default for Options {
             multiprocessors: 108,
             pools: true,
             cublaslt: false,
+            cudnn: false,
             fail: String::new(),
             skip: String::new(),
             counts: None,
@@ -107,9 +110,11 @@ impl Options {
             return Vec::new();
         }
         let mut path = OsString::from(libraries());
-        if self.cublaslt {
-            path.push(":");
-            path.push(libraries().join(CUBLASLT));
+        for (there, folder) in [(self.cublaslt, CUBLASLT), (self.cudnn, CUDNN)] {
+            if there {
+                path.push(":");
+                path.push(libraries().join(folder));
+            }
         }
         if let Some(rest) = std::env::var_os("LD_LIBRARY_PATH") {
             path.push(":");

@@ -10,46 +10,16 @@ use slrc_plan::Precision;
 
 use crate::cuda::library::finish::Finish;
 use crate::cuda::library::gemm::{Gemm, Matrix, Place};
+use crate::cuda::library::owned::{self, called, create};
 use crate::cuda::probe::{self, Version};
 use crate::device::DeviceError;
 
-/// Bytes of an element.
-const SIZE: usize = size_of::<f32>();
 /// Alignment of a bias that every algorithm can read.
 const BIAS_ALIGNMENT: u64 = 16;
 /// Algorithms to ask for: the first that needs no workspace is taken.
 const CANDIDATES: usize = 8;
 
-fn called(status: Status, call: &'static str) -> Result<(), DeviceError> {
-    match status {
-        Status::CUBLAS_STATUS_SUCCESS => Ok(()),
-        other => Err(DeviceError::Call { call, reason: format!("{other:?}") }),
-    }
-}
-
-/// What the library created, and how it is given back.
-struct Owned<T: Copy> {
-    raw: T,
-    destroy: unsafe fn(T) -> Status,
-}
-
-impl<T: Copy> Drop for Owned<T> {
-    fn drop(&mut self) {
-        // SAFETY: created by the function that goes with `destroy`, and given back here only. A failure loses memory.
-        let _ = unsafe { (self.destroy)(self.raw) };
-    }
-}
-
-fn create<T: Copy>(
-    call: &'static str,
-    destroy: unsafe fn(T) -> Status,
-    create: impl FnOnce(*mut T) -> Status,
-) -> Result<Owned<T>, DeviceError> {
-    let mut raw = std::mem::MaybeUninit::uninit();
-    called(create(raw.as_mut_ptr()), call)?;
-    // SAFETY: the call succeeded, so it has written the handle.
-    Ok(Owned { raw: unsafe { raw.assume_init() }, destroy })
-}
+type Owned<T> = owned::Owned<T, Status>;
 
 /// The library, started for one device.
 pub(super) struct Library {
@@ -309,11 +279,6 @@ fn choose(
     let usable =
         |r: &&sys::cublasLtMatmulHeuristicResult_t| r.state == Status::CUBLAS_STATUS_SUCCESS && r.workspaceSize == 0;
     Ok(found.iter().take(count.unsigned_abs() as usize).find(usable).map(|r| r.algo))
-}
-
-/// Bytes from a buffer's first to a place in it.
-pub(super) fn bytes(at: Place<'_>) -> CUdeviceptr {
-    (at.offset * SIZE) as CUdeviceptr
 }
 
 #[cfg(test)]
