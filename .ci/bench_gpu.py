@@ -9,8 +9,11 @@ Plans of one module (end-to-end backpropagation) and of the numbers in --modules
 PyTorch trains the same network: of a model of models/exports the one it was exported from, of another what --torch says, a
 Python expression such as "torchvision.models.resnet18()". It must have as many trained numbers as the plan of one module,
 give or take a thousandth.
-Both sides: f32 (TF32 off), SGD with momentum, a batch from host memory each step, its loss read when the next step is
-queued; medians of --steps steps. Prints a Markdown table:
+Both sides: SGD with momentum, a batch from host memory each step, its loss read when the next step is queued; medians of
+--steps steps. With --precision f32 PyTorch's TF32 is off, with tf32 it is on for matrix products and convolutions, with bf16
+its step runs under autocast, which also keeps activations in bf16, where slrc only rounds operands of products. --libraries
+lists what slrc's plans are measured with, one row each: none, cublaslt, cudnn, auto, or two with a + between. Prints a
+Markdown table:
 
   step, samples/s   of the step
   kernels           slrc: launches of a step; PyTorch: kernels of a step, by its profiler
@@ -23,16 +26,16 @@ not counted, and PyTorch's memory is not known.
 """
 
 import argparse
+import contextlib
 import gzip
 import json
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from measured import ROOT, slrc
 
 # Beginning of an export's name -> the network, as an expression.
 NETWORKS = {
@@ -48,24 +51,20 @@ WARM_UP = 3
 SAME = 1e-3
 
 
-def slrc(program, *words):
-    command = [str(program), *map(str, words)]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    if ran.returncode != 0:
-        sys.exit(f"{' '.join(command)}\n{ran.stderr}")
-    return ran.stdout
-
-
 def plans(a, model, folder):
-    """Compiles and measures: one row of `slrc bench` a number of modules."""
+    """Compiles and measures: one row of `slrc bench` a number of modules and a choice of libraries."""
     rows = []
     for modules in a.modules:
         plan = folder / f"plan-{modules}"
         options = ["--reconcile", "off"] if modules == 1 else []
         target = "cpu" if a.device == "cpu" else "cuda"
+        if a.device != "cpu":
+            options += ["--precision", a.precision]
         slrc(a.slrc, "partition", model, "--modules", modules, "--batch", a.batch, "--init", "random", "--target", target,
              *options, "-o", plan)
-        rows += json.loads(slrc(a.slrc, "bench", plan, "--device", a.device, "--steps", a.steps, "--json"))
+        for libraries in a.libraries:
+            options = ["--libraries", libraries.replace("+", ",")]
+            rows += json.loads(slrc(a.slrc, "bench", plan, "--device", a.device, "--steps", a.steps, *options, "--json"))
     return rows
 
 
@@ -110,7 +109,7 @@ def pytorch(a, expression, plan, trained):
         return "this torch finds no CUDA device"
     if expression is None:
         return "the network is not known: name it with --torch"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = a.precision == "tf32"
     device = torch.device(a.device)
     gpu = device.type == "cuda"
     torch.manual_seed(0)
@@ -127,8 +126,10 @@ def pytorch(a, expression, plan, trained):
     def step():
         *x, y = [t.to(device, non_blocking=True) for t in batch]
         optimizer.zero_grad()
-        out = net(*x)
-        loss = torch.nn.functional.cross_entropy(out.reshape(-1, out.shape[-1]), y.reshape(-1))
+        low = torch.autocast(device.type, torch.bfloat16) if a.precision == "bf16" else contextlib.nullcontext()
+        with low:
+            out = net(*x)
+            loss = torch.nn.functional.cross_entropy(out.reshape(-1, out.shape[-1]).float(), y.reshape(-1))
         loss.backward()
         optimizer.step()
         if not gpu:
@@ -187,9 +188,13 @@ def main():
     p.add_argument("--modules", type=lambda s: [int(k) for k in s.split(",")], default=[1, 4], metavar="1,4")
     p.add_argument("--steps", type=int, default=20)
     p.add_argument("--device", default="cuda:0")
+    p.add_argument("--precision", choices=["f32", "tf32", "bf16"], default="f32")
+    p.add_argument("--libraries", type=lambda s: s.split(","), default=["none"], metavar="none,auto")
     p.add_argument("--torch", metavar="EXPRESSION", help="the network, as a Python expression")
     p.add_argument("--slrc", type=pathlib.Path, default=ROOT / "target/release/slrc")
     a = p.parse_args()
+    if a.device == "cpu" and (a.precision, a.libraries) != ("f32", ["none"]):
+        p.error("--precision and --libraries are for GPUs")
     known = sorted((n for n in NETWORKS if a.model.name.split(".")[0].startswith(n)), key=len)
     expression = a.torch or (NETWORKS[known[-1]] if known else None)
     with tempfile.TemporaryDirectory() as temporary:
@@ -203,10 +208,11 @@ def main():
         if not whole.exists():
             slrc(a.slrc, "partition", model, "--modules", 1, "--batch", a.batch, "--init", "random", "-o", whole)
         trained = json.loads(slrc(a.slrc, "plan", "show", whole, "--json"))["totals"]["parameters"]
-        print(f"{a.model.name}, batch {a.batch}, {a.device}, median of {a.steps} steps\n")
+        print(f"{a.model.name}, batch {a.batch}, {a.precision}, {a.device}, median of {a.steps} steps\n")
         print("| | step | samples/s | kernels | bandwidth | memory |\n|---|---|---|---|---|---|")
         for r in rows:
             name = f"slrc, {r['modules']} modules" if r["modules"] > 1 else "slrc, 1 module (backpropagation)"
+            name += f", {r['library']}" if r["library"] else ""
             line(name, r["batch"], r["step_seconds"], r["launches_per_step"], r["bytes_per_second"], r["allocated_bytes"])
         peer = pytorch(a, expression, whole, trained)
         if isinstance(peer, str):

@@ -262,9 +262,9 @@ impl StreamingArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct LibraryArgs {
-    /// What computes products on a GPU: none (the plan's own kernels), cublaslt (matrix products), cudnn (convolutions),
-    /// both with a comma between, or auto (those that this machine has; docs/cuda.md). A library's results differ in
-    /// their last places, from version to version too [default: none; a resumed run's own].
+    /// What computes products on a GPU: none (the plan's own kernels), cublaslt (matrix products), cudnn
+    /// (convolutions), both with a comma between, or auto (those that this machine has; docs/cuda.md). A library's
+    /// results differ in their last places, from version to version too [default: none; a resumed run's own].
     #[arg(long, value_name = "none|cublaslt|cudnn|auto")]
     pub(crate) libraries: Option<Libraries>,
 }

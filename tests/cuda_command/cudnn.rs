@@ -1,5 +1,5 @@
-//! `--libraries cudnn`: what convolutions are left to cuDNN, what is said of it, and what happens where it is missing or
-//! fails.
+//! `--libraries cudnn`: what convolutions are left to cuDNN, what is said of it, and what happens where it is missing
+//! or fails.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! `--libraries cublaslt`: what computes products, what is said of it, and what happens where the library is missing or fails.
+//! `--libraries cublaslt`: what computes products, what is said of it, and what happens where the library is missing
+//! or fails.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! Training with products by cuBLASLt and cuDNN (`--libraries`), on the stand-in's libraries: as on the CPU, the same bits
-//! however the device runs, and as many products as the plan has of those that a library computes.
+//! Training with products by cuBLASLt and cuDNN (`--libraries`), on the stand-in's libraries: as on the CPU, the same
+//! bits however the device runs, and as many products as the plan has of those that a library computes.
 
 use std::collections::BTreeSet;
 

@@ -1,7 +1,7 @@
 //! cuDNN's calls, each checked and named. Its handle and descriptors are given back when dropped.
 //!
-//! Of the library's interfaces this is the one with a function for each direction. It answers for every algorithm, before
-//! anything is computed, whether it gives the same bits each time, how it multiplies, and what memory it needs.
+//! Of the library's interfaces this is the one with a function for each direction. It answers for every algorithm,
+//! before anything is computed, whether it gives the same bits each time, how it multiplies, and what memory it needs.
 
 use std::cell::{Cell, OnceCell};
 use std::ffi::c_void;
@@ -183,9 +183,9 @@ impl Convolution {
         let (x, w, y) = (pointer(self.x.at), pointer(self.w.at), pointer(self.y.at));
         let (dx, dw, dy, op) =
             (self.x.descriptor.raw, self.w.descriptor.raw, self.y.descriptor.raw, self.operation.raw);
-        // SAFETY, of all four calls: the descriptors live as long as `self`; the two numbers are read during the call. The
-        // tensors lie in the plan's buffers: the plan's own kernel of this convolution touches the same elements and is
-        // checked for it. Work on one stream has the workspace one after another.
+        // SAFETY, of all four calls: the descriptors live as long as `self`; the two numbers are read during the call.
+        // The tensors lie in the plan's buffers: the plan's own kernel of this convolution touches the same elements
+        // and is checked for it. Work on one stream has the workspace one after another.
         match (self.algorithm, &self.bias) {
             (Algorithm::Forward(algorithm), None) => called(
                 unsafe {

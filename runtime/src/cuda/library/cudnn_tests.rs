@@ -29,8 +29,8 @@ fn described(direction: ConvDirection, finish: Finish<'static>) -> Described<'st
     }
 }
 
-/// The library works out the extents of a result itself. It starts no handle without a GPU: calls with none answer so, which
-/// shows that they are there; those that rank algorithms do not even answer.
+/// The library works out the extents of a result itself. It starts no handle without a GPU: calls with none answer so,
+/// which shows that they are there; those that rank algorithms do not even answer.
 #[test]
 #[ignore = "needs NVIDIA's cuDNN 9 on the loader path, 1 GB as a Python package: docs/testing.md"]
 fn the_real_library_has_every_function_and_understands_descriptors() {

@@ -1,9 +1,10 @@
-//! Products by NVIDIA's libraries, in place of a plan's own kernels, where a run asks for it: matrix products by cuBLASLt,
-//! convolutions by cuDNN.
+//! Products by NVIDIA's libraries, in place of a plan's own kernels, where a run asks for it: matrix products by
+//! cuBLASLt, convolutions by cuDNN.
 //!
-//! The plan stays what it is: `gemm.rs` and `conv.rs` find kernels that a library computes as they are, `cublaslt.rs` and
-//! `cudnn.rs` make the calls. Such a product takes the place of its kernel's launches, on the same stream, in the same
-//! graph. Matrix products take no memory: algorithms that need a workspace are not asked for. Convolutions share one.
+//! The plan stays what it is: `gemm.rs` and `conv.rs` find kernels that a library computes as they are, `cublaslt.rs`
+//! and `cudnn.rs` make the calls. Such a product takes the place of its kernel's launches, on the same stream, in the
+//! same graph. Matrix products take no memory: algorithms that need a workspace are not asked for. Convolutions share
+//! one.
 
 mod algorithm;
 mod choice;
