@@ -241,14 +241,51 @@ pub fn layout(g: &Graph) -> Layouts {
     };
     g.roots.iter().enumerate().for_each(|(i, r)| l.roots[r.value.index()].push(i));
     let mut weight = vec![0usize; g.len()];
+    let mut owners = Owners { users: g.all_users(&needed), of: vec![Vec::new(); g.len()] };
     for id in g.ids().filter(|id| needed[id.index()]) {
-        let (form, order, w) = l.place(g, id, hard[id.index()], &weight);
+        let hard = hard[id.index()] || owners.are_too_many(g, &l, id);
+        let (form, order, w) = l.place(g, id, hard, &weight);
+        owners.set(id, &form);
         l.forms[id.index()] = form;
         l.orders[id.index()] = order;
         weight[id.index()] = w;
     }
     crate::fuse::inside::place(g, &mut l);
     l
+}
+
+/// An expression of several uses that reads the memory of more than so many values is stored.
+const MANY_OWNERS: usize = 128;
+
+/// Whose memory expressions read. What a residual network adds up from its first block to its last would otherwise be
+/// one expression of all of them in every block.
+struct Owners {
+    users: Vec<Vec<NodeId>>,
+    /// By node, ascending; of more than [`MANY_OWNERS`] not all.
+    of: Vec<Vec<Owner>>,
+}
+
+impl Owners {
+    /// Whether an expression that several nodes use is of too many.
+    fn are_too_many(&mut self, g: &Graph, l: &Layouts, id: NodeId) -> bool {
+        let n = g.node(id);
+        let mut all: Vec<Owner> = n.operands.iter().flat_map(|o| &self.of[o.index()]).copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        all.truncate(MANY_OWNERS + 1);
+        let pointwise = n.op.rule().class() == Class::Pointwise && !l.scores.holds(id);
+        let too_many = pointwise && all.len() > MANY_OWNERS && self.users[id.index()].len() > 1;
+        self.of[id.index()] = all;
+        too_many
+    }
+
+    fn set(&mut self, id: NodeId, form: &Form) {
+        match form {
+            Form::Memory(layout) | Form::Repeated(Repeated { layout, .. }) => self.of[id.index()] = vec![layout.owner],
+            Form::Number(_) | Form::Score | Form::Unused => self.of[id.index()].clear(),
+            Form::Expression => {}
+        }
+    }
 }
 
 impl Layouts {

@@ -49,7 +49,7 @@ impl<'a> Merger<'a> {
             again[id.index()] = node.operands.iter().map(|o| again[o.index()]).max().flatten().max(own);
         }
         let (keys, makers) = (items.keys(g, l), items.makers());
-        let paths = Paths::new(order, items.before.iter());
+        let paths = Paths::new(order, items.before.iter().map(|b| b.iter().copied().collect()).collect());
         Merger { g, l, paths, readers: BTreeMap::new(), makers, keys, again }
     }
 

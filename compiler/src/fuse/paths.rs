@@ -24,8 +24,7 @@ const NOWHERE: usize = usize::MAX;
 
 impl Paths {
     /// Those of items that must come after others, in an order that respects this.
-    pub(super) fn new<'a>(order: &[usize], before: impl Iterator<Item = &'a BTreeSet<usize>>) -> Paths {
-        let before: Vec<Vec<usize>> = before.map(|b| b.iter().copied().collect()).collect();
+    pub(super) fn new(order: &[usize], before: Vec<Vec<usize>>) -> Paths {
         let n = before.len();
         let mut after = vec![Vec::new(); n];
         for (i, b) in before.iter().enumerate() {
@@ -71,7 +70,10 @@ impl Paths {
     }
 
     /// Whether a path leads from one to the other.
-    fn leads(&self, from: usize, to: usize) -> bool {
+    pub(super) fn leads(&self, from: usize, to: usize) -> bool {
+        if from == to || self.first[from] < self.last[to] {
+            return true;
+        }
         let mut seen = BTreeSet::new();
         let mut open = vec![from];
         while let Some(x) = open.pop() {
@@ -160,7 +162,7 @@ mod tests {
             let before: Vec<BTreeSet<usize>> =
                 (0..n).map(|i| (0..draw(3)).filter_map(|_| i.checked_sub(1 + draw(near))).collect()).collect();
             let order: Vec<usize> = (0..n).collect();
-            let mut paths = Paths::new(&order, before.iter());
+            let mut paths = Paths::new(&order, before.iter().map(|b| b.iter().copied().collect()).collect());
             let mut part_of = order;
             for _ in 0..40 {
                 let (a, b) = (part_of[draw(n)], part_of[draw(n)]);

@@ -9,8 +9,10 @@
 //! of level n if what it needs from outside depends on exits of level n - 1. Softmax and its product with the values
 //! are of level 0, their gradients of level 1.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::fuse::paths::Paths;
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::op::Op;
 
@@ -92,15 +94,18 @@ pub fn find(g: &Graph, needed: &[bool]) -> Scores {
     let mut seen: BTreeSet<NodeId> = BTreeSet::new();
     let mut is_root = vec![false; g.len()];
     g.roots.iter().for_each(|r| is_root[r.value.index()] = true);
-    let finder = Finder { g, needed, is_root, users: g.all_users(needed) };
+    let mut finder = Finder::new(g, needed, is_root);
     let mut found: Vec<(Group, Vec<Pass>)> = Vec::new();
     for id in g.ids().filter(|id| needed[id.index()]) {
         if seen.contains(&id) || !is_score(g, id) {
             continue;
         }
-        let group = finder.grow(id);
-        seen.extend(group.as_ref().map_or(vec![id], |x| x.inside.keys().copied().collect()));
-        let Some(group) = group else { continue };
+        let mut group = Group::default();
+        if finder.grow(id, &mut group).is_none() {
+            finder.failed.extend(group.inside);
+            continue;
+        }
+        seen.extend(group.inside.keys().copied());
         let Some(passes) = finder.passes(&group, id) else { continue };
         found.push((group, passes));
     }
@@ -146,16 +151,36 @@ struct Finder<'a> {
     needed: &'a [bool],
     is_root: Vec<bool>,
     users: Vec<Vec<NodeId>>,
+    /// By node: whether it is a score, or elementwise work on one.
+    stems: Vec<bool>,
+    /// Values met by groups that could not be, and whether their columns came before their rows. Whatever meets one so
+    /// would become the same group: each value of a group leads to every other.
+    failed: BTreeSet<(NodeId, bool)>,
+    /// What depends on what, once that is asked.
+    paths: OnceCell<Paths>,
 }
 
-impl Finder<'_> {
+impl<'a> Finder<'a> {
+    fn new(g: &'a Graph, needed: &'a [bool], is_root: Vec<bool>) -> Finder<'a> {
+        let mut stems = vec![false; g.len()];
+        for id in g.ids() {
+            let n = g.node(id);
+            stems[id.index()] = match &n.op {
+                Op::Map(_) => n.operands.iter().any(|o| stems[o.index()]),
+                Op::Transpose(t) => exchanges(&t.permutation) && stems[n.operands[0].index()],
+                _ => is_score(g, id),
+            };
+        }
+        let (users, failed, paths) = (g.all_users(needed), BTreeSet::new(), OnceCell::new());
+        Finder { g, needed, is_root, users, stems, failed, paths }
+    }
+
     fn users(&self, id: NodeId) -> impl Iterator<Item = NodeId> + '_ {
         self.users[id.index()].iter().copied()
     }
 
-    /// The group that a score belongs to, unless one of its values is needed in memory.
-    fn grow(&self, seed: NodeId) -> Option<Group> {
-        let mut group = Group::default();
+    /// Collects the group that a score belongs to; none if one of its values is needed in memory, as far as it was met.
+    fn grow(&self, seed: NodeId, group: &mut Group) -> Option<()> {
         let mut open = vec![(seed, false)];
         while let Some((id, flipped)) = open.pop() {
             match group.inside.get(&id) {
@@ -163,13 +188,13 @@ impl Finder<'_> {
                 Some(_) => return None,
                 None => {}
             }
-            if self.is_root[id.index()] {
+            if self.is_root[id.index()] || self.failed.contains(&(id, flipped)) {
                 return None;
             }
             group.inside.insert(id, flipped);
             self.look_back(id, flipped, &mut open);
             for u in self.users(id) {
-                self.look_ahead(id, u, flipped, &mut group, &mut open)?;
+                self.look_ahead(id, u, flipped, group, &mut open)?;
             }
         }
         let consumed_twice = |e: &Exit| {
@@ -179,8 +204,8 @@ impl Finder<'_> {
         if group.exits.iter().any(consumed_twice) {
             return None;
         }
-        self.add_row_work(&mut group);
-        (!group.rows.is_empty() && !group.exits.is_empty()).then_some(group)
+        self.add_row_work(group);
+        (!group.rows.is_empty() && !group.exits.is_empty()).then_some(())
     }
 
     /// Score-shaped operands of a value that stem from products.
@@ -188,20 +213,11 @@ impl Finder<'_> {
         let n = self.g.node(id);
         match &n.op {
             Op::Map(_) => {
-                let made = n.operands.iter().filter(|&&o| self.stems_from_product(o));
+                let made = n.operands.iter().filter(|o| self.stems[o.index()]);
                 open.extend(made.map(|&o| (o, flipped)));
             }
             Op::Transpose(_) => open.push((n.operands[0], !flipped)),
             _ => {}
-        }
-    }
-
-    fn stems_from_product(&self, id: NodeId) -> bool {
-        let n = self.g.node(id);
-        match &n.op {
-            Op::Map(_) => n.operands.iter().any(|&o| self.stems_from_product(o)),
-            Op::Transpose(t) => exchanges(&t.permutation) && self.stems_from_product(n.operands[0]),
-            _ => is_score(self.g, id),
         }
     }
 
@@ -263,33 +279,53 @@ impl Finder<'_> {
     /// The kernels of a group, unless one would have to hold too much.
     fn passes(&self, group: &Group, seed: NodeId) -> Option<Vec<Pass>> {
         let exits: BTreeMap<NodeId, Exit> = group.exits.iter().map(|e| (e.node, *e)).collect();
-        let (mut member, mut exit) = (vec![false; self.g.len()], vec![false; self.g.len()]);
-        group.inside.keys().chain(&group.rows).for_each(|id| member[id.index()] = true);
-        exits.keys().for_each(|id| exit[id.index()] = true);
-        let mut level = vec![0usize; self.g.len()];
-        let last = exits.keys().chain(&group.rows).max().map_or(0, |id| id.index());
-        // Nothing before the first of the group depends on any of it.
-        for i in (seed.index()..=last).filter(|&i| self.needed[i]) {
-            let id = NodeId(i as u32);
-            let within = member[i] || exit[i];
-            let of = |&o: &NodeId| {
-                let base = self.behind_views(o);
-                match (member[base.index()], exit[base.index()]) {
-                    (true, _) if within => level[base.index()],
-                    (true, _) | (_, true) => level[base.index()] + 1,
-                    _ => level[o.index()],
-                }
-            };
-            level[i] = self.g.node(id).operands.iter().map(of).max().unwrap_or(0);
-        }
+        let level = self.levels(group, &exits);
         let shape = self.g.shape(seed).to_vec();
         let mut passes: BTreeMap<usize, Pass> = BTreeMap::new();
         let mut pass = |l: usize, put: &mut dyn FnMut(&mut Pass)| {
             put(passes.entry(l).or_insert_with(|| Pass { shape: shape.clone(), ..Pass::default() }));
         };
-        exits.values().for_each(|e| pass(level[e.node.index()], &mut |p| p.exits.push(*e)));
-        group.rows.iter().for_each(|&r| pass(level[r.index()], &mut |p| p.rows.push(r)));
+        exits.values().for_each(|e| pass(level[&e.node], &mut |p| p.exits.push(*e)));
+        group.rows.iter().for_each(|&r| pass(level[&r], &mut |p| p.rows.push(r)));
         passes.into_values().map(|p| self.cut(group, p)).collect::<Option<Vec<_>>>().map(|p| p.concat())
+    }
+
+    /// Levels of a group's values: what is used of an exit, or outside the group of anything, is of the next level.
+    fn levels(&self, group: &Group, exits: &BTreeMap<NodeId, Exit>) -> BTreeMap<NodeId, usize> {
+        let member = |id: NodeId| group.inside.contains_key(&id) || group.rows.contains(&id);
+        let paths = self.paths.get_or_init(|| self.paths());
+        let all: BTreeSet<NodeId> = group.inside.keys().chain(&group.rows).chain(exits.keys()).copied().collect();
+        let mut level: BTreeMap<NodeId, usize> = BTreeMap::new();
+        // By level, what is of it so far.
+        let mut of_level: Vec<Vec<NodeId>> = Vec::new();
+        for id in all {
+            let of = |&o: &NodeId| {
+                let base = self.behind_views(o);
+                match level.get(&base) {
+                    Some(l) if member(base) => *l,
+                    Some(l) => l + 1,
+                    // What is met on the way is of no lower level than what it comes from.
+                    None => {
+                        let leads = |ids: &Vec<NodeId>| ids.iter().any(|m| paths.leads(m.index(), o.index()));
+                        of_level.iter().rposition(leads).map_or(0, |l| l + 1)
+                    }
+                }
+            };
+            let l = self.g.node(id).operands.iter().map(of).max().unwrap_or(0);
+            level.insert(id, l);
+            if of_level.len() <= l {
+                of_level.resize(l + 1, Vec::new());
+            }
+            of_level[l].push(id);
+        }
+        level
+    }
+
+    /// Paths between the nodes that are needed.
+    fn paths(&self) -> Paths {
+        let order: Vec<usize> = (0..self.g.len()).filter(|&i| self.needed[i]).collect();
+        let before = |id: NodeId| if self.needed[id.index()] { &self.g.node(id).operands[..] } else { &[] };
+        Paths::new(&order, self.g.ids().map(|id| before(id).iter().map(|o| o.index()).collect()).collect())
     }
 
     /// A pass in parts that hold no more than fits: what rows are reduced to first, then products. None if even one of

@@ -300,6 +300,10 @@ pub struct Graph {
     earlier: Vec<Option<NodeId>>,
     /// Of every name, the first variable that was added under it.
     named: HashMap<String, VarId>,
+    /// Of every name, the latest origin that was added under it.
+    origin_named: HashMap<String, OriginId>,
+    /// Of sums of several terms that were asked about: whether summing over these axes is cheaper term by term.
+    factorable: HashMap<(NodeId, Vec<usize>), bool>,
 }
 
 impl Graph {
@@ -317,6 +321,8 @@ impl Graph {
             index: HashMap::default(),
             earlier: Vec::new(),
             named: HashMap::new(),
+            origin_named: HashMap::from([(String::new(), OriginId(0))]),
+            factorable: HashMap::new(),
         }
     }
 
@@ -330,6 +336,7 @@ impl Graph {
             scalars: other.scalars.clone(),
             origins: other.origins.clone(),
             named: other.named.clone(),
+            origin_named: other.origin_named.clone(),
             ..Graph::new("")
         }
     }
@@ -460,11 +467,13 @@ impl Graph {
 
     /// Registers an origin, or returns the one of the same name.
     pub fn add_origin(&mut self, name: &str) -> OriginId {
-        if let Some(i) = self.origins.iter().rposition(|o| o == name) {
-            return OriginId(i as u32);
+        if let Some(&known) = self.origin_named.get(name) {
+            return known;
         }
+        let id = OriginId(self.origins.len() as u32);
         self.origins.push(name.to_string());
-        OriginId(self.origins.len() as u32 - 1)
+        self.origin_named.insert(name.to_string(), id);
+        id
     }
 
     /// The variable of this name.
@@ -539,6 +548,16 @@ impl Graph {
             }
         }
         dependent
+    }
+
+    /// What [`Graph::set_factorable`] was told of a node: nodes do not change.
+    pub(super) fn is_factorable(&self, id: NodeId, axes: &[usize]) -> Option<bool> {
+        self.factorable.get(&(id, axes.to_vec())).copied()
+    }
+
+    /// Remembers whether a sum over `axes` of what a node adds up is cheaper term by term.
+    pub(super) fn set_factorable(&mut self, id: NodeId, axes: &[usize], factorable: bool) {
+        self.factorable.insert((id, axes.to_vec()), factorable);
     }
 
     /// Whether a node's dtype is a flag or an integer: constant between kinks, hence without gradient.

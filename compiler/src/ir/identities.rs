@@ -273,15 +273,23 @@ fn invariant(b: &Builder<'_>, x: NodeId, axes: &[usize]) -> Option<NodeId> {
 }
 
 /// Whether a sum over `axes` becomes cheaper by taking it term by term.
-fn factorable(b: &Builder<'_>, x: NodeId, axes: &[usize]) -> bool {
+fn factorable(b: &mut Builder<'_>, x: NodeId, axes: &[usize]) -> bool {
     if invariant(b, x, axes).is_some() || splat(b, x).is_some() {
         return true;
     }
-    match as_map(b, x) {
-        Some((ScalarFn::Neg, o)) => factorable(b, o[0], axes),
-        Some((ScalarFn::Mul, o)) => o.iter().any(|&y| invariant(b, y, axes).is_some()),
-        Some((ScalarFn::Div, o)) => invariant(b, o[1], axes).is_some(),
-        Some((ScalarFn::Add | ScalarFn::Sub, o)) => o.iter().any(|&y| factorable(b, y, axes)),
+    let n = b.graph().node(x);
+    let (&Op::Map(Map(f)), o) = (&n.op, &n.operands) else { return false };
+    match f {
+        ScalarFn::Mul => o.iter().any(|&y| invariant(b, y, axes).is_some()),
+        ScalarFn::Div => invariant(b, o[1], axes).is_some(),
+        ScalarFn::Neg | ScalarFn::Add | ScalarFn::Sub => {
+            if let Some(known) = b.graph().is_factorable(x, axes) {
+                return known;
+            }
+            let factorable = o.clone().into_iter().any(|y| factorable(b, y, axes));
+            b.graph_mut().set_factorable(x, axes, factorable);
+            factorable
+        }
         _ => false,
     }
 }

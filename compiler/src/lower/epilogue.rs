@@ -23,7 +23,9 @@ impl Lowering<'_> {
         let mut plan = self.plan_region(item, region);
         by_rows(&mut plan, cols);
         if let Some(place) = self.shared_place(id, &run, &to, &plan) {
-            self.draft.buffers.retain(|b| b.id != to);
+            // It was among the last to be added.
+            let at = self.draft.buffers.iter().rposition(|b| b.id == to);
+            at.map(|at| self.draft.buffers.remove(at));
             self.buffers.remove(&Owner::Node(id));
             run.rename_buffers(&mut |b| rename(b, &to, &place));
             plan.loads.iter_mut().for_each(|x| rename(&mut x.view.buffer, &to, &place));
@@ -48,7 +50,7 @@ impl Lowering<'_> {
             let loaded = plan.loads.iter().any(|x| x.view.buffer == b);
             loaded || operands.iter().any(|o| o.view.buffer == b && o.view.buffer != to)
         };
-        let is_f32 = |id: &str| self.draft.buffers.iter().find(|b| b.id == id).is_none_or(|b| b.dtype == DType::F32);
+        let is_f32 = |id: &str| self.draft.buffers.iter().rfind(|b| b.id == id).is_none_or(|b| b.dtype == DType::F32);
         let whole = |v: &View| v.offset == 0 && v.is_dense(&plan.space);
         let fits = |v: &View| whole(v) && !taken(&v.buffer) && is_f32(&v.buffer);
         let once = |v: &View| plan.stores.iter().filter(|s| s.view.buffer == v.buffer).count() == 1;

@@ -88,6 +88,7 @@ pub fn lower(g: &Graph, l: &Layouts, items: &Items, order: &[usize], purpose: Pu
         buffers: BTreeMap::new(),
         used_ids: BTreeSet::new(),
         readers: readers(g, l, items),
+        copied_roots: copied_roots(g, l),
     };
     lowering.reports();
     for &i in order {
@@ -113,6 +114,16 @@ fn readers(g: &Graph, l: &Layouts, items: &Items) -> BTreeMap<Owner, BTreeSet<us
     out
 }
 
+fn copied_roots(g: &Graph, l: &Layouts) -> BTreeMap<usize, Vec<usize>> {
+    let mut out: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (i, r) in g.roots.iter().enumerate() {
+        if let Some(Owner::Copy(c)) = l.memory(r.value).map(|m| m.owner) {
+            out.entry(c).or_default().push(i);
+        }
+    }
+    out
+}
+
 struct Lowering<'a> {
     g: &'a Graph,
     l: &'a Layouts,
@@ -125,6 +136,8 @@ struct Lowering<'a> {
     buffers: BTreeMap<Owner, String>,
     used_ids: BTreeSet<String>,
     readers: BTreeMap<Owner, BTreeSet<usize>>,
+    /// By copy, the roots whose value lies in it.
+    copied_roots: BTreeMap<usize, Vec<usize>>,
 }
 
 impl Lowering<'_> {
@@ -182,11 +195,8 @@ impl Lowering<'_> {
     fn new_buffer(&mut self, owner: Owner) -> String {
         let (node, shape, strides) = match owner {
             Owner::Copy(c) => {
-                let lands = |r: &usize| {
-                    self.l.memory(self.g.roots[*r].value).is_some_and(|m| m.owner == owner)
-                        && lands_in_place(self.g, self.l, *r)
-                };
-                if let Some(root) = (0..self.g.roots.len()).find(lands) {
+                let lands = |r: &usize| lands_in_place(self.g, self.l, *r);
+                if let Some(root) = self.copied_roots.get(&c).into_iter().flatten().copied().find(lands) {
                     return self.root_buffer(root);
                 }
                 let copy = &self.l.copies[c];

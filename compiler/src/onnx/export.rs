@@ -24,10 +24,11 @@ const WEIGHT_KEY: &str = "slrc.weight.";
 /// The model without the values of its weights, serialized.
 pub fn skeleton(file: &OnnxFile, sources: &BTreeMap<String, VariableSource>) -> Result<Vec<u8>, OnnxError> {
     let mut model = file.proto.clone();
-    let trained = |t: &TensorProto| {
-        let mine = Source::Initializer(t.name.clone());
-        sources.values().any(|s| s.source == mine)
+    let initializer = |s: &'_ VariableSource| match &s.source {
+        Source::Initializer(name) => Some(name.clone()),
+        _ => None,
     };
+    let trained: BTreeSet<String> = sources.values().filter_map(initializer).collect();
     // Values that something else than a weight's use reads must stay.
     let weight_uses: BTreeSet<(usize, usize)> = sources.values().flat_map(|s| s.uses.iter().copied()).collect();
     let mut read_otherwise: BTreeSet<String> = BTreeSet::new();
@@ -41,7 +42,7 @@ pub fn skeleton(file: &OnnxFile, sources: &BTreeMap<String, VariableSource>) -> 
     }
     let initializers = std::mem::take(&mut model.graph.mut_or_insert_default().initializer);
     for mut t in initializers {
-        if trained(&t) && !read_otherwise.contains(&t.name) {
+        if trained.contains(&t.name) && !read_otherwise.contains(&t.name) {
             clear_data(&mut t);
         } else if let Some(raw) = file.raw(&t)?.map(|r| r.to_vec()) {
             clear_data(&mut t);

@@ -178,15 +178,8 @@ pub(crate) fn convert_all<'s>(
                     _ => None,
                 };
                 let first = n.output.first().cloned().unwrap_or_default();
-                let weights = state.sources.values().flat_map(|s| &s.uses).filter(|u| u.0 == i).count();
-                nodes.push(ImportedNode {
-                    name: node_name(n),
-                    op: n.op_type.clone(),
-                    inputs: n.input.clone(),
-                    output: first,
-                    weights,
-                    value,
-                });
+                let (name, op, inputs) = (node_name(n), n.op_type.clone(), n.input.clone());
+                nodes.push((i, ImportedNode { name, op, inputs, output: first, weights: 0, value }));
                 for (name, out) in n.output.iter().zip(outs) {
                     if !name.is_empty() {
                         values.insert(name.clone(), out);
@@ -209,7 +202,12 @@ pub(crate) fn convert_all<'s>(
     if !errors.is_empty() {
         return Err(OnnxError::Nodes(errors));
     }
-    Ok(nodes)
+    let mut weights: BTreeMap<usize, usize> = BTreeMap::new();
+    for (i, _) in state.sources.values().flat_map(|s| &s.uses) {
+        *weights.entry(*i).or_default() += 1;
+    }
+    let weights_of = |i| weights.get(&i).copied().unwrap_or(0);
+    Ok(nodes.into_iter().map(|(i, n)| ImportedNode { weights: weights_of(i), ..n }).collect())
 }
 
 /// What is known of an ONNX value.

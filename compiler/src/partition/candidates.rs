@@ -54,8 +54,9 @@ impl Candidates {
             }
         }
         if self.rejected.len() > before {
-            let place = |r: &Rejected| nodes.iter().position(|n| n.name == r.node && n.output == r.name);
-            self.rejected.sort_by_cached_key(place);
+            let places: BTreeMap<(&str, &str), usize> =
+                nodes.iter().enumerate().rev().map(|(i, n)| ((n.name.as_str(), n.output.as_str()), i)).collect();
+            self.rejected.sort_by_cached_key(|r| places.get(&(r.node.as_str(), r.name.as_str())).copied());
         }
     }
 }
@@ -131,11 +132,6 @@ fn is_layer(n: &ImportedNode) -> bool {
 
 /// Looks at every ONNX value the network computes.
 pub fn candidates(net: &Imported) -> Candidates {
-    let g = &net.graph;
-    let live = differentiable(g, net.logits);
-    let of_weights = g.dependent(g.ids().filter(|&id| weight(g, id).is_some()));
-    let needed = g.needed([net.logits]);
-    let users = g.all_users(&needed);
     let names: BTreeMap<NodeId, &ImportedNode> =
         net.nodes.iter().rev().filter_map(|n| n.value.map(|v| (v, n))).collect();
     let mut consumers: BTreeMap<&str, Vec<&ImportedNode>> = BTreeMap::new();
@@ -145,12 +141,13 @@ pub fn candidates(net: &Imported) -> Candidates {
         }
     }
     let layers = net.nodes.iter().filter(|n| is_layer(n)).count();
+    let mut separation = Separation::new(net, &names);
     let mut out = Candidates::default();
     let mut seen = BTreeSet::new();
     let mut before = 0;
     for n in &net.nodes {
         before += usize::from(is_layer(n));
-        let value = n.value.filter(|v| live[v.index()] && *v != net.logits && seen.insert(*v));
+        let value = n.value.filter(|v| separation.live[v.index()] && *v != net.logits && seen.insert(*v));
         let Some(value) = value else {
             out.others.push((n.name.clone(), n.output.clone()));
             continue;
@@ -158,7 +155,7 @@ pub fn candidates(net: &Imported) -> Candidates {
         let mut reject = |reason: String, possible: Option<Candidate>| {
             out.rejected.push(Rejected { node: n.name.clone(), name: n.output.clone(), reason, possible });
         };
-        if let Some(reason) = not_separating(g, &users, value, &live, &of_weights, &names) {
+        if let Some(reason) = separation.why_not(value) {
             reject(reason, None);
             continue;
         }
@@ -200,43 +197,99 @@ fn remaining_is_classifier(net: &Imported, value: NodeId) -> bool {
     at == last
 }
 
-/// Why `value` does not separate the network, or nothing if it does. `users` are those that the logits need.
-fn not_separating(
-    g: &Graph,
-    users: &[Vec<NodeId>],
-    value: NodeId,
-    live: &[bool],
-    of_weights: &[bool],
-    names: &BTreeMap<NodeId, &ImportedNode>,
-) -> Option<String> {
-    if !g.ty(value).is_real() {
-        return Some("it is not a float tensor".into());
+/// Which values separate the network. Asked in data order, it need not look behind the last one that does: whatever
+/// crosses behind it, crosses there.
+struct Separation<'a> {
+    g: &'a Graph,
+    names: &'a BTreeMap<NodeId, &'a ImportedNode>,
+    live: Vec<bool>,
+    of_weights: Vec<bool>,
+    /// By node: who uses it of those that the logits need.
+    users: Vec<Vec<NodeId>>,
+    /// The last value that separates.
+    last: Option<NodeId>,
+    /// Of every node, the latest value asked about that needs it.
+    met: Vec<Option<NodeId>>,
+}
+
+impl<'a> Separation<'a> {
+    fn new(net: &'a Imported, names: &'a BTreeMap<NodeId, &'a ImportedNode>) -> Separation<'a> {
+        let g = &net.graph;
+        let of_weights = g.dependent(g.ids().filter(|&id| weight(g, id).is_some()));
+        let users = g.all_users(&g.needed([net.logits]));
+        let live = differentiable(g, net.logits);
+        Separation { g, names, live, of_weights, users, last: None, met: vec![None; g.len()] }
     }
-    let before = g.needed([value]);
-    let (mut crossing, mut shared) = (BTreeSet::new(), None);
-    for id in g.ids().filter(|&id| id != value && before[id.index()]) {
-        let crosses = || users[id.index()].iter().any(|u| !before[u.index()] && live[u.index()]);
-        if live[id.index()] {
-            if crosses() {
-                crossing.insert(describe(g, id, names));
+
+    /// Why `value` does not separate the network, or nothing if it does.
+    fn why_not(&mut self, value: NodeId) -> Option<String> {
+        let reason = self.reason(value);
+        if reason.is_none() {
+            self.last = Some(value);
+        }
+        reason
+    }
+
+    fn reason(&mut self, value: NodeId) -> Option<String> {
+        let g = self.g;
+        if !g.ty(value).is_real() {
+            return Some("it is not a float tensor".into());
+        }
+        let before = self.needed(value);
+        let (mut crossing, mut shared) = (BTreeSet::new(), None);
+        for id in before.into_iter().filter(|&id| id != value) {
+            let after = |u: &NodeId| self.met[u.index()] != Some(value);
+            let mut users = self.users[id.index()].iter();
+            if self.live[id.index()] {
+                if users.any(|u| after(u) && self.live[u.index()]) {
+                    crossing.insert(describe(g, id, self.names));
+                }
+            } else if self.of_weights[id.index()] && users.any(after) {
+                // The weight itself, or what is computed of it alone and used on both sides.
+                let reason = format!("weight \"{}\" is used before and after it", weight_of(g, id).unwrap_or_default());
+                if weight(g, id).is_some() {
+                    return Some(reason);
+                }
+                shared = shared.or(Some(reason));
             }
-        } else if of_weights[id.index()] && users[id.index()].iter().any(|u| !before[u.index()]) {
-            // The weight itself, or what is computed of it alone and used on both sides.
-            let of = g.needed([id]);
-            let name = g.ids().filter(|w| of[w.index()]).find_map(|w| weight(g, w));
-            let reason = format!("weight \"{}\" is used before and after it", name.unwrap_or_default());
-            if weight(g, id).is_some() {
-                return Some(reason);
+        }
+        if crossing.is_empty() {
+            return shared;
+        }
+        let list: Vec<&str> = crossing.iter().take(3).map(String::as_str).collect();
+        let more = if crossing.len() > 3 { ", .." } else { "" };
+        Some(format!("{} tensors are live here: itself and {}{more}", crossing.len() + 1, list.join(", ")))
+    }
+
+    /// What a value needs, itself included, ascending. Of what the last value that separates needs, only what is met on
+    /// the way to it: itself, data and constants.
+    fn needed(&mut self, value: NodeId) -> Vec<NodeId> {
+        let mut out = Vec::new();
+        let mut open = vec![value];
+        while let Some(id) = open.pop() {
+            if self.met[id.index()].replace(value) == Some(value) {
+                continue;
             }
-            shared = shared.or(Some(reason));
+            out.push(id);
+            if self.last != Some(id) {
+                open.extend(&self.g.node(id).operands);
+            }
+        }
+        out.sort_unstable();
+        out
+    }
+}
+
+/// The name of the first weight that a value is computed of.
+fn weight_of(g: &Graph, id: NodeId) -> Option<&str> {
+    let mut of = BTreeSet::new();
+    let mut open = vec![id];
+    while let Some(id) = open.pop() {
+        if of.insert(id) {
+            open.extend(&g.node(id).operands);
         }
     }
-    if crossing.is_empty() {
-        return shared;
-    }
-    let list: Vec<&str> = crossing.iter().take(3).map(String::as_str).collect();
-    let more = if crossing.len() > 3 { ", .." } else { "" };
-    Some(format!("{} tensors are live here: itself and {}{more}", crossing.len() + 1, list.join(", ")))
+    of.into_iter().find_map(|w| weight(g, w))
 }
 
 /// The name of a weight that a node reads.

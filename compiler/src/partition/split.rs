@@ -60,11 +60,14 @@ pub fn apply(net: &Imported, cuts: &[Candidate]) -> Partitioned {
     let logits = graph.root(|k| matches!(k, RootKind::Output(_))).expect("invariant: the output is a root");
     let live = differentiable(&graph, logits);
     let mut module: Vec<Option<usize>> = vec![None; graph.len()];
+    let mut met = vec![false; graph.len()];
     for (k, &target) in boundaries.iter().chain([&logits]).enumerate() {
-        let before = graph.needed([target]);
-        for id in graph.ids() {
-            if before[id.index()] && live[id.index()] && module[id.index()].is_none() {
-                module[id.index()] = Some(k + 1);
+        // What an earlier boundary needs was met then.
+        let mut open = vec![target];
+        while let Some(id) = open.pop() {
+            if !std::mem::replace(&mut met[id.index()], true) {
+                module[id.index()] = live[id.index()].then_some(k + 1);
+                open.extend(&graph.node(id).operands);
             }
         }
     }
