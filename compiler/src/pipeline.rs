@@ -17,6 +17,7 @@ use crate::ir::verify::{Spec as VerifySpec, VerifyError, verify};
 use crate::lower::{Convolutions, Draft, Names, Program, Purpose, lower};
 use crate::memory::{Arena, Ends, place};
 use crate::onnx::OnnxError;
+use crate::onnx::branches::take_branches;
 use crate::onnx::file::{OnnxFile, sha256_hex};
 use crate::onnx::import::{Imported, import};
 use crate::onnx::repair::{Repaired, repair};
@@ -94,7 +95,7 @@ pub fn compile(
 
 /// A model and a spec, ready to be cut in any way. What segments cost is found out once for all partitions.
 pub struct Planner<'a> {
-    /// As it was given, before repairs.
+    /// As it was given, before branches were taken and repairs made.
     pub(crate) original: &'a OnnxFile,
     repaired: Repaired<'a>,
     spec_file: SpecFile,
@@ -107,8 +108,11 @@ impl<'a> Planner<'a> {
     /// Imports a model and finds where it can be cut.
     pub fn new(file: &'a OnnxFile, spec_file: &SpecFile) -> Result<Planner<'a>, CompileError> {
         spec_file.resolve()?;
-        let repaired = repair(file, &spec_file.repair.resolve()?, spec_file.output.as_deref())?;
-        let network = import(&repaired.file, &spec_file.import_options()?)?;
+        let options = spec_file.import_options()?;
+        let taken = take_branches(file, &options)?;
+        let repaired = repair(taken.file, &spec_file.repair.resolve()?, spec_file.output.as_deref())?;
+        let mut network = import(&repaired.file, &options)?;
+        network.notes.extend(taken.note);
         verify(&network.graph, VerifySpec::open("import"))?;
         check_network(&network)?;
         let mut found = candidates(&network);
@@ -121,7 +125,7 @@ impl<'a> Planner<'a> {
         Ok(Planner { original: file, repaired, spec_file: spec_file.clone(), network, found, known: Known::default() })
     }
 
-    /// The model after repairs: what weights are read from, and exported into.
+    /// The model after repairs, with branches in place: what weights are read from, and exported into.
     pub fn file(&self) -> &OnnxFile {
         &self.repaired.file
     }

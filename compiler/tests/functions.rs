@@ -107,6 +107,69 @@ fn calls_are_their_bodies() {
     assert_eq!(evaluate(&f.graph, &env, &[y])[0].data, expected);
 }
 
+fn graph(name: &str, nodes: Vec<NodeProto>) -> AttributeProto {
+    let g = GraphProto { node: nodes, output: vec![value("t")], ..Default::default() };
+    AttributeProto { name: name.into(), g: Some(g).into(), type_: AttributeType::GRAPH.into(), ..Default::default() }
+}
+
+#[test]
+fn calls_in_a_branch_are_their_bodies() {
+    let branch = |name: &str, alpha: f32| {
+        graph(name, vec![node("local", "scaled", &["x"], &["t"], vec![float("alpha", alpha)])])
+    };
+    let mut c = node("", "Constant", &[], &["c"], vec![]);
+    c.attribute.push(AttributeProto {
+        name: "value_int".into(),
+        i: 1,
+        type_: AttributeType::INT.into(),
+        ..Default::default()
+    });
+    let branches = vec![branch("then_branch", -2.0), branch("else_branch", 5.0)];
+    let file = open(vec![scaled()], vec![c, node("", "If", &["c"], &["y"], branches)]).expect("a model");
+    let given = BTreeMap::from([("x".to_string(), Given::Data(Elem::Float, vec![2]))]);
+    let f = forward(&file, &given).unwrap_or_else(|e| panic!("{e}"));
+    let mut env = Env::default();
+    env.inputs.insert(f.inputs["x"], Tensor::new(vec![2], vec![1.0, 2.0]));
+    let Value::Node(y, Elem::Float) = f.outputs[0] else { panic!("a computed output") };
+    assert_eq!(evaluate(&f.graph, &env, &[y])[0].data, [-2.0, -4.0]);
+}
+
+/// Functions that hand a graph or numbers down, twice in each call: 2^40 copies of it in the end.
+#[test]
+fn attributes_handed_down_do_not_fill_memory() {
+    let handed = |name: &str, kind: AttributeType| AttributeProto {
+        name: name.into(),
+        ref_attr_name: "given".into(),
+        type_: kind.into(),
+        ..Default::default()
+    };
+    let mut functions = Vec::new();
+    for i in 0..40 {
+        let both = ["then_branch", "else_branch"].map(|b| handed(b, AttributeType::GRAPH)).to_vec();
+        let twice = graph("given", vec![node("", "If", &["a"], &["t"], both)]);
+        let callee = if i == 0 { ("", "Relu".to_string()) } else { ("local", format!("f{}", i - 1)) };
+        let call = node(callee.0, &callee.1, &["a"], &["b"], vec![twice]);
+        functions.push(function(&format!("f{i}"), &["a"], &["b"], vec![call]));
+    }
+    let call =
+        node("local", "f39", &["x"], &["y"], vec![graph("given", vec![node("", "Neg", &["x"], &["t"], vec![])])]);
+    let e = open(functions, vec![call]).err().expect("too many copies");
+    assert!(e.contains("nodes and attributes"), "{e}");
+    // A constant of a megabyte, a thousand times.
+    let constants = (0..1000)
+        .map(|i| node("", "Constant", &[], &[&format!("c{i}")], vec![handed("value_floats", AttributeType::FLOATS)]));
+    let many = function("many", &["a"], &["c0"], constants.collect());
+    let floats = AttributeProto {
+        name: "given".into(),
+        floats: vec![1.0; 1 << 18],
+        type_: AttributeType::FLOATS.into(),
+        ..Default::default()
+    };
+    let e =
+        open(vec![many], vec![node("local", "many", &["x"], &["y"], vec![floats])]).err().expect("too many numbers");
+    assert!(e.contains("nodes and attributes"), "{e}");
+}
+
 #[test]
 fn calls_that_make_no_sense() {
     let call = |name: &str| vec![node("local", name, &["x"], &["y"], vec![])];
@@ -128,7 +191,7 @@ fn calls_that_make_no_sense() {
     for (functions, nodes, words) in [
         (vec![own], call("own"), "calls itself"),
         (vec![old], call("scaled"), "is written for opset 13 of ONNX, the model for 20"),
-        (bomb, call("f12"), "make more than 1048576 nodes"),
+        (bomb, call("f12"), "make more than 524288 nodes"),
         (vec![scaled(), scaled()], call("scaled"), "two of its functions have the same name"),
         (vec![scaled()], two, "has more inputs or outputs than it"),
     ] {

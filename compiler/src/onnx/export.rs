@@ -15,7 +15,7 @@ use protobuf::Enum as _;
 
 use crate::onnx::OnnxError;
 use crate::onnx::file::OnnxFile;
-use crate::onnx::import::{Source, VariableSource};
+use crate::onnx::import::{Source, VariableSource, reads};
 use crate::onnx::repair::{fold, take_away, unmark};
 
 /// Metadata key of a skeleton's weights: `slrc.weight.<n>` -> `name`, newline, uses as `node:slot` separated by spaces.
@@ -39,6 +39,8 @@ pub fn skeleton(file: &OnnxFile, sources: &BTreeMap<String, VariableSource>) -> 
                 read_otherwise.insert(name.clone());
             }
         }
+        // Graphs of nodes that no output which is trained needs.
+        read_otherwise.extend(reads(n)[n.input.len()..].iter().map(|name| name.to_string()));
     }
     let initializers = std::mem::take(&mut model.graph.mut_or_insert_default().initializer);
     for mut t in initializers {
@@ -134,7 +136,7 @@ pub fn export(skeleton: &OnnxFile, trained: &[Trained<'_>], norms: Norms) -> Res
     }
     take_away(graph);
     unmark(graph);
-    let read: BTreeSet<String> = graph.node.iter().flat_map(|n| n.input.iter().cloned()).collect();
+    let read: BTreeSet<String> = graph.node.iter().flat_map(reads).map(str::to_string).collect();
     let outputs: BTreeSet<String> = graph.output.iter().map(|o| o.name.clone()).collect();
     kept.retain(|t| read.contains(&t.name) || outputs.contains(&t.name));
     let present: BTreeSet<String> = kept.iter().map(|t| t.name.clone()).collect();

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::onnx::OnnxError;
 use crate::onnx::inline::inline;
+use crate::onnx::scopes::open_branches;
 use crate::onnx::wire::{RANGE_KEY, slim};
 
 /// An opened model.
@@ -18,7 +19,7 @@ pub struct OnnxFile {
     pub path: PathBuf,
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
-    /// The decoded model, large raw data left in the file, functions in place of their calls.
+    /// The decoded model, large raw data left in the file, functions in place of their calls, branches open.
     pub(crate) proto: ModelProto,
     map: Arc<Bytes>,
 }
@@ -82,6 +83,7 @@ impl OnnxFile {
             ));
         }
         inline(&mut proto).map_err(malformed)?;
+        open_branches(proto.graph.mut_or_insert_default());
         let sha256 = sha256_hex(&map);
         Ok(OnnxFile { path: path.to_path_buf(), sha256, proto, map: Arc::new(map) })
     }

@@ -9,8 +9,9 @@ use crate::ir::builder::Builder;
 use crate::ir::graph::{Graph, Input, InputId, InputKind, NodeId};
 use crate::ir::types::{DType, Type};
 use crate::onnx::OnnxError;
+use crate::onnx::branches::take;
 use crate::onnx::file::OnnxFile;
-use crate::onnx::import::{Slot, Values, VariableSource, convert_all, needed_nodes, read_initializers};
+use crate::onnx::import::{Slot, Values, VariableSource, convert_all, needed_nodes, read_initializers, reads};
 use crate::onnx::node::{Operand, State};
 use crate::onnx::tensor::{self, Const, Elem};
 
@@ -47,25 +48,13 @@ pub struct Forward {
 
 /// Imports every output. Inputs that `given` does not name are left out, as optional inputs are.
 pub fn forward(file: &OnnxFile, given: &BTreeMap<String, Given>) -> Result<Forward, OnnxError> {
+    let needed = needed(file);
     let proto = &file.proto.graph;
-    let none = BTreeSet::new();
-    let mut graph = Graph::new("forward");
-    let mut state = State {
-        file,
-        tie: &none,
-        freeze: &[],
-        rebatch: None,
-        sources: BTreeMap::new(),
-        notes: Vec::new(),
-        streams: 0,
-        updates: Vec::new(),
-    };
+    let outputs = proto.output.iter().map(|o| o.name.as_str());
+    let used = needed.iter().flat_map(|&i| reads(&proto.node[i])).chain(outputs);
     let mut values = Values::new();
-    let outputs: Vec<&str> = proto.output.iter().map(|o| o.name.as_str()).filter(|n| !n.is_empty()).collect();
-    let needed: BTreeSet<usize> = outputs.iter().flat_map(|o| needed_nodes(&proto.node, o)).collect();
-    let needed: Vec<usize> = needed.into_iter().collect();
-    let used = needed.iter().flat_map(|&i| &proto.node[i].input).map(String::as_str).chain(outputs.iter().copied());
     read_initializers(file, &used.collect(), &mut values)?;
+    let mut graph = Graph::new("forward");
     let mut inputs = BTreeMap::new();
     for (name, given) in given {
         let operand = match given {
@@ -84,8 +73,12 @@ pub fn forward(file: &OnnxFile, given: &BTreeMap<String, Given>) -> Result<Forwa
         };
         values.insert(name.clone(), Slot::Ready(operand));
     }
-    convert_all(file, &needed, &mut graph, &mut state, &mut values)?;
-    let output = |name: &&str| match values.get(*name) {
+    let taken = take(file, &graph, &values);
+    let proto = &taken.file.proto.graph;
+    let none = BTreeSet::new();
+    let mut state = State::new(&taken.file, &none, &[], None);
+    convert_all(&taken.file, &self::needed(&taken.file), &mut graph, &mut state, &mut values)?;
+    let output = |name: &str| match values.get(name) {
         Some(Slot::Ready(Operand::Node(id, elem))) => Ok(Value::Node(*id, *elem)),
         Some(Slot::Ready(Operand::Const(c))) => Ok(Value::Known(c.clone())),
         Some(Slot::Ready(Operand::Weight(w))) => {
@@ -98,6 +91,14 @@ pub fn forward(file: &OnnxFile, given: &BTreeMap<String, Given>) -> Result<Forwa
             Err(OnnxError::Graph(format!("output \"{name}\" is not computed")))
         }
     };
-    let outputs = outputs.iter().map(output).collect::<Result<_, _>>()?;
+    let outputs = proto.output.iter().map(|o| o.name.as_str()).filter(|n| !n.is_empty());
+    let outputs = outputs.map(output).collect::<Result<_, _>>()?;
     Ok(Forward { graph, inputs, outputs, sources: state.sources })
+}
+
+/// Nodes that any output depends on.
+fn needed(file: &OnnxFile) -> Vec<usize> {
+    let graph = &file.proto.graph;
+    let each = graph.output.iter().flat_map(|o| needed_nodes(&graph.node, &o.name));
+    each.collect::<BTreeSet<usize>>().into_iter().collect()
 }

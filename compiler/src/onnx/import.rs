@@ -17,6 +17,7 @@ pub use crate::onnx::node::{VariableSource, WeightSource as Source};
 use crate::onnx::ops;
 pub use crate::onnx::resolve::{DEFAULT_BATCH, Extent};
 use crate::onnx::resolve::{ResolvedInput, resolve};
+use crate::onnx::scopes::graphs;
 use crate::onnx::tensor::{self, Const, Elem};
 use crate::onnx::{NodeError, OnnxError};
 
@@ -86,55 +87,71 @@ pub struct Imported {
     pub notes: Vec<String>,
 }
 
+/// What an import begins with.
+pub(crate) struct Start {
+    /// The trained output.
+    output: String,
+    /// Nodes it depends on.
+    needed: Vec<usize>,
+    /// Samples a pass.
+    batch: usize,
+    /// See [`State`].
+    rebatch: Option<(usize, usize)>,
+    /// A graph of the inputs alone.
+    pub(crate) graph: Graph,
+    /// Inputs and initializers.
+    pub(crate) values: Values,
+}
+
+impl Start {
+    pub(crate) fn new(file: &OnnxFile, options: &ImportOptions) -> Result<Start, OnnxError> {
+        let proto = &file.proto.graph;
+        let output = match &options.output {
+            None => proto
+                .output
+                .first()
+                .map(|o| o.name.clone())
+                .ok_or_else(|| OnnxError::Graph("the model has no outputs".into()))?,
+            Some(name) if proto.output.iter().any(|o| o.name == *name) => name.clone(),
+            Some(name) => {
+                let names: Vec<&str> = proto.output.iter().map(|o| o.name.as_str()).collect();
+                return Err(OnnxError::Graph(format!(
+                    "the model has no output \"{name}\"; it has {}",
+                    names.join(", ")
+                )));
+            }
+        };
+        let needed = needed_nodes(&proto.node, &output);
+        let initializers: BTreeSet<&str> = proto.initializer.iter().map(|t| t.name.as_str()).collect();
+        let used: BTreeSet<&str> = needed.iter().flat_map(|&i| reads(&proto.node[i])).collect();
+        let declared: Vec<_> = proto
+            .input
+            .iter()
+            .filter(|i| !initializers.contains(i.name.as_str()) && used.contains(i.name.as_str()))
+            .collect();
+        if declared.is_empty() {
+            return Err(OnnxError::Graph(format!("output \"{output}\" does not depend on any input of the model")));
+        }
+        let resolved = resolve(&declared, options.batch, options.micro_batches, &options.shapes)?;
+        let mut graph = Graph::new(if proto.name.is_empty() { "network" } else { &proto.name });
+        let mut values = Values::new();
+        read_initializers(file, &used, &mut values)?;
+        for i in &resolved.inputs {
+            let value = add_input(&mut graph, i);
+            values.insert(i.name.clone(), Slot::Ready(value));
+        }
+        Ok(Start { output, needed, batch: resolved.batch, rebatch: resolved.rebatch, graph, values })
+    }
+}
+
 /// Imports the part of the model that the trained output needs.
 pub fn import(file: &OnnxFile, options: &ImportOptions) -> Result<Imported, OnnxError> {
     let proto = &file.proto.graph;
-    let output = match &options.output {
-        None => proto
-            .output
-            .first()
-            .map(|o| o.name.clone())
-            .ok_or_else(|| OnnxError::Graph("the model has no outputs".into()))?,
-        Some(name) if proto.output.iter().any(|o| o.name == *name) => name.clone(),
-        Some(name) => {
-            let names: Vec<&str> = proto.output.iter().map(|o| o.name.as_str()).collect();
-            return Err(OnnxError::Graph(format!("the model has no output \"{name}\"; it has {}", names.join(", "))));
-        }
-    };
-    let needed = needed_nodes(&proto.node, &output);
-    let initializers: BTreeSet<&str> = proto.initializer.iter().map(|t| t.name.as_str()).collect();
-    let used: BTreeSet<&str> = needed.iter().flat_map(|&i| proto.node[i].input.iter().map(String::as_str)).collect();
-    let declared: Vec<_> = proto
-        .input
-        .iter()
-        .filter(|i| !initializers.contains(i.name.as_str()) && used.contains(i.name.as_str()))
-        .collect();
-    if declared.is_empty() {
-        return Err(OnnxError::Graph(format!("output \"{output}\" does not depend on any input of the model")));
-    }
-    let resolved = resolve(&declared, options.batch, options.micro_batches, &options.shapes)?;
-
-    let mut graph = Graph::new(if proto.name.is_empty() { "network" } else { &proto.name });
-    let mut state = State {
-        file,
-        tie: &options.tie,
-        freeze: &options.freeze,
-        rebatch: resolved.rebatch,
-        sources: BTreeMap::new(),
-        notes: Vec::new(),
-        streams: 0,
-        updates: Vec::new(),
-    };
-    if let Some((old, new)) = resolved.rebatch {
+    let Start { output, needed, batch, rebatch, mut graph, mut values } = Start::new(file, options)?;
+    let mut state = State::new(file, &options.tie, &options.freeze, rebatch);
+    if let Some((old, new)) = rebatch {
         state.note(format!("the file was exported with a fixed batch of {old}; it is compiled for {new}"));
     }
-    let mut values = Values::new();
-    read_initializers(file, &used, &mut values)?;
-    for i in &resolved.inputs {
-        let value = add_input(&mut graph, i);
-        values.insert(i.name.clone(), Slot::Ready(value));
-    }
-
     let nodes = convert_all(file, &needed, &mut graph, &mut state, &mut values)?;
     check_names(options, &state.sources)?;
     let value = match values.get(&output) {
@@ -154,7 +171,7 @@ pub fn import(file: &OnnxFile, options: &ImportOptions) -> Result<Imported, Onnx
     }
     advise(&nodes, &mut state);
     let State { sources, notes, .. } = state;
-    Ok(Imported { graph, logits, output, batch: resolved.batch, nodes, sources, notes })
+    Ok(Imported { graph, logits, output, batch, nodes, sources, notes })
 }
 
 /// Converts nodes in order; all that cannot be converted are reported at once.
@@ -211,6 +228,7 @@ pub(crate) fn convert_all<'s>(
 }
 
 /// What is known of an ONNX value.
+#[derive(Clone)]
 pub(crate) enum Slot {
     Ready(Operand),
     /// The node that makes it could not be imported, which is reported once, there.
@@ -234,10 +252,20 @@ pub(crate) fn needed_nodes(nodes: &[NodeProto], output: &str) -> Vec<usize> {
         if let Some(&i) = makers.get(name)
             && needed.insert(i)
         {
-            wanted.extend(nodes[i].input.iter().map(String::as_str));
+            wanted.extend(reads(&nodes[i]));
         }
     }
     needed.into_iter().collect()
+}
+
+/// What a node reads: its inputs, then whatever its graphs name.
+pub(crate) fn reads(n: &NodeProto) -> Vec<&str> {
+    let mut out: Vec<&str> = n.input.iter().map(String::as_str).collect();
+    for g in graphs(n) {
+        out.extend(g.output.iter().map(|v| v.name.as_str()));
+        out.extend(g.node.iter().flat_map(reads));
+    }
+    out
 }
 
 /// Names in the spec must mean something: a misspelt one would be passed over in silence.
@@ -299,16 +327,16 @@ pub(crate) fn qualified(n: &NodeProto) -> String {
 }
 
 /// A failed node's outputs are known to have failed, so that nodes that use them are passed over in silence.
-fn mark_failed(n: &NodeProto, values: &mut Values) {
+pub(crate) fn mark_failed(n: &NodeProto, values: &mut Values) {
     for o in n.output.iter().filter(|o| !o.is_empty()) {
         values.insert(o.clone(), Slot::Failed);
     }
 }
 
-type Outputs = Vec<Slot>;
+pub(crate) type Outputs = Vec<Slot>;
 
 /// Converts one node. `Err(None)` means an operand failed before.
-fn convert<'s>(
+pub(crate) fn convert<'s>(
     n: &NodeProto,
     index: usize,
     file: &OnnxFile,
@@ -369,7 +397,7 @@ fn convert<'s>(
 const MASK_MAKERS: &[&str] = &["Scatter", "ScatterElements", "ScatterND", "Where"];
 
 /// The values of a float initializer that is no weight.
-fn read_constant(file: &OnnxFile, w: &WeightRef) -> Result<Const, OnnxError> {
+pub(crate) fn read_constant(file: &OnnxFile, w: &WeightRef) -> Result<Const, OnnxError> {
     let data = match &w.source {
         WeightSource::Values(v) => v.iter().map(|&x| f64::from(x)).collect(),
         source @ WeightSource::Initializer(_) => read_weight(file, source)?.into_iter().map(f64::from).collect(),

@@ -2,12 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use onnx_protobuf::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto};
+use onnx_protobuf::{AttributeProto, FunctionProto, Message as _, ModelProto, NodeProto};
+
+use crate::onnx::scopes::{graphs, graphs_mut};
 
 /// Deepest nesting of calls.
 const DEPTH: usize = 64;
 /// Most nodes a model may have in the end: nested calls multiply.
-const NODES: usize = 1 << 20;
+const NODES: usize = 1 << 19;
+/// Most bytes that bodies may take in a file, and most messages, attributes handed down included: those multiply too.
+const BYTES: u64 = 1 << 28;
+const MESSAGES: u64 = 1 << 21;
 
 /// A function is called by domain, name and overload.
 type Key<'a> = (&'a str, &'a str, &'a str);
@@ -25,15 +30,15 @@ pub(crate) fn inline(model: &mut ModelProto) -> Result<(), String> {
     if by_key.len() < functions.len() {
         return Err("two of its functions have the same name".into());
     }
-    let called = model.graph.iter().flat_map(|g| &g.node).any(|n| find(&by_key, n).is_some());
-    if !called {
+    if !model.graph.iter().flat_map(|g| &g.node).any(|n| calls(&by_key, n)) {
         return Ok(());
     }
     let mut opsets: BTreeMap<String, i64> =
         model.opset_import.iter().map(|o| (domain(&o.domain).to_string(), o.version)).collect();
     let graph = model.graph.mut_or_insert_default();
     let nodes = std::mem::take(&mut graph.node);
-    let mut work = Inliner { by_key: &by_key, opsets: &mut opsets, made: 0 };
+    let mut work =
+        Inliner { by_key: &by_key, opsets: &mut opsets, made: 0, spare: Spare { bytes: BYTES, messages: MESSAGES } };
     graph.node = work.expand(nodes, 0)?;
     let known: BTreeSet<String> = model.opset_import.iter().map(|o| domain(&o.domain).to_string()).collect();
     for (d, version) in opsets.into_iter().filter(|(d, _)| !known.contains(d)) {
@@ -46,20 +51,57 @@ fn find<'a>(functions: &BTreeMap<Key<'_>, &'a FunctionProto>, n: &NodeProto) -> 
     functions.get(&(domain(&n.domain), n.op_type.as_str(), n.overload.as_str())).copied()
 }
 
+/// Whether a node is a call, or a graph in it holds one.
+fn calls(functions: &BTreeMap<Key<'_>, &FunctionProto>, n: &NodeProto) -> bool {
+    find(functions, n).is_some() || graphs(n).flat_map(|g| &g.node).any(|n| calls(functions, n))
+}
+
 struct Inliner<'a> {
     by_key: &'a BTreeMap<Key<'a>, &'a FunctionProto>,
     /// Opsets in use, by domain.
     opsets: &'a mut BTreeMap<String, i64>,
     made: usize,
+    spare: Spare,
+}
+
+/// What bodies may still take.
+struct Spare {
+    bytes: u64,
+    messages: u64,
+}
+
+impl Spare {
+    fn spend(&mut self, bytes: u64, messages: u64) -> Result<(), String> {
+        let left = (self.bytes.checked_sub(bytes), self.messages.checked_sub(messages));
+        let (Some(bytes), Some(messages)) = left else {
+            return Err(format!("its functions make more than {BYTES} bytes or {MESSAGES} nodes and attributes"));
+        };
+        *self = Spare { bytes, messages };
+        Ok(())
+    }
+}
+
+/// A node and what it holds.
+fn messages(n: &NodeProto) -> u64 {
+    1 + n.attribute.iter().map(messages_of).sum::<u64>()
+}
+
+fn messages_of(a: &AttributeProto) -> u64 {
+    let graphs = a.g.iter().chain(&a.graphs);
+    let inside = graphs.map(|g| 1 + g.initializer.len() as u64 + g.node.iter().map(messages).sum::<u64>());
+    1 + (a.tensors.len() + a.type_protos.len()) as u64 + inside.sum::<u64>()
 }
 
 impl Inliner<'_> {
     fn expand(&mut self, nodes: Vec<NodeProto>, depth: usize) -> Result<Vec<NodeProto>, String> {
         let mut out = Vec::with_capacity(nodes.len());
-        for n in nodes {
+        for mut n in nodes {
             match find(self.by_key, &n) {
                 None => {
                     self.made += 1;
+                    for g in graphs_mut(&mut n) {
+                        g.node = self.expand(std::mem::take(&mut g.node), depth)?;
+                    }
                     out.push(n);
                 }
                 Some(f) if depth == DEPTH => {
@@ -70,7 +112,7 @@ impl Inliner<'_> {
                 }
                 Some(f) => {
                     self.check_opsets(f)?;
-                    let body = body(f, &n)?;
+                    let body = body(f, &n, &mut self.spare)?;
                     out.extend(self.expand(body, depth + 1)?);
                 }
             }
@@ -98,7 +140,7 @@ impl Inliner<'_> {
 }
 
 /// A function's nodes as a call makes them.
-fn body(f: &FunctionProto, call: &NodeProto) -> Result<Vec<NodeProto>, String> {
+fn body(f: &FunctionProto, call: &NodeProto, spare: &mut Spare) -> Result<Vec<NodeProto>, String> {
     if call.input.len() > f.input.len() || call.output.len() > f.output.len() {
         return Err(format!("a call of function {} has more inputs or outputs than it", f.name));
     }
@@ -123,15 +165,16 @@ fn body(f: &FunctionProto, call: &NodeProto) -> Result<Vec<NodeProto>, String> {
             *name = names.get(name.as_str()).cloned().unwrap_or_else(|| format!("{prefix}/{name}"));
         }
     };
-    let attribute = |name: &str| given.get(name).or_else(|| defaults.get(name)).map(|a| (*a).clone());
+    let attribute = |name: &str| given.get(name).or_else(|| defaults.get(name)).copied();
     let title = if call.name.is_empty() { &prefix } else { &call.name };
     let mut out = Vec::with_capacity(f.node.len() + handed.len());
     for n in &f.node {
+        spare.spend(n.compute_size(), messages(n))?;
         let mut n = n.clone();
         if !n.name.is_empty() {
             n.name = format!("{title}/{}", n.name);
         }
-        renamed(&mut n, &rename, &attribute, 0)?;
+        renamed(&mut n, &rename, &attribute, spare, 0)?;
         out.push(n);
     }
     for (from, to) in handed {
@@ -142,10 +185,11 @@ fn body(f: &FunctionProto, call: &NodeProto) -> Result<Vec<NodeProto>, String> {
 }
 
 /// Renames what a node reads and writes, its graphs' nodes included, and fills in the call's attributes.
-fn renamed(
+fn renamed<'a>(
     n: &mut NodeProto,
     rename: &dyn Fn(&mut String),
-    attribute: &dyn Fn(&str) -> Option<AttributeProto>,
+    attribute: &dyn Fn(&str) -> Option<&'a AttributeProto>,
+    spare: &mut Spare,
     depth: usize,
 ) -> Result<(), String> {
     if depth > DEPTH {
@@ -156,16 +200,17 @@ fn renamed(
     for mut a in attributes {
         if !a.ref_attr_name.is_empty() {
             // Without a value and a default, the attribute is left out.
-            let Some(mut value) = attribute(&a.ref_attr_name) else { continue };
+            let Some(value) = attribute(&a.ref_attr_name) else { continue };
+            spare.spend(value.compute_size(), messages_of(value))?;
+            let mut value = value.clone();
             value.name = std::mem::take(&mut a.name);
             n.attribute.push(value);
             continue;
         }
-        let graphs: Vec<&mut GraphProto> = a.g.as_mut().into_iter().chain(&mut a.graphs).collect();
-        for g in graphs {
+        for g in a.g.as_mut().into_iter().chain(&mut a.graphs) {
             g.input.iter_mut().chain(&mut g.output).for_each(|v| rename(&mut v.name));
             g.initializer.iter_mut().for_each(|t| rename(&mut t.name));
-            g.node.iter_mut().try_for_each(|n| renamed(n, rename, attribute, depth + 1))?;
+            g.node.iter_mut().try_for_each(|n| renamed(n, rename, attribute, spare, depth + 1))?;
         }
         n.attribute.push(a);
     }

@@ -4,6 +4,7 @@
 //! into IR over a small closed op set; [`export`] writes trained weights back into the user's own graph.
 //! Nothing here knows about modules, heads or plans, and nothing reads outside the model's folder.
 
+pub mod branches;
 pub mod diagnose;
 pub mod export;
 pub mod file;
@@ -17,6 +18,7 @@ mod node;
 pub mod ops;
 pub mod repair;
 mod resolve;
+mod scopes;
 pub mod tensor;
 pub mod wire;
 

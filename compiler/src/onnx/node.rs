@@ -84,7 +84,17 @@ pub(crate) struct State<'a> {
     pub(crate) updates: Vec<(crate::ir::graph::VarId, NodeId)>,
 }
 
-impl State<'_> {
+impl<'a> State<'a> {
+    pub(crate) fn new(
+        file: &'a OnnxFile,
+        tie: &'a BTreeSet<String>,
+        freeze: &'a [String],
+        rebatch: Option<(usize, usize)>,
+    ) -> State<'a> {
+        let (sources, notes, updates) = (BTreeMap::new(), Vec::new(), Vec::new());
+        State { file, tie, freeze, rebatch, sources, notes, streams: 0, updates }
+    }
+
     pub(crate) fn note(&mut self, text: impl Into<String>) {
         let text = text.into();
         if !self.notes.contains(&text) {

@@ -5,6 +5,7 @@ mod activation;
 mod arrange;
 mod attention;
 mod constant;
+mod control;
 mod einsum;
 mod elementwise;
 mod index;
@@ -39,6 +40,7 @@ const FAMILIES: &[&[Entry]] = &[
     arrange::OPS,
     attention::OPS,
     constant::OPS,
+    control::OPS,
     einsum::OPS,
     elementwise::OPS,
     index::OPS,
@@ -69,10 +71,10 @@ pub(crate) fn find(n: &NodeProto) -> Option<&'static Entry> {
 
 pub(crate) fn unsupported(n: &NodeProto) -> String {
     let nested = n.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty());
-    if nested {
-        "control flow is not supported: export the model with the branch or loop resolved".into()
-    } else if !(n.domain.is_empty() || n.domain == "ai.onnx") {
+    if !(n.domain.is_empty() || n.domain == "ai.onnx") {
         "only ONNX's own operators are supported".into()
+    } else if nested {
+        "loops are not supported: export the model with the loop unrolled, as tracing does".into()
     } else {
         "not supported".into()
     }

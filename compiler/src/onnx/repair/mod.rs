@@ -62,15 +62,15 @@ pub struct Repaired<'a> {
 }
 
 /// Repairs a model of which `output`, or the first, is trained.
-pub fn repair<'a>(file: &'a OnnxFile, repairs: &Repairs, output: Option<&str>) -> Result<Repaired<'a>, OnnxError> {
-    let mut out = Repaired { file: Cow::Borrowed(file), done: Vec::new() };
+pub fn repair<'a>(file: Cow<'a, OnnxFile>, repairs: &Repairs, output: Option<&str>) -> Result<Repaired<'a>, OnnxError> {
+    let first = file.first_output().unwrap_or_default().to_string();
+    let mut out = Repaired { file, done: Vec::new() };
     if let Some(which) = &repairs.rebn {
         let done = rebn::rebn(out.file.to_mut(), which)?;
         out.done.push(done);
     }
     if let Some(wanted) = &repairs.dropout {
-        let output = output.or_else(|| file.first_output()).unwrap_or_default();
-        let done = dropout::dropout(out.file.to_mut(), wanted, output)?;
+        let done = dropout::dropout(out.file.to_mut(), wanted, output.unwrap_or(&first))?;
         out.done.push(done);
     }
     Ok(out)
