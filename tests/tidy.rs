@@ -171,7 +171,9 @@ const NAMES: &[(&str, &[&str])] = &[
     ("std::process", &["compiler/cli/"]),
     ("std::net", &[]),
     // Passes read and write nothing.
-    ("std::fs", &["compiler/cli/", "compiler/src/onnx/file.rs", "runtime/src/"]),
+    ("std::fs", &["compiler/cli/", "compiler/src/onnx/file.rs", "compiler/src/onnx/beside.rs", "runtime/src/"]),
+    // Files that a model names are opened in one place.
+    ("rustix", &["compiler/src/onnx/beside.rs"]),
 ];
 
 fn names(f: &File) -> Vec<String> {

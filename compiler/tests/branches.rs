@@ -130,7 +130,11 @@ fn weights_of_a_branch_are_trained_and_exported() {
         let mut planner = Planner::new(&file, &spec).unwrap_or_else(|e| panic!("{e}"));
         let names: Vec<&str> = planner.network().sources.keys().map(String::as_str).collect();
         assert_eq!(names, [name, "w"]);
-        assert!(planner.network().notes.iter().any(|n| n.contains("of \"logits\"")), "{:?}", planner.network().notes);
+        assert!(
+            planner.network().notes.iter().any(|n| n.contains("\"logits\" takes its")),
+            "{:?}",
+            planner.network().notes
+        );
         let compiled = planner.compile(&spec.partition, &mut |_, _| {}).unwrap_or_else(|e| panic!("{e}"));
         let (mut weights, _) = initial_weights(&compiled, planner.file(), &[]).unwrap_or_else(|e| panic!("{e}"));
         weights.retain(|w| w.name == "w" || w.name == name);

@@ -31,6 +31,22 @@ pub struct Builder<'g> {
     error: Option<String>,
 }
 
+/// Most elements of a value: far beyond any memory, and few enough for sizes and costs to be added up.
+const MAX_ELEMENTS: usize = 1 << 40;
+
+/// Most dimensions of a value.
+const MAX_RANK: usize = 64;
+
+fn checked(ty: Type) -> Result<Type, String> {
+    if ty.rank() > MAX_RANK {
+        return Err(format!("a value of {} dimensions has too many", ty.rank()));
+    }
+    match ty.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) {
+        Some(n) if n <= MAX_ELEMENTS => Ok(ty),
+        _ => Err(format!("a value of type {ty} is too large")),
+    }
+}
+
 impl<'g> Builder<'g> {
     /// A builder that marks its nodes as forward work of no ONNX node.
     pub fn new(graph: &'g mut Graph) -> Builder<'g> {
@@ -73,7 +89,7 @@ impl<'g> Builder<'g> {
             Op::StepScalar(_) => Ok(Type::f32([])),
             _ => op.rule().infer(&types),
         };
-        match ty {
+        match ty.and_then(checked) {
             Ok(ty) => {
                 let node = Node { op, operands: operands.to_vec(), ty, origin: self.origin, phase: self.phase };
                 self.graph.add(node)

@@ -51,7 +51,7 @@ pub(crate) fn take<'a>(file: &'a OnnxFile, graph: &Graph, values: &Values) -> Ta
         if let Some(taken) = is_if(&n).then(|| known_condition(&n, file, &values)).flatten() {
             let branch = if taken { "then_branch" } else { "else_branch" };
             if let Some(nodes) = body(&mut n, branch) {
-                chosen.push(format!("{} of \"{}\"", branch.trim_end_matches("_branch"), node_name(&n)));
+                chosen.push(format!("\"{}\" takes its {branch}", node_name(&n)));
                 left.extend(nodes.into_iter().rev());
                 continue;
             }
@@ -65,10 +65,10 @@ pub(crate) fn take<'a>(file: &'a OnnxFile, graph: &Graph, values: &Values) -> Ta
         out.push(n);
     }
     let Some(first) = chosen.first() else { return Taken { file: Cow::Borrowed(file), note: None } };
-    let more = if chosen.len() > 1 { format!(" and {} more", chosen.len() - 1) } else { String::new() };
+    let more = if chosen.len() > 1 { format!(", and so on for {} in all", chosen.len()) } else { String::new() };
     let note = format!(
-        "conditions that are known at import: {first}{more} stands in the place of the If, in exports too; another batch \
-         or shape may take another branch"
+        "If nodes with conditions known at import: {first}{more}. The branch stands in the node's place, in exports too; \
+         another batch or shape may take another"
     );
     let mut file = file.clone();
     let graph = file.proto.graph.mut_or_insert_default();

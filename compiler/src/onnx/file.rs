@@ -8,8 +8,11 @@ use onnx_protobuf::{Message as _, ModelProto, TensorProto, tensor_proto::DataLoc
 use sha2::{Digest, Sha256};
 
 use crate::onnx::OnnxError;
+use crate::onnx::beside::Beside;
 use crate::onnx::inline::inline;
 use crate::onnx::scopes::open_branches;
+use crate::onnx::tensor::check_bytes;
+use crate::onnx::unique::names_are_unique;
 use crate::onnx::wire::{RANGE_KEY, slim};
 
 /// An opened model.
@@ -42,11 +45,16 @@ impl std::ops::Deref for Bytes {
 
 fn map_file(path: &Path) -> Result<Bytes, OnnxError> {
     let read = |source| OnnxError::Read { path: path.to_path_buf(), source };
-    let file = std::fs::File::open(path).map_err(read)?;
-    let meta = file.metadata().map_err(read)?;
+    // Asked before it is opened: to open a queue is to wait for a writer.
+    let meta = std::fs::metadata(path).map_err(read)?;
     if meta.is_dir() {
         return Err(read(std::io::Error::other("it is a folder; name the .onnx file")));
     }
+    if !meta.is_file() {
+        return Err(read(std::io::Error::other("it is no regular file")));
+    }
+    let file = std::fs::File::open(path).map_err(read)?;
+    let meta = file.metadata().map_err(read)?;
     if meta.len() == 0 {
         return Ok(Bytes::Held(Vec::new()));
     }
@@ -83,6 +91,7 @@ impl OnnxFile {
             ));
         }
         inline(&mut proto).map_err(malformed)?;
+        names_are_unique(&proto.graph).map_err(malformed)?;
         open_branches(proto.graph.mut_or_insert_default());
         let sha256 = sha256_hex(&map);
         Ok(OnnxFile { path: path.to_path_buf(), sha256, proto, map: Arc::new(map) })
@@ -143,24 +152,13 @@ impl OnnxFile {
         };
         let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
         let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let path = folder.join(location);
-        let outside = || bad(format!("external data \"{location}\" lies outside the model's folder"));
-        let plain = Path::new(location).components().all(|c| matches!(c, std::path::Component::Normal(_)));
-        if !plain {
-            return Err(outside());
-        }
-        let missing = |e: std::io::Error| {
-            bad(format!("its data should be in \"{location}\" beside the model, which cannot be read: {e}"))
-        };
-        let real = path.canonicalize().map_err(missing)?;
-        if !real.starts_with(folder.canonicalize().map_err(missing)?) {
-            return Err(outside());
-        }
-        let bytes = map_file(&real)?;
-        let end = length.map_or(Some(bytes.len()), |n| offset.checked_add(n));
-        let range = end.and_then(|end| bytes.get(offset..end));
-        range
-            .map(<[u8]>::to_vec)
-            .ok_or_else(|| bad(format!("\"{location}\" has {} bytes, too few for offset {offset}", bytes.len())))
+        let file = Beside::open(folder, location).map_err(bad)?;
+        let there = file.length.checked_sub(offset).filter(|&there| length.is_none_or(|n| n <= there));
+        let there = there
+            .ok_or_else(|| bad(format!("\"{location}\" has {} bytes, too few for offset {offset}", file.length)))?;
+        let length = length.unwrap_or(there);
+        // What does not fit is not read.
+        check_bytes(t, length)?;
+        file.read(offset, length).map_err(|e| bad(format!("\"{location}\" cannot be read: {e}")))
     }
 }

@@ -12,7 +12,7 @@ use crate::ir::graph::{Graph, Input, InputKind, NodeId, Root, RootKind};
 use crate::ir::types::{DType, Type};
 use crate::nearest::nearest;
 use crate::onnx::file::OnnxFile;
-use crate::onnx::node::{Cx, Operand, Out, State, WeightRef, WeightSource, fold_value, node_name};
+use crate::onnx::node::{Cx, Operand, Out, State, WeightRef, WeightSource, node_name};
 pub use crate::onnx::node::{VariableSource, WeightSource as Source};
 use crate::onnx::ops;
 pub use crate::onnx::resolve::{DEFAULT_BATCH, Extent};
@@ -377,16 +377,14 @@ pub(crate) fn convert<'s>(
     outs.into_iter()
         .map(|out| match out {
             Out::Node(id, elem) if constant => {
-                if scratch.ty(id).count() > MAX_FOLDED {
-                    return Err(Some(format!(
-                        "a constant of type {} is too large to compute at import",
-                        scratch.ty(id)
-                    )));
-                }
-                Ok(Slot::Ready(Operand::Const(fold_value(&scratch, id, elem))))
+                let folded = state.allowance.fold(&scratch, id, elem).map_err(Some)?;
+                Ok(Slot::Ready(Operand::Const(folded)))
             }
             Out::Node(id, elem) => Ok(Slot::Ready(Operand::Node(id, elem))),
-            Out::Const(c) => Ok(Slot::Ready(Operand::Const(c))),
+            Out::Const(c) => {
+                state.allowance.compute(c.data.len()).map_err(Some)?;
+                Ok(Slot::Ready(Operand::Const(c)))
+            }
             Out::Alias(o) => Ok(Slot::Ready(o)),
             Out::Unavailable(what) => Ok(Slot::Unavailable(what)),
         })
@@ -404,9 +402,6 @@ pub(crate) fn read_constant(file: &OnnxFile, w: &WeightRef) -> Result<Const, Onn
     };
     Ok(Const { elem: Elem::Float, shape: w.shape.clone(), data })
 }
-
-/// Largest constant computed at import, in elements.
-const MAX_FOLDED: usize = 1 << 26;
 
 #[allow(clippy::too_many_arguments, reason = "what a conversion sees, piece by piece")]
 fn run<'s>(

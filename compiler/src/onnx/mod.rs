@@ -4,11 +4,13 @@
 //! into IR over a small closed op set; [`export`] writes trained weights back into the user's own graph.
 //! Nothing here knows about modules, heads or plans, and nothing reads outside the model's folder.
 
+mod beside;
 pub mod branches;
 pub mod diagnose;
 pub mod export;
 pub mod file;
 mod folded;
+mod folding;
 pub mod forward;
 mod habits;
 pub mod import;
@@ -20,6 +22,7 @@ pub mod repair;
 mod resolve;
 mod scopes;
 pub mod tensor;
+mod unique;
 pub mod wire;
 
 use std::path::PathBuf;

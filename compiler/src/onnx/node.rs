@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use onnx_protobuf::{AttributeProto, NodeProto, TensorProto, attribute_proto::AttributeType};
 
 use crate::ir::builder::Builder;
-use crate::ir::graph::{Graph, Init, NodeId, VarKind, Variable};
+use crate::ir::graph::{Init, NodeId, VarKind, Variable};
 use crate::ir::types::{DType, Type};
 use crate::onnx::file::OnnxFile;
+use crate::onnx::folding::Allowance;
 use crate::onnx::tensor::{self, Const, Elem};
 
 /// A float initializer (or weight-like constant) not yet used as a variable.
@@ -82,6 +83,8 @@ pub(crate) struct State<'a> {
     pub(crate) streams: u32,
     /// Running-statistic updates: variable name and its new value.
     pub(crate) updates: Vec<(crate::ir::graph::VarId, NodeId)>,
+    /// What constants may still cost.
+    pub(crate) allowance: Allowance,
 }
 
 impl<'a> State<'a> {
@@ -92,7 +95,7 @@ impl<'a> State<'a> {
         rebatch: Option<(usize, usize)>,
     ) -> State<'a> {
         let (sources, notes, updates) = (BTreeMap::new(), Vec::new(), Vec::new());
-        State { file, tie, freeze, rebatch, sources, notes, streams: 0, updates }
+        State { file, tie, freeze, rebatch, sources, notes, streams: 0, updates, allowance: Allowance::default() }
     }
 
     pub(crate) fn note(&mut self, text: impl Into<String>) {
@@ -287,10 +290,10 @@ impl Cx<'_, '_, '_> {
     pub(crate) fn real_or_weight(&mut self, i: usize, init: Init) -> Result<NodeId, String> {
         match self.operand(i).clone() {
             Operand::Absent => Err(self.missing(i)),
-            Operand::Const(c) => Ok(self.constant(&c)),
+            Operand::Const(c) => self.constant(DType::F32, &c),
             Operand::Weight(w) if w.shape.iter().product::<usize>() == 1 => {
                 let c = self.values(&w)?;
-                Ok(self.constant(&c))
+                self.constant(DType::F32, &c)
             }
             Operand::Weight(w) => Ok(self.variable(&w, i, init, VarKind::Weight)),
             Operand::Node(id, _) => Ok(self.b.number(id)),
@@ -307,7 +310,7 @@ impl Cx<'_, '_, '_> {
         match self.operand(i).clone() {
             Operand::Weight(w) => {
                 let c = self.values(&w)?;
-                Ok(self.constant(&c))
+                self.constant(DType::F32, &c)
             }
             Operand::Absent | Operand::Const(_) | Operand::Node(..) => self.real(i),
         }
@@ -337,8 +340,9 @@ impl Cx<'_, '_, '_> {
         if self.is_weight(i) { self.weight(i, Init::Normal(0.02), VarKind::Weight) } else { self.real(i) }
     }
 
-    fn constant(&mut self, c: &Const) -> NodeId {
-        self.b.constant(Type::f32(c.shape.clone()), c.data.clone())
+    fn constant(&mut self, dtype: DType, c: &Const) -> Result<NodeId, String> {
+        self.state.allowance.copy(c.data.len())?;
+        Ok(self.b.constant(Type::new(dtype, c.shape.clone()), c.data.clone()))
     }
 
     /// The variable for a weight used by this node. Exporters merge equal initializers, so each use gets a variable
@@ -378,7 +382,7 @@ impl Cx<'_, '_, '_> {
     pub(crate) fn flag(&mut self, i: usize) -> Result<NodeId, String> {
         use slrc_plan::ScalarFn;
         match self.operand(i).clone() {
-            Operand::Const(c) => Ok(self.b.constant(Type::new(DType::U8, c.shape.clone()), c.data)),
+            Operand::Const(c) => self.constant(DType::U8, &c),
             Operand::Node(id, _) if self.b.graph().ty(id).dtype == DType::U8 => Ok(id),
             _ => {
                 let x = self.real(i)?;
@@ -392,7 +396,7 @@ impl Cx<'_, '_, '_> {
     /// Operand `i` as table indices.
     pub(crate) fn index_values(&mut self, i: usize) -> Result<NodeId, String> {
         match self.operand(i).clone() {
-            Operand::Const(c) => Ok(self.b.constant(Type::new(DType::I32, c.shape.clone()), c.data)),
+            Operand::Const(c) => self.constant(DType::I32, &c),
             Operand::Node(id, _) if self.b.graph().ty(id).dtype == DType::I32 => Ok(id),
             Operand::Absent => Err(self.missing(i)),
             Operand::Weight(_) | Operand::Node(..) => Err("indices must be an integer input or known at import".into()),
@@ -424,10 +428,4 @@ fn shortest(x: f32) -> f64 {
 /// The node's name, or its first output where it has none.
 pub(crate) fn node_name(n: &NodeProto) -> String {
     if n.name.is_empty() { n.output.first().cloned().unwrap_or_default() } else { n.name.clone() }
-}
-
-/// A scratch graph's value of a node, for folding.
-pub(crate) fn fold_value(g: &Graph, id: NodeId, elem: Elem) -> Const {
-    let t = crate::ir::interp::evaluate(g, &crate::ir::interp::Env::default(), &[id]).remove(0);
-    Const { elem, shape: t.shape, data: t.data }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use onnx_protobuf::ValueInfoProto;
 
 use crate::onnx::OnnxError;
-use crate::onnx::tensor::{Elem, elem, type_name};
+use crate::onnx::tensor::{Elem, MAX_RANK, elem, type_name};
 
 /// An extent in a `--shape` option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,6 +161,10 @@ pub(crate) fn resolve(
             let first = shape.first().map_or("missing".to_string(), usize::to_string);
             let reason =
                 format!("its first extent is {first}, but the batch is {wanted}; write N for the batch in --shape");
+            return Err(OnnxError::Input { name: v.name.clone(), reason });
+        }
+        if shape.len() > MAX_RANK {
+            let reason = format!("it has {} dimensions, more than {MAX_RANK}", shape.len());
             return Err(OnnxError::Input { name: v.name.clone(), reason });
         }
         if shape.contains(&0) || shape.iter().try_fold(1usize, |a, &d| a.checked_mul(d)).is_none_or(|n| n > 1 << 32) {

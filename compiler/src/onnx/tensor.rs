@@ -48,9 +48,15 @@ impl Const {
 /// Largest tensor the importer accepts, in elements: 16 GiB of f32.
 const MAX_ELEMENTS: usize = 1 << 32;
 
+/// Most dimensions.
+pub(crate) const MAX_RANK: usize = 64;
+
 /// Extents of a tensor; negative or overflowing ones are an error.
 pub fn shape(t: &TensorProto) -> Result<Vec<usize>, OnnxError> {
     let bad = |reason: String| OnnxError::Tensor { name: t.name.clone(), reason };
+    if t.dims.len() > MAX_RANK {
+        return Err(bad(format!("it has {} dimensions, more than {MAX_RANK}", t.dims.len())));
+    }
     let shape: Vec<usize> = t
         .dims
         .iter()
@@ -126,6 +132,25 @@ fn check_length(t: &TensorProto, bytes: usize, count: usize, size: usize) -> Res
     }
     let reason = format!("{bytes} bytes of data for {count} elements of {size} bytes");
     Err(OnnxError::Tensor { name: t.name.clone(), reason })
+}
+
+/// Bytes of an element in raw data, of types that are read.
+fn raw_size(d: DataType) -> Option<usize> {
+    match d {
+        DataType::DOUBLE | DataType::INT64 | DataType::UINT64 => Some(8),
+        DataType::FLOAT | DataType::INT32 | DataType::UINT32 => Some(4),
+        DataType::FLOAT16 | DataType::BFLOAT16 | DataType::INT16 | DataType::UINT16 => Some(2),
+        DataType::INT8 | DataType::UINT8 | DataType::BOOL => Some(1),
+        _ => None,
+    }
+}
+
+/// Fails where a tensor cannot have so many bytes of raw data.
+pub(crate) fn check_bytes(t: &TensorProto, bytes: usize) -> Result<(), OnnxError> {
+    match DataType::from_i32(t.data_type).and_then(raw_size) {
+        Some(size) => check_length(t, bytes, shape(t)?.iter().product(), size),
+        None => Ok(()),
+    }
 }
 
 /// A tensor's elements as numbers.

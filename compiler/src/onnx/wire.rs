@@ -8,6 +8,8 @@
 
 /// Deepest nesting of messages; an If within a Loop within a function takes about ten.
 const MAX_DEPTH: usize = 64;
+/// Most messages: the decoder gives each some hundred bytes, be it empty.
+const MAX_MESSAGES: usize = 1 << 22;
 /// Raw data up to this size stays in the message.
 const INLINE_BYTES: usize = 1024;
 /// `external_data` key under which [`slim`] records where raw data stood in the file.
@@ -80,12 +82,23 @@ fn submessage(of: Message, field: u64) -> Option<Message> {
 /// Checks a serialized ModelProto and returns it without large raw data; `file` offsets are recorded in its place.
 pub fn slim(bytes: &[u8]) -> Result<Vec<u8>, String> {
     let mut out = Vec::with_capacity(bytes.len().min(1 << 20));
-    walk(bytes, 0, Message::Model, 0, &mut out)?;
+    walk(bytes, 0, Message::Model, 0, &mut 0, &mut out)?;
     Ok(out)
 }
 
 /// Copies one message, nested ones recursively. `base` is the file offset of `bytes`.
-fn walk(bytes: &[u8], base: usize, message: Message, depth: usize, out: &mut Vec<u8>) -> Result<(), String> {
+fn walk(
+    bytes: &[u8],
+    base: usize,
+    message: Message,
+    depth: usize,
+    messages: &mut usize,
+    out: &mut Vec<u8>,
+) -> Result<(), String> {
+    *messages += 1;
+    if *messages > MAX_MESSAGES {
+        return Err(format!("it has more than {MAX_MESSAGES} messages"));
+    }
     if depth > MAX_DEPTH {
         return Err(format!("messages are nested more than {MAX_DEPTH} deep"));
     }
@@ -112,9 +125,14 @@ fn walk(bytes: &[u8], base: usize, message: Message, depth: usize, out: &mut Vec
                 let length = usize::try_from(length).map_err(|_| too_long(base + start))?;
                 let body_at = base + at;
                 let body = take(bytes, &mut at, length, base)?;
+                if (message, field) == (Message::Tensor, 13) && contains(body, RANGE_KEY.as_bytes()) {
+                    return Err(format!(
+                        "external data at byte {body_at} uses the key {RANGE_KEY}, which is slrc's own"
+                    ));
+                }
                 if let Some(inner) = submessage(message, field) {
                     let mut sub = Vec::new();
-                    walk(body, body_at, inner, depth + 1, &mut sub)?;
+                    walk(body, body_at, inner, depth + 1, messages, &mut sub)?;
                     put_bytes(out, key, &sub);
                 } else if message == Message::Tensor && field == 9 && length > INLINE_BYTES {
                     let mut entry = Vec::new();
@@ -130,6 +148,10 @@ fn walk(bytes: &[u8], base: usize, message: Message, depth: usize, out: &mut Vec
         }
     }
     Ok(())
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|w| w == part)
 }
 
 fn too_long(at: usize) -> String {
@@ -198,6 +220,20 @@ mod tests {
             body = message(1 << 3 | 2, &message(5 << 3 | 2, &message(6 << 3 | 2, &body)));
         }
         assert!(slim(&message(7 << 3 | 2, &body)).is_err_and(|e| e.contains("nested")));
+    }
+
+    #[test]
+    fn empty_messages_do_not_fill_memory() {
+        // Two bytes each in the file.
+        let nodes: Vec<u8> = [1 << 3 | 2, 0].repeat(MAX_MESSAGES);
+        assert!(slim(&message(7 << 3 | 2, &nodes)).is_err_and(|e| e.contains("messages")));
+    }
+
+    #[test]
+    fn the_key_of_ranges_is_not_for_files() {
+        let entry = [message(1 << 3 | 2, RANGE_KEY.as_bytes()), message(2 << 3 | 2, b"0,8")].concat();
+        let tensor = message(5 << 3 | 2, &message(13 << 3 | 2, &entry));
+        assert!(slim(&message(7 << 3 | 2, &tensor)).is_err_and(|e| e.contains(RANGE_KEY)));
     }
 
     #[test]
