@@ -3,9 +3,10 @@
 
     cargo build --release
     python3 -m venv V && V/bin/pip install torch torchvision timm pyyaml
-    V/bin/python .ci/compare_launches.py [--slrc target/release/slrc] [--batch 64] [--ops]
+    V/bin/python .ci/compare_launches.py [--slrc target/release/slrc] [--batch 64] [--ops] [--write]
 
-End-to-end backpropagation (K = 1) with SGD and momentum, f32, on both sides. Prints a Markdown table.
+End-to-end backpropagation (K = 1) with SGD and momentum, f32, on both sides. Prints a Markdown table; --write puts it into
+docs/cuda.md.
 
 PyTorch. One step (forward, cross-entropy, backward, optimizer; gradients set to None before) runs on meta tensors, which
 have shapes but no data, under a TorchDispatchMode, which sees every aten op that eager would run. Each op is one launch,
@@ -43,7 +44,8 @@ import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from measured import ROOT, write
+
 SIDE, CLASSES = 224, 1000
 
 NO_LAUNCH = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh", "detach_"}
@@ -236,10 +238,15 @@ def main():
     p.add_argument("--slrc", default=ROOT / "target/release/slrc")
     p.add_argument("--batch", type=int, default=64)
     p.add_argument("--ops", action="store_true", help="list PyTorch's ops, too")
+    p.add_argument("--write", action="store_true")
     a = p.parse_args()
-    print(f"PyTorch {torch.__version__}, batch {a.batch}\n")
-    print("| network | PyTorch eager | launches | slrc | ratio | elementwise MB, once | with BatchNorm's second read | slrc | ratio |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    table = [
+        f"PyTorch {torch.__version__.split('+')[0]}, batch {a.batch}",
+        "",
+        "| network | PyTorch eager | launches | slrc | ratio | elementwise MB, once | with BatchNorm's second read | slrc | ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    print("\n".join(table))
     plans, lists = {}, []
     for name, variant, export, make in CASES:
         if export not in plans:
@@ -249,12 +256,14 @@ def main():
         launched, planned = sum(theirs.launches.values()), sum(count.values())
         once, bytes_ours = sum(theirs.bytes.values()), sum(moved.values())
         twice = once + theirs.again
-        print(
+        table.append(
             f"| {name} | {variant} | {launched} | {planned} | {planned / launched:.2f} | {once / 1e6:.0f} "
-            f"| {twice / 1e6:.0f} | {bytes_ours / 1e6:.0f} | {bytes_ours / twice:.2f} |",
-            flush=True,
+            f"| {twice / 1e6:.0f} | {bytes_ours / 1e6:.0f} | {bytes_ours / twice:.2f} |"
         )
+        print(table[-1], flush=True)
         lists.append((f"{name} {variant}".strip(), theirs, count, moved))
+    if a.write:
+        write("compare_launches.py", "\n".join(table), ROOT / "docs/cuda.md")
     for name, theirs, count, moved in lists if a.ops else []:
         print(f"\n{name}\n\n| slrc's family | launches | elementwise MB |\n|---|---|---|")
         for family, n in count.most_common():

@@ -44,9 +44,9 @@ def roof(program, plan, threads):
     return f"roof {peaks['flops_per_second'] / 1e9:.0f} GFLOP/s and {peaks['bytes_per_second'] / 1e9:.0f} GB/s"
 
 
-def write(script, text):
-    """Puts text between the marks of a script in the page."""
+def write(script, text, page=PAGE):
+    """Puts text between the marks of a script in a page."""
     begin_mark, end_mark = f"<!-- table: .ci/{script} --write -->", f"<!-- end of table: {script} -->"
-    page = PAGE.read_text()
-    begin, end = page.index(begin_mark), page.index(end_mark)
-    PAGE.write_text(f"{page[:begin]}{begin_mark}\n{text}\n{page[end:]}")
+    old = page.read_text()
+    begin, end = old.index(begin_mark), old.index(end_mark)
+    page.write_text(f"{old[:begin]}{begin_mark}\n{text}\n{old[end:]}")

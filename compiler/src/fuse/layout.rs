@@ -528,11 +528,17 @@ impl Layouts {
 }
 
 /// What is only transposed (heads moved next to their columns, say) is written transposed, if dimension `inner` becomes
-/// the last.
+/// the last; so is what is kept to be transposed again later.
 fn transposed_order(g: &Graph, id: NodeId, inner: usize) -> Option<Vec<usize>> {
-    let [only] = g.users(id)[..] else { return None };
-    let Op::Transpose(t) = &g.node(only).op else { return None };
-    (t.permutation.last() == Some(&inner)).then(|| t.permutation.clone())
+    let kept = |u: NodeId| if matches!(g.node(u).op, Op::Keep(_)) { g.users(u) } else { vec![u] };
+    let permutation = |u: NodeId| match &g.node(u).op {
+        Op::Transpose(t) => Some(&t.permutation[..]),
+        _ => None,
+    };
+    let users: Vec<NodeId> = g.users(id).into_iter().flat_map(kept).collect();
+    let first = permutation(*users.first()?)?;
+    let fits = first.last() == Some(&inner) && users.iter().all(|&u| permutation(u) == Some(first));
+    fits.then(|| first.to_vec())
 }
 
 /// The loop order of a reshaped value whose reshape only adds and removes extents of 1.

@@ -9,7 +9,6 @@ use slrc_plan::scalar::ScalarFn;
 use slrc_plan::statement::Combine;
 
 use crate::ir::graph::{ConstId, Constant, Graph, InputId, Node, NodeId, OriginId, ScalarId, VarId};
-use crate::ir::identities;
 use crate::ir::op::{Op, Splat};
 use crate::ir::ops::contract::{Conv, ConvInputGrad, ConvShape, ConvWeightGrad, MatMul};
 use crate::ir::ops::index::{Gather, ScatterAdd};
@@ -20,6 +19,7 @@ use crate::ir::ops::reduce::{LogSumExp, Reduce};
 use crate::ir::ops::shape::{Broadcast, Concat, Pad, Reshape, Slice, Transpose};
 use crate::ir::ops::window::{WindowMaxIndex, WindowSelect, WindowSpread, WindowSum, WindowUnselect};
 use crate::ir::types::{Number, Type};
+use crate::ir::{identities, products};
 
 /// Adds nodes to a graph under a current origin and phase.
 pub struct Builder<'g> {
@@ -114,6 +114,7 @@ impl<'g> Builder<'g> {
             Op::Slice(slice) => self.slice(x[0], slice.clone()),
             Op::Pad(pad) => self.pad(x[0], pad.clone()),
             Op::Concat(Concat { axis }) => self.concat(x, *axis),
+            Op::MatMul(_) => self.matmul(x[0], x[1]),
             Op::Detach(_) => self.detach(x[0]),
             Op::ModeSelect(_) => self.mode_select(x[0], x[1]),
             Op::Input(_)
@@ -123,7 +124,6 @@ impl<'g> Builder<'g> {
             | Op::Splat(_)
             | Op::Random(_)
             | Op::Keep(_)
-            | Op::MatMul(_)
             | Op::Conv(_)
             | Op::ConvInputGrad(_)
             | Op::ConvWeightGrad(_)
@@ -353,7 +353,7 @@ impl<'g> Builder<'g> {
 
     /// Matrix product over the last two dimensions.
     pub fn matmul(&mut self, a: NodeId, b: NodeId) -> NodeId {
-        self.emit(MatMul, &[a, b])
+        products::matmul(self, a, b).unwrap_or_else(|| self.emit(MatMul, &[a, b]))
     }
 
     /// Convolution of `x` by `w`.

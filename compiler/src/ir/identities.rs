@@ -43,7 +43,7 @@ fn as_broadcast(b: &Builder<'_>, x: NodeId) -> Option<NodeId> {
 }
 
 /// `x * c` with a constant `c`.
-fn as_scaled(b: &Builder<'_>, x: NodeId) -> Option<(NodeId, f64)> {
+pub(super) fn as_scaled(b: &Builder<'_>, x: NodeId) -> Option<(NodeId, f64)> {
     let (f, o) = as_map(b, x)?;
     match f {
         ScalarFn::Neg => Some((o[0], -1.0)),

@@ -15,6 +15,7 @@ pub mod identities;
 pub mod interp;
 pub mod op;
 pub mod ops;
+mod products;
 pub mod rewrite;
 pub mod samples;
 pub mod tensor;

@@ -5,8 +5,11 @@
 //! cut are the fewest bytes from which everything used later follows. That activations can be computed again is the
 //! idea of Chen, Xu, Zhang and Guestrin, "Training Deep Nets with Sublinear Memory Cost", 2016.
 
+use slrc_plan::ScalarFn;
+
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::op::{Class, Op};
+use crate::ir::ops::map::Map;
 use crate::recompute::flow::Network;
 use crate::recompute::pressure::{Pressure, is_boundary};
 
@@ -15,6 +18,8 @@ use crate::recompute::pressure::{Pressure, is_boundary};
 const SOURCES: usize = 4;
 /// A tensor is small, and kept, where so many would take as much as everything that is held.
 const SMALL: usize = 1024;
+/// Most steps of work on a product that are told apart.
+const STEPS: usize = 8;
 /// A capacity that no cut takes.
 const UNCUT: u64 = 1 << 50;
 
@@ -22,6 +27,7 @@ const UNCUT: u64 = 1 << 50;
 pub(super) fn dropped(g: &Graph, p: &Pressure) -> Option<Vec<bool>> {
     let values = p.moment.index() + 1;
     let cheap = cheap(g, p, values);
+    let finished = finished_products(g, p, values);
     let (source, sink) = (2 * values, 2 * values + 1);
     let (compute, have) = (|id: NodeId| 2 * id.index(), |id: NodeId| 2 * id.index() + 1);
     let mut net = Network::new(2 * values + 2);
@@ -29,7 +35,8 @@ pub(super) fn dropped(g: &Graph, p: &Pressure) -> Option<Vec<bool>> {
     g.roots.iter().for_each(|r| kept_anyway[r.value.index()] = true);
     for id in g.ids().take(values).filter(|id| p.needed[id.index()]) {
         // Scores cannot be kept.
-        let kept = if p.scores.holds(id) && cheap[id.index()] { UNCUT } else { capacity(g, p, &kept_anyway, id) };
+        let kept =
+            if p.scores.holds(id) && cheap[id.index()] { UNCUT } else { capacity(g, p, &kept_anyway, &finished, id) };
         net.add(compute(id), have(id), kept);
         if !cheap[id.index()] {
             net.add(source, compute(id), UNCUT);
@@ -54,7 +61,7 @@ pub(super) fn dropped(g: &Graph, p: &Pressure) -> Option<Vec<bool>> {
 }
 
 /// Bytes that keeping a value takes.
-fn capacity(g: &Graph, p: &Pressure, kept_anyway: &[bool], id: NodeId) -> u64 {
+fn capacity(g: &Graph, p: &Pressure, kept_anyway: &[bool], finished: &[usize], id: NodeId) -> u64 {
     if kept_anyway[id.index()] || p.scores.holds(id) {
         return 0;
     }
@@ -63,11 +70,42 @@ fn capacity(g: &Graph, p: &Pressure, kept_anyway: &[bool], id: NodeId) -> u64 {
         Class::Leaf if is_boundary(g, id) => n.ty.bytes() as u64,
         Class::Leaf => 0,
         // It shares its operand's memory.
-        Class::View => capacity(g, p, kept_anyway, n.operands[0]),
+        Class::View => capacity(g, p, kept_anyway, finished, n.operands[0]),
+        Class::Pointwise if finished[id.index()] > 0 => {
+            (n.ty.bytes() - finished[id.index()].min(STEPS) * (n.ty.bytes() / 64)) as u64
+        }
         // Of two equal tensors, a kernel's result is kept rather than what follows from it and some small ones.
         Class::Pointwise => (n.ty.bytes() + n.ty.bytes() / 16) as u64,
         Class::Reduction | Class::Kernel | Class::Composite => n.ty.bytes() as u64,
     }
+}
+
+/// Of values that can be stored by the product they are made from, in its place, how many steps of work on it they are:
+/// a product that has no other use, times or plus something that repeats, plus a tensor. To keep one of these takes no
+/// more than to keep the product, and spares work.
+fn finished_products(g: &Graph, p: &Pressure, values: usize) -> Vec<usize> {
+    let mut finished = vec![0; values];
+    let mut product = vec![false; values];
+    for id in g.ids().take(values).filter(|id| p.needed[id.index()]) {
+        let n = g.node(id);
+        let only = |x: NodeId| (product[x.index()] || finished[x.index()] > 0) && p.users[x.index()] == [id];
+        match &n.op {
+            Op::MatMul(_) | Op::Conv(_) => product[id.index()] = !p.scores.holds(id),
+            Op::Reshape(_) => product[id.index()] = only(n.operands[0]),
+            Op::Map(Map(f)) => {
+                let repeats = |x: NodeId| matches!(g.node(x).op, Op::Broadcast(_) | Op::Splat(_));
+                let done = match (f, &n.operands[..]) {
+                    (ScalarFn::Add, &[a, b]) => only(a) || only(b),
+                    (ScalarFn::Mul, &[a, b]) => (only(a) && repeats(b)) || (only(b) && repeats(a)),
+                    _ => false,
+                };
+                let before = n.operands.iter().filter(|&&o| only(o)).map(|o| finished[o.index()]).max();
+                finished[id.index()] = if done { 1 + before.unwrap_or(0) } else { 0 };
+            }
+            _ => {}
+        }
+    }
+    finished
 }
 
 /// Which values may be computed again: elementwise work and views, of few large tensors, and scores.
