@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use slrc_plan::buffer::align;
 
 use crate::emit::CompiledModule;
-use crate::ir::graph::Graph;
-use crate::ir::op::Op;
+use crate::ir::graph::{Graph, VarKind};
+use crate::ir::op::{Class, Op};
 use crate::ir::types::{DType, Type};
 use crate::lower::{Draft, Names, Program};
 use crate::memory::Arena;
 use crate::onnx::file::sha256_hex;
 use crate::onnx::import::Imported;
-use crate::partition::{Candidate, Candidates, Cost, Pieces, Segments, Shared, apply, module_graph};
+use crate::parallel;
+use crate::partition::{Candidate, Candidates, Cost, Partitioned, Pieces, Segments, Shared, apply, module_graph};
 use crate::pipeline::{CompileError, program};
 use crate::spec::Spec;
 use crate::step::{self, Place};
@@ -76,32 +77,31 @@ pub struct Costs<'a> {
 impl Segments for Costs<'_> {
     type Error = CompileError;
 
-    fn cost(&mut self, i: usize, j: usize) -> Result<Cost, CompileError> {
-        if let Some(cost) = self.known.segments.get(&(i, j)) {
-            return Ok(*cost);
-        }
-        let last = self.found.cuts.len() + 1;
-        (self.progress)(self.known.segments.len() + 1, last * (last + 1) / 2);
-        let cuts: Vec<Candidate> =
-            [i, j].into_iter().filter(|&c| c > 0 && c < last).map(|c| self.found.cuts[c - 1].clone()).collect();
-        let parts = apply(self.network, &cuts);
-        let k = if i == 0 { 1 } else { 2 };
-        let mut module = module_graph(&parts, k);
-        let signature = format!("{} {k} {}", j == last, structure(&module));
-        let cost = match self.known.by_structure.get(&signature) {
-            Some(cost) => *cost,
-            None => {
-                module.name = String::new();
-                let place = Place { index: k, last: j == last, logits: parts.graph.ty(parts.logits).clone() };
-                let (train, head_variables) = step::build_train(module, &place, self.spec)?;
-                let mut names = Names::default();
-                let (draft, arena) = program(&train, k, Program::Step, self.spec.convolutions(), &mut names);
-                self.known.of(&train, &head_variables, &draft, &arena, &names)
+    fn costs(&mut self, segments: &[(usize, usize)]) -> Result<Vec<Cost>, CompileError> {
+        let unknown: Vec<(usize, usize)> =
+            segments.iter().copied().filter(|at| !self.known.segments.contains_key(at)).collect();
+        let (network, found, spec) = (self.network, self.found, self.spec);
+        let last = found.cuts.len() + 1;
+        let taken = parallel::map(&unknown, |&at| Segment::of(network, found, at));
+        // Those of equal structure are compiled once.
+        let mut new: Vec<&Segment> = Vec::new();
+        for s in &taken {
+            let costed = self.known.by_structure.contains_key(&s.signature);
+            if !costed && !new.iter().any(|o| o.signature == s.signature) {
+                new.push(s);
             }
-        };
-        self.known.by_structure.insert(signature, cost);
-        self.known.segments.insert((i, j), cost);
-        Ok(cost)
+        }
+        let compiled = parallel::map(&new, |s| s.compile(spec));
+        for (s, compiled) in new.iter().zip(compiled) {
+            let Compiled { train, head_variables, draft, arena, names } = compiled?;
+            let cost = self.known.of(&train, &head_variables, &draft, &arena, &names);
+            self.known.by_structure.insert(s.signature.clone(), cost);
+        }
+        for (&at, s) in unknown.iter().zip(&taken) {
+            self.known.segments.insert(at, self.known.by_structure[&s.signature]);
+            (self.progress)(self.known.segments.len(), last * (last + 1) / 2);
+        }
+        Ok(segments.iter().map(|at| self.known.segments[at]).collect())
     }
 
     fn shared_bytes(&self) -> &[usize] {
@@ -109,9 +109,64 @@ impl Segments for Costs<'_> {
     }
 }
 
-/// The network's pieces between one possible cut and the next: floating-point operations of their products and
-/// convolutions, and types of the boundaries between them.
+/// A part of the network, as what a module is made of.
+struct Segment {
+    /// What its cost depends on.
+    signature: String,
+    module: Graph,
+    place: Place,
+}
+
+/// A training step, compiled for its cost.
+struct Compiled {
+    train: Graph,
+    head_variables: BTreeSet<String>,
+    draft: Draft,
+    arena: Arena,
+    names: Names,
+}
+
+impl Segment {
+    /// Pieces `i..j`.
+    fn of(network: &Imported, found: &Candidates, (i, j): (usize, usize)) -> Segment {
+        let last = found.cuts.len() + 1;
+        let cuts: Vec<Candidate> =
+            [i, j].into_iter().filter(|&c| c > 0 && c < last).map(|c| found.cuts[c - 1].clone()).collect();
+        let parts = apply(network, &cuts);
+        let index = if i == 0 { 1 } else { 2 };
+        let mut module = module_graph(&parts, index);
+        module.name = String::new();
+        let place = Place { index, last: j == last, logits: parts.graph.ty(parts.logits).clone() };
+        let signature = format!("{} {index} {}", place.last, structure(&module));
+        Segment { signature, module, place }
+    }
+
+    fn compile(&self, spec: &Spec) -> Result<Compiled, CompileError> {
+        let (train, head_variables) = step::build_train(self.module.clone(), &self.place, spec)?;
+        let mut names = Names::default();
+        let (draft, arena) = program(&train, self.place.index, Program::Step, spec.convolutions(), &mut names);
+        Ok(Compiled { train, head_variables, draft, arena, names })
+    }
+}
+
+/// The network's pieces between one possible cut and the next: floating-point operations and bytes of the results of
+/// their products and convolutions, and the boundaries between them.
 pub fn pieces(network: &Imported, found: &Candidates) -> Pieces {
+    let parts = apply(network, &found.cuts);
+    let n = found.cuts.len() + 1;
+    let (mut work, mut results) = (vec![0; n], weights_of_pieces(&parts));
+    for (id, module) in parts.graph.ids().zip(&parts.module) {
+        let (n, Some(k)) = (parts.graph.node(id), module) else { continue };
+        let terms = match (&n.op, &n.operands[..]) {
+            (Op::MatMul(_), [a, _]) => parts.graph.shape(*a).last().copied().unwrap_or(1),
+            (Op::Conv(_), [_, w]) => parts.graph.shape(*w).iter().skip(1).product(),
+            _ => 0,
+        };
+        work[k - 1] += 2 * (n.ty.count() * terms) as u64;
+        if n.op.rule().class() == Class::Kernel {
+            results[k - 1] += n.ty.bytes();
+        }
+    }
     let mut seen: BTreeMap<(DType, &[usize]), usize> = BTreeMap::new();
     let between = found.cuts.iter().map(|c| {
         let ty = network.graph.ty(c.value);
@@ -119,24 +174,28 @@ pub fn pieces(network: &Imported, found: &Candidates) -> Pieces {
         *seen.entry((ty.dtype, &ty.shape)).or_insert(next)
     });
     let types = std::iter::once(0).chain(between).chain([1]).collect();
-    Pieces { work: work_of_pieces(network, found), types }
+    let between = found.cuts.iter().map(|c| network.graph.ty(c.value).bytes());
+    let boundaries = std::iter::once(0).chain(between).chain([0]).collect();
+    Pieces { work, results, boundaries, types }
 }
 
-fn work_of_pieces(network: &Imported, found: &Candidates) -> Vec<u64> {
-    let parts = apply(network, &found.cuts);
-    let mut work = vec![0; found.cuts.len() + 1];
-    for (id, module) in parts.graph.ids().zip(&parts.module) {
-        let n = parts.graph.node(id);
-        let terms = match (&n.op, &n.operands[..]) {
-            (Op::MatMul(_), [a, _]) => parts.graph.shape(*a).last().copied().unwrap_or(1),
-            (Op::Conv(_), [_, w]) => parts.graph.shape(*w).iter().skip(1).product(),
-            _ => 0,
-        };
-        if let Some(k) = module {
-            work[k - 1] += 2 * (n.ty.count() * terms) as u64;
+/// By piece, bytes of the weights it uses.
+fn weights_of_pieces(parts: &Partitioned) -> Vec<usize> {
+    let g = &parts.graph;
+    // Of what is computed of weights alone, the module that uses it.
+    let mut user: Vec<Option<usize>> = parts.module.clone();
+    let mut out = vec![0; parts.boundaries.len() + 1];
+    for id in g.ids().rev() {
+        let Some(k) = user[id.index()] else { continue };
+        match g.node(id).op {
+            Op::Variable(v) if g.variables[v.index()].kind == VarKind::Weight => out[k - 1] += g.ty(id).bytes(),
+            _ => {}
+        }
+        for o in &g.node(id).operands {
+            user[o.index()].get_or_insert(k);
         }
     }
-    work
+    out
 }
 
 /// What of a graph its cost depends on: everything but names.

@@ -20,6 +20,7 @@ pub mod memory;
 mod nearest;
 pub mod onnx;
 pub mod optimizer;
+mod parallel;
 pub mod partition;
 pub mod pipeline;
 pub mod recompute;

@@ -7,8 +7,8 @@ use crate::budget::{self, OverBudget};
 use crate::costs::{Costs, Known, pieces};
 use crate::emit::{CompiledModule, assemble, cuda};
 use crate::fuse::epilogues::attach;
-use crate::fuse::items::collect;
-use crate::fuse::layout::layout;
+use crate::fuse::items::{Items, collect};
+use crate::fuse::layout::{Layouts, layout};
 use crate::fuse::merge::merge;
 use crate::fuse::store::store;
 use crate::heads::tokens_missing;
@@ -21,6 +21,7 @@ use crate::onnx::branches::take_branches;
 use crate::onnx::file::{OnnxFile, sha256_hex};
 use crate::onnx::import::{Imported, import};
 use crate::onnx::repair::{Repaired, repair};
+use crate::parallel;
 use crate::partition::{
     Candidate, Candidates, IsolationError, PartitionError, Partitioned, apply, candidates, choose, module_graph,
     verify_isolation,
@@ -170,10 +171,7 @@ impl<'a> Planner<'a> {
         let parts = apply(&network, &cuts);
         verify(&parts.graph, VerifySpec::open("partition"))?;
         verify_isolation(&parts)?;
-        let mut names = Names::default();
-        let modules = (1..=cuts.len() + 1)
-            .map(|k| compile_module(&network, &parts, &cuts, k, &spec, &mut names))
-            .collect::<Result<Vec<_>, _>>()?;
+        let (modules, names) = compile_modules(&network, &parts, &cuts, &spec)?;
         check_head_names(&network, &modules)?;
         let model = ModelInfo {
             name: network.graph.name.clone(),
@@ -241,48 +239,99 @@ fn check_lambdas(spec: &Spec, modules: usize) -> Result<(), SpecError> {
 
 /// Fuses, schedules, lowers and places one program.
 pub fn program(g: &Graph, k: usize, kind: Program, convolutions: Convolutions, names: &mut Names) -> (Draft, Arena) {
-    let mut layouts = layout(g);
-    let mut items = collect(g, &layouts);
-    merge(g, &layouts, &mut items);
-    store(g, &mut layouts, &mut items);
-    // What is read from memory now no longer ties regions together.
-    merge(g, &layouts, &mut items);
-    attach(g, &layouts, &mut items);
-    let order = schedule(g, &layouts, &items);
-    let draft = lower(g, &layouts, &items, &order, Purpose { module: k, program: kind, convolutions }, names);
+    let draft = Fused::of(g).lower(g, Purpose { module: k, program: kind, convolutions }, names);
     let arena = place(&draft, &Ends::of(g, k));
     (draft, arena)
 }
 
-fn compile_module(
+/// A program as items in their order.
+struct Fused {
+    layouts: Layouts,
+    items: Items,
+    order: Vec<usize>,
+}
+
+impl Fused {
+    fn of(g: &Graph) -> Fused {
+        let mut layouts = layout(g);
+        let mut items = collect(g, &layouts);
+        merge(g, &layouts, &mut items);
+        store(g, &mut layouts, &mut items);
+        // What is read from memory now no longer ties regions together.
+        merge(g, &layouts, &mut items);
+        attach(g, &layouts, &mut items);
+        let order = schedule(g, &layouts, &items);
+        Fused { layouts, items, order }
+    }
+
+    fn lower(&self, g: &Graph, purpose: Purpose, names: &mut Names) -> Draft {
+        lower(g, &self.layouts, &self.items, &self.order, purpose, names)
+    }
+}
+
+/// A module before its buffers have names.
+struct Unnamed {
+    graphs: ModuleGraphs,
+    /// Names of its ONNX nodes.
+    nodes: Vec<String>,
+    step: Fused,
+    inference: Fused,
+}
+
+/// All modules, each by itself but for the names that they share.
+fn compile_modules(
     network: &Imported,
     parts: &Partitioned,
     cuts: &[Candidate],
-    k: usize,
     spec: &Spec,
-    names: &mut Names,
-) -> Result<CompiledModule, CompileError> {
-    let last = k == cuts.len() + 1;
+) -> Result<(Vec<CompiledModule>, Names), CompileError> {
+    let all: Vec<usize> = (1..=cuts.len() + 1).collect();
+    let fused = parallel::map(&all, |&k| fuse_module(network, parts, k, spec));
+    let fused = fused.into_iter().collect::<Result<Vec<Unnamed>, _>>()?;
+    let mut names = Names::default();
+    let mut drafts: Vec<(Draft, Ends)> = Vec::new();
+    for (&k, m) in all.iter().zip(&fused) {
+        let programs = [(&m.graphs.train, &m.step, Program::Step), (&m.graphs.eval, &m.inference, Program::Eval)];
+        for (g, fused, program) in programs {
+            let purpose = Purpose { module: k, program, convolutions: spec.convolutions() };
+            drafts.push((fused.lower(g, purpose, &mut names), Ends::of(g, k)));
+        }
+    }
+    let arenas = parallel::map(&drafts, |(draft, ends)| place(draft, ends));
+    let mut programs = drafts.into_iter().map(|(draft, _)| draft).zip(arenas);
+    let mut modules = Vec::new();
+    for (k, Unnamed { graphs: ModuleGraphs { train, eval, head, head_variables }, nodes, .. }) in
+        all.into_iter().zip(fused)
+    {
+        let (Some(step), Some(inference)) = (programs.next(), programs.next()) else {
+            unreachable!("invariant: a module has two programs")
+        };
+        modules.push(CompiledModule {
+            train,
+            eval,
+            head,
+            head_variables,
+            first: nodes.first().cloned().unwrap_or_default(),
+            last: nodes.last().cloned().unwrap_or_default(),
+            output: cuts.get(k - 1).map(|c| c.name.clone()),
+            step,
+            inference,
+        });
+    }
+    Ok((modules, names))
+}
+
+fn fuse_module(network: &Imported, parts: &Partitioned, k: usize, spec: &Spec) -> Result<Unnamed, CompileError> {
     let module = module_graph(parts, k);
     verify(&module, VerifySpec::open("split"))?;
-    let origins = nodes_of(network, parts, k);
+    let nodes = nodes_of(network, parts, k);
+    let last = k == parts.boundaries.len() + 1;
     let place = Place { index: k, last, logits: parts.graph.ty(parts.logits).clone() };
-    let ModuleGraphs { train, eval, head, head_variables } = step::build(module, &place, spec)?;
-    verify(&train, VerifySpec::closed("train"))?;
-    verify(&eval, VerifySpec::closed("eval"))?;
-    let step = program(&train, k, Program::Step, spec.convolutions(), names);
-    let inference = program(&eval, k, Program::Eval, spec.convolutions(), names);
-    Ok(CompiledModule {
-        train,
-        eval,
-        head,
-        head_variables,
-        first: origins.first().cloned().unwrap_or_default(),
-        last: origins.last().cloned().unwrap_or_default(),
-        output: (!last).then(|| cuts[k - 1].name.clone()),
-        step,
-        inference,
-    })
+    let graphs = step::build(module, &place, spec)?;
+    verify(&graphs.train, VerifySpec::closed("train"))?;
+    verify(&graphs.eval, VerifySpec::closed("eval"))?;
+    let (step, inference) = (Fused::of(&graphs.train), Fused::of(&graphs.eval));
+    Ok(Unnamed { graphs, nodes, step, inference })
 }
 
 /// Names of the ONNX nodes of module `k`, in the model's order.

@@ -1,6 +1,7 @@
 //! Which cuts to take.
 
 use crate::nearest::nearest;
+use crate::partition::long::{self, is_long};
 use crate::partition::search::{Aim, search};
 use crate::partition::segments::{Pieces, Segments, Table};
 use crate::partition::{Candidate, Candidates, PartitionError};
@@ -20,7 +21,11 @@ pub fn choose<S: Segments<Error: From<PartitionError>>>(
                 let reasons = found.rejected.clone();
                 return Err(PartitionError::TooMany { wanted: *k, cuts: found.cuts.len(), reasons }.into());
             }
-            let best = search(&mut Table::new(&pieces()), *k..=*k, usize::MAX, Aim::Smallest, segments)?;
+            let pieces = pieces();
+            let best = match is_long(&pieces, *k) {
+                true => long::search(&pieces, *k..=*k, usize::MAX, segments)?,
+                false => search(&mut Table::new(&pieces), *k..=*k, usize::MAX, Aim::Smallest, segments)?,
+            };
             let best = best.expect("invariant: there are enough cuts, and no limit");
             Ok(best.cuts.into_iter().map(|c| found.cuts[c - 1].clone()).collect())
         }

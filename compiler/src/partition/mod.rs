@@ -7,6 +7,7 @@
 
 mod candidates;
 mod choose;
+mod long;
 mod search;
 mod segments;
 mod split;

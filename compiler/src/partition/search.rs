@@ -1,8 +1,9 @@
 //! The cuts of the smallest peak, or of the least work within a limit, by costing as few segments as possible: to cost
 //! one is to compile it.
 //!
-//! A partition is sought with what is known ([`Table`]). The best partition's segment of which most is expected is
-//! costed, and the search begins again, until a partition is best of which everything is known.
+//! A partition is sought with what is known ([`Table`]). The best partition's segment that most is likely of is costed,
+//! and with it the one that would be next if it were as is likely, since two can be costed at once. Then the search
+//! begins again, until a partition is best of which everything is known.
 
 use std::ops::RangeInclusive;
 
@@ -39,46 +40,63 @@ pub fn search<S: Segments>(
     let n = table.pieces();
     if aim == Aim::Fastest {
         // What the work of other segments is expected from.
-        for piece in 1..n {
-            table.learn(piece, piece + 1, segments)?;
-        }
+        let unknown = (1..n).map(|piece| (piece, piece + 1)).filter(|&(i, j)| !table.is_known(i, j));
+        table.learn(&unknown.collect::<Vec<_>>(), segments)?;
     }
     // No partition was expected to take less.
     let mut least = 0;
     loop {
-        let work: Vec<Vec<u64>> = match aim {
-            Aim::Smallest => Vec::new(),
-            Aim::Fastest => {
-                (0..n).map(|i| (0..=n).map(|j| if i < j { table.work(i, j) } else { 0 }).collect()).collect()
-            }
+        let Some(found) = expected(table, counts.clone(), limit, aim, least, segments.shared_bytes()) else {
+            return Ok(None);
         };
-        let work = |i: usize, j: usize| match aim {
-            Aim::Smallest => table.forward(i, j),
-            Aim::Fastest => work[i][j],
-        };
-        let cost = |i: usize, j: usize| table.expected(i, j);
-        let within = |limit| best(n, &cost, &work, counts.clone(), limit, aim, segments.shared_bytes());
-        // Whatever takes more than the smallest is in its way only.
-        let mut near = match aim {
-            Aim::Smallest if least > 0 => limit.min(least + least / 64),
-            Aim::Smallest | Aim::Fastest => limit,
-        };
-        let found = loop {
-            match within(near) {
-                Some(found) => break found,
-                None if near == limit => return Ok(None),
-                None => near = limit.min(near.saturating_mul(2)),
-            }
-        };
-        let (cuts, bytes) = found;
-        least = bytes;
-        let ends = cuts.iter().copied().chain([n]);
-        let modules = std::iter::once(0).chain(cuts.iter().copied()).zip(ends);
-        let unknown = modules.filter(|&(i, j)| !table.is_known(i, j));
-        match unknown.max_by_key(|&(i, j)| (table.expected(i, j).arena, table.forward(i, j))) {
-            Some((i, j)) => table.learn(i, j, segments)?,
-            None => return Ok(Some(Found { cuts, bytes })),
-        };
+        least = found.bytes;
+        let Some(first) = doubtful(table, &found) else { return Ok(Some(found)) };
+        table.suppose(first.0, first.1);
+        let then = expected(table, counts.clone(), limit, aim, least, segments.shared_bytes());
+        let next = then.and_then(|found| doubtful(table, &found));
+        table.forget(first.0, first.1);
+        table.learn(&[first].into_iter().chain(next).collect::<Vec<_>>(), segments)?;
+    }
+}
+
+/// The segment of a partition that is most likely to need more than it is taken to.
+fn doubtful(table: &Table, found: &Found) -> Option<(usize, usize)> {
+    let ends = found.cuts.iter().copied().chain([table.pieces()]);
+    let modules = std::iter::once(0).chain(found.cuts.iter().copied()).zip(ends);
+    let unknown = modules.filter(|&(i, j)| !table.is_known(i, j));
+    unknown.max_by_key(|&(i, j)| (table.likely(i, j), table.forward(i, j)))
+}
+
+/// The best partition by what is known, where none takes less than `least`.
+fn expected(
+    table: &Table,
+    counts: RangeInclusive<usize>,
+    limit: usize,
+    aim: Aim,
+    least: usize,
+    shared: &[usize],
+) -> Option<Found> {
+    let n = table.pieces();
+    let work: Vec<Vec<u64>> = match aim {
+        Aim::Smallest => Vec::new(),
+        Aim::Fastest => (0..n).map(|i| (0..=n).map(|j| if i < j { table.work(i, j) } else { 0 }).collect()).collect(),
+    };
+    let work = |i: usize, j: usize| match aim {
+        Aim::Smallest => table.forward(i, j),
+        Aim::Fastest => work[i][j],
+    };
+    let cost = |i: usize, j: usize| table.expected(i, j);
+    // Whatever takes more than the smallest is in its way only.
+    let mut near = match aim {
+        Aim::Smallest if least > 0 => limit.min(least + least / 64),
+        Aim::Smallest | Aim::Fastest => limit,
+    };
+    loop {
+        match best(n, &cost, &work, counts.clone(), near, aim, shared) {
+            Some((cuts, bytes)) => return Some(Found { cuts, bytes }),
+            None if near == limit => return None,
+            None => near = limit.min(near.saturating_mul(2)),
+        }
     }
 }
 
@@ -111,7 +129,7 @@ impl Partial {
 }
 
 /// The best partition by these costs, as its cuts and bytes.
-fn best(
+pub(super) fn best(
     n: usize,
     cost: &dyn Fn(usize, usize) -> Cost,
     work: &dyn Fn(usize, usize) -> u64,
@@ -185,12 +203,14 @@ fn best(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::partition::segments::{PART, Pieces};
+    use crate::partition::segments::{PART, Pieces, SIZED, Sizes};
 
     /// A network whose costs are made up.
     struct Made {
         cost: Vec<Vec<Cost>>,
         forward: Vec<u64>,
+        results: Vec<usize>,
+        boundaries: Vec<usize>,
         shared: Vec<usize>,
         /// By end: the constant that a head there reads, if it is below 3.
         constant: Vec<usize>,
@@ -200,9 +220,12 @@ mod tests {
     impl Segments for Made {
         type Error = std::convert::Infallible;
 
-        fn cost(&mut self, i: usize, j: usize) -> Result<Cost, Self::Error> {
-            assert!(self.costed.insert((i, j)), "costed twice");
-            Ok(self.cost[i][j])
+        fn costs(&mut self, segments: &[(usize, usize)]) -> Result<Vec<Cost>, Self::Error> {
+            let cost = |&(i, j): &(usize, usize)| {
+                assert!(self.costed.insert((i, j)), "costed twice");
+                self.cost[i][j]
+            };
+            Ok(segments.iter().map(cost).collect())
         }
 
         fn shared_bytes(&self) -> &[usize] {
@@ -234,10 +257,14 @@ mod tests {
                 }
             }
             let constant = ends.iter().map(|e| e.2).collect();
-            Made { cost, forward, shared: vec![7, 20, 300], constant, costed: Default::default() }
+            let results = pieces.iter().map(|p| 400 * p).collect();
+            let mut boundaries: Vec<usize> = ends.iter().map(|e| 66 * e.0).collect();
+            boundaries[n] = 0;
+            let (shared, costed) = (vec![7, 20, 300], Default::default());
+            Made { cost, forward, results, boundaries, shared, constant, costed }
         }
 
-        /// Whether no part needs too much more than the whole.
+        /// Whether no part needs too much more than the whole, and nothing too much more for its size than anything else.
         fn holds(&self) -> bool {
             let n = self.forward.len();
             let fine = |i: usize, j: usize| {
@@ -246,7 +273,16 @@ mod tests {
                 let most = parts.map(|(a, b)| self.cost[a][b].arena).max();
                 most.is_some_and(|most| most / 100 * PART <= self.cost[i][j].arena)
             };
-            (0..n).all(|i| (i + 1..=n).all(|j| fine(i, j)))
+            let sizes = Sizes::new(&Pieces {
+                work: self.forward.clone(),
+                results: self.results.clone(),
+                boundaries: self.boundaries.clone(),
+                types: Vec::new(),
+            });
+            let all = || (0..n).flat_map(|i| (i + 1..=n).map(move |j| (i, j)));
+            let per_byte = || all().map(|(i, j)| self.cost[i][j].arena as f64 / sizes.of(i, j));
+            let (least, most) = (per_byte().fold(f64::MAX, f64::min), per_byte().fold(0.0, f64::max));
+            all().all(|(i, j)| fine(i, j)) && most * SIZED / 100.0 <= least
         }
 
         /// Bytes, work of the largest module's forward pass, and work of a step.
@@ -267,7 +303,8 @@ mod tests {
             self.costed.clear();
             // No two ends are sure to be alike.
             let types = (0..=self.forward.len()).collect();
-            let mut table = Table::new(&Pieces { work: self.forward.clone(), types });
+            let (work, results, boundaries) = (self.forward.clone(), self.results.clone(), self.boundaries.clone());
+            let mut table = Table::new(&Pieces { work, results, boundaries, types });
             let Ok(found) = search(&mut table, counts, limit, aim, self);
             found
         }

@@ -1,8 +1,11 @@
 //! What is known of segments as modules, and what is expected of those that have not been costed.
 //!
-//! A segment not costed is taken to need what parts of it were seen to need, less a little ([`PART`], [`ALIKE`]), and a
-//! part never seen nothing. The first module is not reconciled, so that it is compared with parts that begin where it
-//! does only.
+//! A segment not costed is taken to need what parts of it were seen to need, less a little ([`PART`], [`ALIKE`]), and of
+//! its own size what any was seen to need at least, less more ([`SIZED`]): most of what an arena holds are results of
+//! products and convolutions, gradients of weights, and boundaries, which the network tells without being compiled. The
+//! first module is not reconciled, so that it is compared with parts that begin where it does only.
+//!
+//! What is most likely, rather than what is taken for sure, says what is worth costing ([`Table::likely`]).
 
 /// What a segment costs as a module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,8 +55,8 @@ pub trait Segments {
     /// Why a segment cannot be a module.
     type Error;
 
-    /// Cost of the pieces `i..j` as a module.
-    fn cost(&mut self, i: usize, j: usize) -> Result<Cost, Self::Error>;
+    /// Costs of some runs `i..j` of pieces as modules.
+    fn costs(&mut self, segments: &[(usize, usize)]) -> Result<Vec<Cost>, Self::Error>;
 
     /// Bytes of everything that [`Cost::shared`] has named, by number.
     fn shared_bytes(&self) -> &[usize];
@@ -66,14 +69,62 @@ pub(super) const PART: usize = 80;
 /// The same of a part between boundaries of the same types as those of the whole, which has the same head.
 const ALIKE: usize = 98;
 
+/// A segment is taken to need at least so much, in percent, of the least that any was seen to need for its size.
+pub(super) const SIZED: f64 = 70.0;
+
 /// The pieces between one possible cut and the next.
 #[derive(Clone, Debug)]
 pub struct Pieces {
     /// Work of every piece's forward pass.
     pub work: Vec<u64>,
-    /// What type of boundary is before every piece and after the last: equal numbers for equal types, and numbers of
-    /// their own for the ends of the network.
+    /// Bytes of the results of its products and convolutions, and of its weights.
+    pub results: Vec<usize>,
+    /// Bytes of the boundary before every piece and after the last; none at the ends of the network.
+    pub boundaries: Vec<usize>,
+    /// What type of boundary that is: equal numbers for equal types, and numbers of their own for the ends.
     pub types: Vec<usize>,
+}
+
+impl Pieces {
+    /// Pieces that are some of these each, between places that begin with 0 and end with the number of these.
+    pub(super) fn between(&self, at: &[usize]) -> Pieces {
+        let runs = || at.windows(2).map(|w| w[0]..w[1]);
+        Pieces {
+            work: runs().map(|r| self.work[r].iter().sum()).collect(),
+            results: runs().map(|r| self.results[r].iter().sum()).collect(),
+            boundaries: at.iter().map(|&i| self.boundaries[i]).collect(),
+            types: at.iter().map(|&i| self.types[i]).collect(),
+        }
+    }
+}
+
+/// Sums of what comes before each.
+fn before<T: Copy + Default + std::ops::AddAssign>(of: &[T]) -> Vec<T> {
+    let mut sum = T::default();
+    let after = of.iter().map(|&x| {
+        sum += x;
+        sum
+    });
+    std::iter::once(T::default()).chain(after).collect()
+}
+
+/// How large segments are: in bytes that their arenas grow with.
+#[derive(Clone, Debug)]
+pub(super) struct Sizes {
+    results: Vec<usize>,
+    boundaries: Vec<usize>,
+}
+
+impl Sizes {
+    pub(super) fn new(pieces: &Pieces) -> Sizes {
+        Sizes { results: before(&pieces.results), boundaries: pieces.boundaries.clone() }
+    }
+
+    /// Of a boundary there are a gradient and copies.
+    pub(super) fn of(&self, i: usize, j: usize) -> f64 {
+        let boundaries = self.boundaries[i] + self.boundaries[j];
+        ((self.results[j] - self.results[i]) as f64 + 1.5 * boundaries as f64).max(1.0)
+    }
 }
 
 /// What is known of segments `i..j`.
@@ -84,6 +135,11 @@ pub struct Table {
     parts: Vec<Vec<usize>>,
     /// The same of parts between boundaries of the same types.
     alike: Vec<Vec<usize>>,
+    /// Segments known, with their arenas.
+    arenas: Vec<(usize, usize, usize)>,
+    sizes: Sizes,
+    /// The least arena of a byte of size: of first segments, and of others.
+    least: [Option<f64>; 2],
     /// Bytes kept, by end: of a first segment, and of others.
     kept: Vec<[usize; 2]>,
     /// Work of the forward pass before each cut.
@@ -95,19 +151,16 @@ impl Table {
     /// Knows the work of every piece's forward pass, and no cost.
     pub fn new(pieces: &Pieces) -> Table {
         let n = pieces.work.len();
-        let mut sum = 0;
-        let after = pieces.work.iter().map(|w| {
-            sum += w;
-            sum
-        });
-        let forward = std::iter::once(0).chain(after).collect();
         let none = vec![vec![0; n + 1]; n + 1];
         Table {
             known: vec![vec![None; n + 1]; n + 1],
             parts: none.clone(),
             alike: none,
+            arenas: Vec::new(),
+            sizes: Sizes::new(pieces),
+            least: [None; 2],
             kept: vec![[0; 2]; n + 1],
-            forward,
+            forward: before(&pieces.work),
             types: pieces.types.clone(),
         }
     }
@@ -126,14 +179,21 @@ impl Table {
         self.known[i][j].is_some()
     }
 
-    /// Costs a segment, if that has not been done.
-    pub(super) fn learn<S: Segments>(&mut self, i: usize, j: usize, segments: &mut S) -> Result<Cost, S::Error> {
-        if let Some(cost) = self.known[i][j] {
-            return Ok(cost);
+    /// Costs segments that are not known.
+    pub(super) fn learn<S: Segments>(&mut self, which: &[(usize, usize)], segments: &mut S) -> Result<(), S::Error> {
+        for (&(i, j), cost) in which.iter().zip(segments.costs(which)?) {
+            self.set(i, j, cost);
         }
-        let cost = segments.cost(i, j)?;
+        Ok(())
+    }
+
+    fn set(&mut self, i: usize, j: usize, cost: Cost) {
         self.known[i][j] = Some(cost);
         self.kept[j][usize::from(i > 0)] = cost.kept;
+        self.arenas.push((i, j, cost.arena));
+        let per_byte = cost.arena as f64 / self.sizes.of(i, j);
+        let least = &mut self.least[usize::from(i > 0)];
+        *least = Some(least.map_or(per_byte, |l| l.min(per_byte)));
         let n = self.pieces();
         // What is not reconciled may need less than a part that would be.
         let starts = i.min(1)..=i;
@@ -142,22 +202,52 @@ impl Table {
         let same_start = starts.rev().filter(|&a| types[a] == types[i]);
         let same_end = (j..=n).filter(|&b| types[b] == types[j]);
         raise(&mut self.alike, same_start, same_end, cost.arena);
-        Ok(cost)
     }
 
     /// Costs the whole as one module.
     pub fn learn_whole<S: Segments>(&mut self, segments: &mut S) -> Result<(), S::Error> {
-        self.learn(0, self.pieces(), segments).map(|_| ())
+        if self.is_known(0, self.pieces()) {
+            return Ok(());
+        }
+        self.learn(&[(0, self.pieces())], segments)
     }
 
     /// A cost, and where it is not known: bytes that they are at least, and no work.
     pub(super) fn expected(&self, i: usize, j: usize) -> Cost {
         self.known[i][j].unwrap_or_else(|| Cost {
-            arena: (self.parts[i][j] / 100 * PART).max(self.alike[i][j] / 100 * ALIKE),
+            arena: (self.parts[i][j] / 100 * PART).max(self.alike[i][j] / 100 * ALIKE).max(self.sized(i, j)),
             kept: self.kept[j][usize::from(i > 0)],
             shared: Shared::default(),
             work: 0,
         })
+    }
+
+    fn sized(&self, i: usize, j: usize) -> usize {
+        self.least[usize::from(i > 0)].map_or(0.0, |least| SIZED / 100.0 * least * self.sizes.of(i, j)) as usize
+    }
+
+    /// Takes a segment not known for what it most likely costs, until [`Table::forget`].
+    pub(super) fn suppose(&mut self, i: usize, j: usize) {
+        let cost = Cost { arena: self.likely(i, j).max(self.expected(i, j).arena), ..self.expected(i, j) };
+        self.known[i][j] = Some(cost);
+    }
+
+    pub(super) fn forget(&mut self, i: usize, j: usize) {
+        self.known[i][j] = None;
+    }
+
+    /// The arena a segment not known is most likely to need: in proportion to its size, as of the known ones that are
+    /// nearest in size of those that begin or end where it does.
+    pub(super) fn likely(&self, i: usize, j: usize) -> usize {
+        let size = self.sizes.of(i, j);
+        let alike = self.arenas.iter().filter(|&&(a, b, _)| (a == 0) == (i == 0) && (a == i || b == j));
+        let scaled = |&(a, b, arena): &(usize, usize, usize)| {
+            let of = self.sizes.of(a, b);
+            ((size - of).abs(), arena as f64 * size / of)
+        };
+        let nearest = alike.map(scaled).min_by(|x, y| x.0.total_cmp(&y.0));
+        let any = self.arenas.iter().map(scaled).min_by(|x, y| x.0.total_cmp(&y.0));
+        nearest.or(any).map_or(size, |(_, arena)| arena) as usize
     }
 
     /// The work of a segment's step, or where it is not known, what is likely.
