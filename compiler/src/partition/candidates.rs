@@ -310,3 +310,89 @@ fn describe(g: &Graph, id: NodeId, names: &BTreeMap<NodeId, &ImportedNode>) -> S
         None => format!("a part of \"{}\"", g.origin(id)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::builder::Builder;
+    use crate::ir::graph::{Init, Input, InputKind, Root, RootKind, Variable};
+    use crate::ir::types::Type;
+    use slrc_plan::random::Sequence;
+
+    /// A network that adds up and multiplies: mostly what was last, some earlier values, and weights of which some are
+    /// used twice.
+    fn network(rng: &mut Sequence) -> Imported {
+        let mut draw = |below: usize| rng.word() as usize % below;
+        let ty = Type::f32([2, 3]);
+        let mut graph = Graph::new("random");
+        let input = graph.add_input(Input { name: "x".into(), kind: InputKind::Data, ty: ty.clone() });
+        let weights: Vec<_> = (0..12)
+            .map(|i| {
+                let (name, kind, init) = (format!("w{i}"), VarKind::Weight, Init::Constant(0.0));
+                graph.add_variable(Variable { name, kind, ty: ty.clone(), init })
+            })
+            .collect();
+        let mut b = Builder::new(&mut graph);
+        let mut values = vec![b.input(input)];
+        for i in 0..12 {
+            let before = values.len();
+            let last = values[before - 1];
+            let with = match draw(4) {
+                0 => values[before - 1 - draw(before.min(4))],
+                _ => b.variable(weights[if draw(8) == 0 { draw(i + 1) } else { i }]),
+            };
+            values.push(if draw(2) == 0 { b.add(last, with) } else { b.mul(last, with) });
+        }
+        let logits = values[values.len() - 1];
+        graph.roots = vec![Root { kind: RootKind::Output("y".into()), value: logits }];
+        let node = |(i, &value): (usize, &NodeId)| ImportedNode {
+            name: format!("n{i}"),
+            op: "Conv".into(),
+            inputs: Vec::new(),
+            output: format!("v{i}"),
+            weights: 1,
+            value: Some(value),
+        };
+        let nodes = values.iter().enumerate().skip(1).map(node).collect();
+        let (output, sources, notes) = ("y".into(), BTreeMap::new(), Vec::new());
+        Imported { graph, logits, output, batch: 2, nodes, sources, notes }
+    }
+
+    /// Whether nothing but `value` crosses, by looking at everything before it.
+    fn separates(net: &Imported, value: NodeId) -> bool {
+        let g = &net.graph;
+        let (live, before) = (differentiable(g, net.logits), g.needed([value]));
+        let users = g.all_users(&g.needed([net.logits]));
+        let of_weights = g.dependent(g.ids().filter(|&id| weight(g, id).is_some()));
+        g.ids().filter(|&id| id != value && before[id.index()]).all(|id| {
+            let mut after = users[id.index()].iter().filter(|u| !before[u.index()]);
+            if live[id.index()] {
+                !after.any(|u| live[u.index()])
+            } else {
+                !of_weights[id.index()] || after.next().is_none()
+            }
+        })
+    }
+
+    #[test]
+    fn what_separates_is_found_without_looking_behind_what_does() {
+        let mut rng = Sequence::new(8, 0, 0);
+        let (mut yes, mut no) = (0, 0);
+        for _ in 0..100 {
+            let net = network(&mut rng);
+            let found = candidates(&net);
+            let cuts = found.cuts.iter().map(|c| c.value);
+            let possible = found.rejected.iter().filter_map(|r| r.possible.as_ref()).map(|c| c.value);
+            let separating: BTreeSet<NodeId> = cuts.chain(possible).collect();
+            let live = differentiable(&net.graph, net.logits);
+            for n in &net.nodes {
+                let value = n.value.expect("every node has one");
+                if live[value.index()] && value != net.logits {
+                    assert_eq!(separating.contains(&value), separates(&net, value), "{value} of {:?}", net.graph);
+                    *if separating.contains(&value) { &mut yes } else { &mut no } += 1;
+                }
+            }
+        }
+        assert!(yes > 100 && no > 100, "{yes} {no}");
+    }
+}

@@ -3,8 +3,8 @@
 //! To cost all lengths that come into question would take longer than everything else, and what a part needs says
 //! little of what something slightly longer does. Arenas grow evenly with what modules hold, so that two short segments
 //! say what long ones need. Every so many cuts are tried, then all those near the best. Of the best partition's
-//! modules the first, the last, and the largest of the others are costed, which corrects what is expected, until nothing
-//! is expected to be better by more than a little. Nothing more is compiled: the plan says what all of them need.
+//! modules the first, the last, and the largest of the others are costed, which corrects what is expected, until
+//! nothing is expected to be better by more than a little.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;

@@ -264,7 +264,7 @@ mod tests {
             Made { cost, forward, results, boundaries, shared, constant, costed }
         }
 
-        /// Whether no part needs too much more than the whole, and nothing too much more for its size than anything else.
+        /// Whether no part needs too much more than the whole, and nothing too much more for its size than others.
         fn holds(&self) -> bool {
             let n = self.forward.len();
             let fine = |i: usize, j: usize| {

@@ -1,9 +1,9 @@
 //! What is known of segments as modules, and what is expected of those that have not been costed.
 //!
-//! A segment not costed is taken to need what parts of it were seen to need, less a little ([`PART`], [`ALIKE`]), and of
-//! its own size what any was seen to need at least, less more ([`SIZED`]): most of what an arena holds are results of
-//! products and convolutions, gradients of weights, and boundaries, which the network tells without being compiled. The
-//! first module is not reconciled, so that it is compared with parts that begin where it does only.
+//! A segment not costed is taken to need what parts of it were seen to need, less a little ([`PART`], [`ALIKE`]), and
+//! for its size what any was seen to need at least, less more ([`SIZED`]): most of what an arena holds are results of
+//! products and convolutions, gradients of weights, and boundaries, which the network tells without being compiled.
+//! The first module is not reconciled, so that it is compared with parts that begin where it does only.
 //!
 //! What is most likely, rather than what is taken for sure, says what is worth costing ([`Table::likely`]).
 
