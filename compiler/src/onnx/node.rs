@@ -188,6 +188,11 @@ impl Cx<'_, '_, '_> {
         self.attribute(name).map_or(default.to_string(), |a| String::from_utf8_lossy(&a.s).into_owned())
     }
 
+    pub(crate) fn strings(&self, name: &str) -> Option<Vec<String>> {
+        let text = |s: &Vec<u8>| String::from_utf8_lossy(s).into_owned();
+        self.attribute(name).map(|a| a.strings.iter().map(text).collect())
+    }
+
     pub(crate) fn tensor(&self, name: &str) -> Option<&TensorProto> {
         self.attribute(name).and_then(|a| a.t.as_ref())
     }
@@ -256,6 +261,14 @@ impl Cx<'_, '_, '_> {
             }
         };
         Ok(Const { elem: Elem::Float, shape: w.shape.clone(), data })
+    }
+
+    /// Operand `i` where its values are known now, in a place that is not for weights.
+    pub(crate) fn fixed_values(&self, i: usize) -> Result<Option<Const>, String> {
+        match self.operand(i) {
+            Operand::Weight(w) => self.values(w).map(Some),
+            _ => self.known(i),
+        }
     }
 
     /// Integers that must be known at import, such as a shape or axes.

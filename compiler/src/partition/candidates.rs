@@ -127,7 +127,8 @@ const CONTINUES: &[&str] = &[
 
 /// Whether a node is a layer: something with a weight matrix.
 fn is_layer(n: &ImportedNode) -> bool {
-    n.weights > 0 && matches!(n.op.as_str(), "Conv" | "ConvTranspose" | "Gemm" | "MatMul" | "Einsum" | "Gather")
+    const LAYERS: &[&str] = &["Conv", "ConvTranspose", "Einsum", "GRU", "Gather", "Gemm", "LSTM", "MatMul", "RNN"];
+    n.weights > 0 && LAYERS.contains(&n.op.as_str())
 }
 
 /// Looks at every ONNX value the network computes.

@@ -2,7 +2,6 @@
 
 const INTEGERS: &str = "integers here are shapes and indices; their bits are not modelled";
 const QUANTIZED: &str = "quantized numbers: training needs the float network they were made from";
-const STEPWISE: &str = "recurrence over a sequence is not there yet";
 const RANDOM: &str = "random numbers: a plan draws its own";
 const BOXES: &str = "selection among boxes: nothing to train behind it";
 const PLACES: &str = "elements at places that data choose are not there yet";
@@ -26,10 +25,8 @@ const OPS: &[(&str, &str)] = &[
     ("DequantizeLinear", QUANTIZED),
     ("Det", "not there"),
     ("DynamicQuantizeLinear", QUANTIZED),
-    ("GRU", STEPWISE),
     ("GridSample", PLACES),
     ("ImageDecoder", "decoding of images is not part of a network"),
-    ("LSTM", STEPWISE),
     ("LinearAttention", "an op newer than opset 26; its function form is a loop"),
     ("MatMulInteger", QUANTIZED),
     ("MaxUnpool", "not there yet"),
@@ -41,7 +38,6 @@ const OPS: &[(&str, &str)] = &[
     ("QLinearConv", QUANTIZED),
     ("QLinearMatMul", QUANTIZED),
     ("QuantizeLinear", QUANTIZED),
-    ("RNN", STEPWISE),
     ("RandomUniformLike", RANDOM),
     ("RoiAlign", BOXES),
     ("STFT", SIGNALS),

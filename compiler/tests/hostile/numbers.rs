@@ -150,6 +150,19 @@ fn sizes_that_grow_step_by_step() {
     refused("products", &m, "too large");
 }
 
+/// Found by the search in fuzz/.
+#[test]
+fn axes_named_twice() {
+    let backwards = vec![node("Slice", &["x", "from", "to", "axes", "steps"], &["y"])];
+    let initializers = vec![
+        ints("from", &[3], &[20, 10, 4]),
+        ints("to", &[3], &[0, 0, 1]),
+        ints("axes", &[3], &[0, 0, 1]),
+        ints("steps", &[3], &[-1, -3, -2]),
+    ];
+    refused("a slice", &of(backwards, initializers), "repeat a dimension");
+}
+
 #[test]
 fn numbers_of_operators() {
     for (what, nodes, words) in [

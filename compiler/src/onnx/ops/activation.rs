@@ -42,9 +42,13 @@ fn relu(cx: &mut Cx<'_, '_, '_>) -> R {
 fn leaky_relu(cx: &mut Cx<'_, '_, '_>) -> R {
     let alpha = cx.float("alpha", 0.01);
     let x = cx.real(0)?;
+    real(leaky(cx, x, alpha))
+}
+
+fn leaky(cx: &mut Cx<'_, '_, '_>, x: NodeId, alpha: f64) -> NodeId {
     let flag = positive(cx, x);
     let small = cx.b.scale(x, alpha);
-    real(cx.b.select(flag, x, small))
+    cx.b.select(flag, x, small)
 }
 
 /// `select(0 < x, x, alpha (e^(x / width) - 1))`.
@@ -93,10 +97,15 @@ fn prelu(cx: &mut Cx<'_, '_, '_>) -> R {
 fn thresholded_relu(cx: &mut Cx<'_, '_, '_>) -> R {
     let alpha = cx.float("alpha", 1.0);
     let x = cx.real(0)?;
+    real(above(cx, x, alpha))
+}
+
+/// `select(alpha < x, x, 0)`.
+fn above(cx: &mut Cx<'_, '_, '_>, x: NodeId, alpha: f64) -> NodeId {
     let bound = cx.b.splat_like(x, alpha);
     let flag = cx.b.map(ScalarFn::Lt, &[bound, x]);
     let zero = cx.b.zeros_like(x);
-    real(cx.b.select(flag, x, zero))
+    cx.b.select(flag, x, zero)
 }
 
 /// `x + bias` below `-lambd`, `x - bias` above `lambd`, 0 between.
@@ -113,9 +122,13 @@ fn shrink(cx: &mut Cx<'_, '_, '_>) -> R {
 
 fn softsign(cx: &mut Cx<'_, '_, '_>) -> R {
     let x = cx.real(0)?;
+    real(soft_sign(cx, x))
+}
+
+fn soft_sign(cx: &mut Cx<'_, '_, '_>, x: NodeId) -> NodeId {
     let abs = cx.b.map(ScalarFn::Abs, &[x]);
     let divisor = cx.b.offset(abs, 1.0);
-    real(cx.b.div(x, divisor))
+    cx.b.div(x, divisor)
 }
 
 fn mish(cx: &mut Cx<'_, '_, '_>) -> R {
@@ -145,7 +158,7 @@ fn swiglu(cx: &mut Cx<'_, '_, '_>) -> R {
 }
 
 /// `min(max(x, low), high)`.
-fn clamp(cx: &mut Cx<'_, '_, '_>, x: NodeId, low: Option<f64>, high: Option<f64>) -> NodeId {
+pub(super) fn clamp(cx: &mut Cx<'_, '_, '_>, x: NodeId, low: Option<f64>, high: Option<f64>) -> NodeId {
     let mut y = x;
     if let Some(low) = low {
         let bound = cx.b.splat_like(y, low);
@@ -191,16 +204,19 @@ fn clip(cx: &mut Cx<'_, '_, '_>) -> R {
 fn hard_sigmoid(cx: &mut Cx<'_, '_, '_>) -> R {
     let (alpha, beta) = (cx.float("alpha", 0.2), cx.float("beta", 0.5));
     let x = cx.real(0)?;
+    real(hard_gate(cx, x, alpha, beta))
+}
+
+/// `clip(alpha x + beta, 0, 1)`.
+fn hard_gate(cx: &mut Cx<'_, '_, '_>, x: NodeId, alpha: f64, beta: f64) -> NodeId {
     let scaled = cx.b.scale(x, alpha);
     let line = cx.b.offset(scaled, beta);
-    real(clamp(cx, line, Some(0.0), Some(1.0)))
+    clamp(cx, line, Some(0.0), Some(1.0))
 }
 
 fn hard_swish(cx: &mut Cx<'_, '_, '_>) -> R {
     let x = cx.real(0)?;
-    let scaled = cx.b.scale(x, 1.0 / 6.0);
-    let line = cx.b.offset(scaled, 0.5);
-    let gate = clamp(cx, line, Some(0.0), Some(1.0));
+    let gate = hard_gate(cx, x, 1.0 / 6.0, 0.5);
     real(cx.b.mul(x, gate))
 }
 
@@ -244,4 +260,69 @@ fn gelu(cx: &mut Cx<'_, '_, '_>) -> R {
     let one_more = cx.b.offset(inner, 1.0);
     let half = cx.b.scale(x, 0.5);
     real(cx.b.mul(half, one_more))
+}
+
+/// An activation of a recurrent layer, with its numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Shaped {
+    Plain(ScalarFn),
+    Relu,
+    Softsign,
+    Softplus,
+    Affine { alpha: f64, beta: f64 },
+    ScaledTanh { alpha: f64, beta: f64 },
+    HardSigmoid { alpha: f64, beta: f64 },
+    LeakyRelu { alpha: f64 },
+    ThresholdedRelu { alpha: f64 },
+    Elu { alpha: f64 },
+}
+
+impl Shaped {
+    /// The activation of a name, in any case; numbers that it has are taken from `alphas` and `betas`.
+    pub(super) fn by_name(
+        name: &str,
+        alphas: &mut impl Iterator<Item = f64>,
+        betas: &mut impl Iterator<Item = f64>,
+    ) -> Result<Shaped, String> {
+        Ok(match name.to_ascii_lowercase().as_str() {
+            "tanh" => Shaped::Plain(ScalarFn::Tanh),
+            "sigmoid" => Shaped::Plain(ScalarFn::Sigmoid),
+            "relu" => Shaped::Relu,
+            "softsign" => Shaped::Softsign,
+            "softplus" => Shaped::Softplus,
+            "affine" => Shaped::Affine { alpha: alphas.next().unwrap_or(1.0), beta: betas.next().unwrap_or(0.0) },
+            "scaledtanh" => {
+                Shaped::ScaledTanh { alpha: alphas.next().unwrap_or(1.0), beta: betas.next().unwrap_or(1.0) }
+            }
+            "hardsigmoid" => {
+                Shaped::HardSigmoid { alpha: alphas.next().unwrap_or(0.2), beta: betas.next().unwrap_or(0.5) }
+            }
+            "leakyrelu" => Shaped::LeakyRelu { alpha: alphas.next().unwrap_or(0.01) },
+            "thresholdedrelu" => Shaped::ThresholdedRelu { alpha: alphas.next().unwrap_or(1.0) },
+            "elu" => Shaped::Elu { alpha: alphas.next().unwrap_or(1.0) },
+            _ => return Err(format!("activation \"{name}\" is not supported")),
+        })
+    }
+
+    pub(super) fn apply(self, cx: &mut Cx<'_, '_, '_>, x: NodeId) -> NodeId {
+        match self {
+            Shaped::Plain(f) => cx.b.map(f, &[x]),
+            Shaped::Relu => crate::layers::relu(cx.b, x),
+            Shaped::Softsign => soft_sign(cx, x),
+            Shaped::Softplus => log_one_plus_exp(cx, x),
+            Shaped::Affine { alpha, beta } => {
+                let scaled = cx.b.scale(x, alpha);
+                cx.b.offset(scaled, beta)
+            }
+            Shaped::ScaledTanh { alpha, beta } => {
+                let scaled = cx.b.scale(x, beta);
+                let tanh = cx.b.map(ScalarFn::Tanh, &[scaled]);
+                cx.b.scale(tanh, alpha)
+            }
+            Shaped::HardSigmoid { alpha, beta } => hard_gate(cx, x, alpha, beta),
+            Shaped::LeakyRelu { alpha } => leaky(cx, x, alpha),
+            Shaped::ThresholdedRelu { alpha } => above(cx, x, alpha),
+            Shaped::Elu { alpha } => exponential(cx, x, alpha, 1.0),
+        }
+    }
 }

@@ -24,6 +24,10 @@ type R = Result<Vec<Out>, String>;
 /// Elements of `axis` in another order, or some of them, or some several times.
 pub(super) fn take(cx: &mut Cx<'_, '_, '_>, x: NodeId, axis: usize, at: &[usize]) -> NodeId {
     let s = cx.b.shape(x);
+    if axis >= s.len() {
+        cx.b.fail(format!("axis {axis} does not exist in {} dimensions", s.len()));
+        return x;
+    }
     if let (Some(&first), true) = (at.first(), at.windows(2).all(|w| w[1] == w[0] + 1)) {
         return part(cx, x, axis, first, at.len());
     }
@@ -47,6 +51,10 @@ fn inverse(order: &[usize]) -> Vec<usize> {
 /// Every vector along `axis` times a matrix `[extent, to]`.
 pub(super) fn along(cx: &mut Cx<'_, '_, '_>, x: NodeId, axis: usize, to: usize, matrix: Vec<f64>) -> NodeId {
     let s = cx.b.shape(x);
+    if axis >= s.len() {
+        cx.b.fail(format!("axis {axis} does not exist in {} dimensions", s.len()));
+        return x;
+    }
     let order: Vec<usize> = (0..s.len()).filter(|&d| d != axis).chain([axis]).collect();
     let last = cx.b.transpose(x, &order);
     let mut shape = cx.b.shape(last);

@@ -13,6 +13,7 @@ mod linear;
 mod loss;
 mod norm;
 mod pool;
+mod recurrent;
 mod reduce;
 mod resize;
 mod search;
@@ -48,6 +49,7 @@ const FAMILIES: &[&[Entry]] = &[
     loss::OPS,
     norm::OPS,
     pool::OPS,
+    recurrent::OPS,
     reduce::OPS,
     resize::OPS,
     search::OPS,

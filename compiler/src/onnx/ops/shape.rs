@@ -217,6 +217,7 @@ fn slice(cx: &mut Cx<'_, '_, '_>) -> R {
     if ends.len() != starts.len() || axes.len() != starts.len() || steps.len() != starts.len() {
         return Err("starts, ends, axes and steps differ in length".into());
     }
+    cx.axes(&axes, s.len())?;
     let mut out = Slice { starts: vec![0; s.len()], steps: vec![1; s.len()], shape: s.clone() };
     let mut backwards = Vec::new();
     for i in 0..starts.len() {
