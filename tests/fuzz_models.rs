@@ -8,10 +8,12 @@
 mod cli;
 #[path = "support/mutate.rs"]
 mod mutate;
+#[path = "support/mutate_model.rs"]
+mod mutate_model;
 
 use mutate::{Dice, cases, no_panic};
-use onnx_protobuf::attribute_proto::AttributeType;
-use onnx_protobuf::{GraphProto, Message as _, ModelProto, TensorProto, type_proto};
+use mutate_model::change;
+use onnx_protobuf::{Message as _, ModelProto};
 use slrc_runtime::cpu::CpuDevice;
 use slrc_runtime::device::{Device, ProgramKind, StepContext};
 
@@ -102,110 +104,4 @@ fn structure() {
         }
         m.write_to_bytes().expect("serialize")
     });
-}
-
-fn change(g: &mut GraphProto, dice: &mut Dice) {
-    let ops = slrc_compiler::onnx::ops::all();
-    let names: Vec<String> = g
-        .node
-        .iter()
-        .flat_map(|n| n.output.clone())
-        .chain(g.initializer.iter().map(|t| t.name.clone()))
-        .chain(g.input.iter().map(|i| i.name.clone()))
-        .collect();
-    let at = dice.below(g.node.len());
-    match dice.below(12) {
-        0 => g.node[at].op_type = ops[dice.below(ops.len())].op.to_string(),
-        1 => {
-            let n = &mut g.node[at];
-            if !n.input.is_empty() {
-                let slot = dice.below(n.input.len());
-                n.input[slot] = if dice.below(5) == 0 { String::new() } else { dice.pick(&names).clone() };
-            }
-        }
-        2 => g.node[at].input.push(dice.pick(&names).clone()),
-        3 => drop(g.node[at].input.pop()),
-        4 => {
-            let n = &mut g.node[at];
-            if dice.below(2) == 0 { n.output.push(format!("extra{at}")) } else { drop(n.output.pop()) }
-        }
-        5 => drop(g.node.remove(at)),
-        6 => {
-            let other = dice.below(g.node.len());
-            g.node.swap(at, other);
-        }
-        7 | 8 => {
-            let with: Vec<usize> = (0..g.node.len()).filter(|&i| !g.node[i].attribute.is_empty()).collect();
-            if with.is_empty() {
-                return;
-            }
-            let n = &mut g.node[*dice.pick(&with)];
-            let a = dice.below(n.attribute.len());
-            let a = &mut n.attribute[a];
-            match dice.below(6) {
-                0 => {
-                    a.name =
-                        dice.pick(&["axis", "axes", "perm", "pads", "strides", "group", "epsilon", "to"]).to_string()
-                }
-                1 => {
-                    a.type_ =
-                        dice.pick(&[AttributeType::INT, AttributeType::INTS, AttributeType::FLOAT]).to_owned().into()
-                }
-                2 => a.f = dice.pick(&[f32::NAN, -1.0, 0.0, 1e30]).to_owned(),
-                3 => drop(a.ints.pop()),
-                _ if a.ints.is_empty() => a.i = dice.integer(),
-                _ => {
-                    let i = dice.below(a.ints.len());
-                    a.ints[i] = dice.integer();
-                }
-            }
-        }
-        9 => {
-            if !g.initializer.is_empty() {
-                let t = dice.below(g.initializer.len());
-                tensor(&mut g.initializer[t], dice);
-            }
-        }
-        10 => {
-            let i = dice.below(g.input.len());
-            let ty = g.input[i].type_.mut_or_insert_default();
-            if let Some(type_proto::Value::TensorType(t)) = &mut ty.value {
-                match dice.below(4) {
-                    0 => t.elem_type = dice.below(20) as i32,
-                    1 => drop(t.shape.mut_or_insert_default().dim.pop()),
-                    _ => {
-                        let dims = &mut t.shape.mut_or_insert_default().dim;
-                        if !dims.is_empty() {
-                            let d = dice.below(dims.len());
-                            dims[d].set_dim_value(dice.integer());
-                        }
-                    }
-                }
-            }
-        }
-        _ => {
-            let constants: Vec<usize> = (0..g.node.len()).filter(|&i| g.node[i].op_type == "Constant").collect();
-            if !constants.is_empty() {
-                let n = &mut g.node[*dice.pick(&constants)];
-                n.attribute.iter_mut().filter_map(|a| a.t.as_mut()).for_each(|t| tensor(t, dice));
-            }
-        }
-    }
-}
-
-fn tensor(t: &mut TensorProto, dice: &mut Dice) {
-    match dice.below(5) {
-        0 => t.data_type = dice.below(24) as i32,
-        1 => drop(t.dims.pop()),
-        2 => t.dims.push(dice.integer()),
-        3 if !t.dims.is_empty() => {
-            let d = dice.below(t.dims.len());
-            t.dims[d] = dice.integer();
-        }
-        _ if t.raw_data.len() >= 8 => {
-            let at = 8 * dice.below(t.raw_data.len() / 8);
-            t.raw_data[at..at + 8].copy_from_slice(&dice.integer().to_le_bytes());
-        }
-        _ => t.raw_data.push(0),
-    }
 }

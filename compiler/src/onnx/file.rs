@@ -78,7 +78,15 @@ fn is_onnx(domain: &str) -> bool {
 impl OnnxFile {
     /// Opens and decodes a model.
     pub fn open(path: &Path) -> Result<OnnxFile, OnnxError> {
-        let map = map_file(path)?;
+        OnnxFile::decode(path, map_file(path)?)
+    }
+
+    /// Decodes a model that is held in memory; `path` says beside what its external data would be.
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<OnnxFile, OnnxError> {
+        OnnxFile::decode(path, Bytes::Held(bytes))
+    }
+
+    fn decode(path: &Path, map: Bytes) -> Result<OnnxFile, OnnxError> {
         let malformed = |reason: String| OnnxError::Malformed { path: path.to_path_buf(), reason };
         let mut proto =
             ModelProto::parse_from_bytes(&slim(&map).map_err(malformed)?).map_err(|e| malformed(e.to_string()))?;
