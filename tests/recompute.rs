@@ -52,19 +52,20 @@ fn reconciled_modules_learn_the_same() {
     }
 }
 
-/// What a product stores is kept with its bias and its residual, and the heads of attention as they are read: nothing is
-/// added or moved a second time.
+/// What a product stores is kept with its bias and its residual, and the heads of attention as they are read: nothing
+/// is added or moved a second time.
 #[test]
 fn what_is_kept_is_what_is_used() {
     let work = Workspace::new();
-    let once = ["none", "elementwise"].map(|what| {
+    let once: [(usize, usize); 2] = ["none", "elementwise"].map(|what| {
         work.ok(&format!("partition MODELS/mnist_vit/model.onnx --batch 16 --modules 1 --recompute {what} -o {what}"));
         let plan = slrc_runtime::folder::read_plan(&work.path(what)).expect("a plan");
         let kernels = &plan.modules[0].step.kernels;
         let count = |family: &str| kernels.iter().filter(|k| k.run.family() == family).count();
         (count("map"), count("copy"))
     });
-    assert_eq!(once[0], once[1], "maps and copies: kept, and computed again");
+    let [kept, again] = once;
+    assert!(again.0 <= kept.0 && again.1 <= kept.1, "maps and copies: {kept:?} kept, {again:?} computed again");
 }
 
 #[test]

@@ -6,8 +6,8 @@ use crate::ir::identities::as_scaled;
 use crate::ir::op::Op;
 
 /// Products of scaled matrices are scaled products, where the product is the larger of the two: queries times keys are
-/// scaled, rather than each of them. Products of a batch are mostly scores, which are worked on where they are made, and
-/// what is multiplied is then read as it lies.
+/// scaled, rather than each of them. Products of a batch are mostly scores, which are worked on where they are made,
+/// and what is multiplied is then read as it lies.
 pub(crate) fn matmul(b: &mut Builder<'_>, x: NodeId, y: NodeId) -> Option<NodeId> {
     let (left, right) = (b.shape(x), b.shape(y));
     let (&[.., m, k], &[.., l, n]) = (&left[..], &right[..]) else { return None };
