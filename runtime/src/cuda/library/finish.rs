@@ -1,4 +1,4 @@
-//! Which epilogues of a product cuBLASLt has, too.
+//! Which epilogues of a product NVIDIA's libraries have, too.
 
 use std::collections::BTreeMap;
 
