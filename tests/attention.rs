@@ -7,7 +7,7 @@ use slrc_compiler::autodiff::gradients;
 use slrc_compiler::ir::graph::{Input, InputId, InputKind};
 use slrc_compiler::ir::interp::{Env, evaluate};
 use slrc_compiler::ir::{Builder, Graph, NodeId, Root, RootKind, Tensor, Type};
-use slrc_compiler::lower::{Convolutions, Draft, Names, Program};
+use slrc_compiler::lower::{Convolutions, Draft, Names, Products, Program};
 use slrc_compiler::pipeline::program;
 use slrc_compiler::simplify::{Mode, close, specialise};
 use slrc_plan::random::Sequence;
@@ -167,7 +167,14 @@ fn orders(case: &Case) -> Vec<Graph> {
 
 fn lowered(g: &Graph) -> Draft {
     let g = close(&specialise(g, Mode::Train));
-    program(&g, 1, Program::Eval, Convolutions::Fastest, &mut Names::default()).0
+    program(
+        &g,
+        1,
+        Program::Eval,
+        Products { convolutions: Convolutions::Fastest, columns: false },
+        &mut Names::default(),
+    )
+    .0
 }
 
 fn attention_kernels(d: &Draft) -> usize {

@@ -3,6 +3,8 @@
 //! The oracle rounds the operands itself, by arithmetic rather than by bits, and then multiplies without rounding. So
 //! what is left between the two is f32's rounding of sums, whatever the precision of the operands.
 
+#[path = "tensor_cores/columns.rs"]
+mod columns;
 #[path = "tensor_cores/library.rs"]
 mod library;
 mod support;

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use slrc_compiler::size::Size;
-use slrc_compiler::spec::{Convolution, Distance, HeadKind, InitMode, OptimizerKind, Recompute, ReconcileMode};
+use slrc_compiler::spec::{
+    ColumnSums, Convolution, Distance, HeadKind, InitMode, OptimizerKind, Recompute, ReconcileMode,
+};
 use slrc_plan::Precision;
 use slrc_runtime::cuda::architecture::Architecture;
 use slrc_runtime::cuda::{Libraries, Residency};
@@ -226,6 +228,11 @@ pub(crate) struct SpecArgs {
     /// auto].
     #[arg(long, value_name = "auto|direct", help_heading = "Target")]
     pub(crate) convolution: Option<Convolution>,
+    /// Where sums along the columns of a product are computed (BatchNorm's, those of biases): in the products' kernels,
+    /// or in kernels of their own, which leaves the products to NVIDIA's libraries [default: auto: products on a GPU,
+    /// kernels on a CPU].
+    #[arg(long, value_name = "auto|products|kernels", help_heading = "Target")]
+    pub(crate) column_sums: Option<ColumnSums>,
     /// Seed of random weights and dropout [default: 0].
     #[arg(long, value_name = "N", help_heading = "Weights")]
     pub(crate) seed: Option<u64>,

@@ -91,6 +91,7 @@ fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
     set(&mut spec.reconcile.lambda, o.lambda);
     set(&mut spec.recompute, o.recompute);
     set(&mut spec.convolution, o.convolution);
+    set(&mut spec.column_sums, o.column_sums);
     if o.no_monitor {
         spec.reconcile.monitor = Some(false);
     }

@@ -144,7 +144,7 @@ impl Segment {
     fn compile(&self, spec: &Spec) -> Result<Compiled, CompileError> {
         let (train, head_variables) = step::build_train(self.module.clone(), &self.place, spec)?;
         let mut names = Names::default();
-        let (draft, arena) = program(&train, self.place.index, Program::Step, spec.convolutions(), &mut names);
+        let (draft, arena) = program(&train, self.place.index, Program::Step, spec.products(), &mut names);
         Ok(Compiled { train, head_variables, draft, arena, names })
     }
 }

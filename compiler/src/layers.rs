@@ -4,6 +4,7 @@ use slrc_plan::ScalarFn;
 
 use crate::ir::builder::Builder;
 use crate::ir::graph::{Init, NodeId, VarKind, Variable};
+use crate::ir::ops::mode::Near;
 use crate::ir::types::Type;
 
 /// PyTorch's default for linear and convolution layers: uniform within `1 / sqrt(fan_in)`.
@@ -97,7 +98,8 @@ pub fn batch_norm(b: &mut Builder<'_>, x: NodeId, n: BatchNorm) -> BatchNormOutp
     let count: usize = axes.iter().map(|&d| shape[d]).product();
     let mean = b.mean(x, &axes);
     let eval_mean = per_channel(b, n.running_mean, rank);
-    let chosen_mean = b.mode_select(mean, eval_mean);
+    let near = b.emit(Near, &[mean, eval_mean]);
+    let chosen_mean = b.mode_select(near, eval_mean);
     let centred = centre(b, x, chosen_mean);
     let square = b.mul(centred, centred);
     let var = b.mean(square, &axes);

@@ -14,7 +14,7 @@ use crate::fuse::store::store;
 use crate::heads::tokens_missing;
 use crate::ir::graph::Graph;
 use crate::ir::verify::{Spec as VerifySpec, VerifyError, verify};
-use crate::lower::{Convolutions, Draft, Names, Program, Purpose, lower};
+use crate::lower::{Draft, Names, Products, Program, Purpose, lower};
 use crate::memory::{Arena, Ends, place};
 use crate::onnx::OnnxError;
 use crate::onnx::branches::take_branches;
@@ -238,8 +238,12 @@ fn check_lambdas(spec: &Spec, modules: usize) -> Result<(), SpecError> {
 }
 
 /// Fuses, schedules, lowers and places one program.
-pub fn program(g: &Graph, k: usize, kind: Program, convolutions: Convolutions, names: &mut Names) -> (Draft, Arena) {
-    let draft = Fused::of(g).lower(g, Purpose { module: k, program: kind, convolutions }, names);
+pub fn program(g: &Graph, k: usize, kind: Program, products: Products, names: &mut Names) -> (Draft, Arena) {
+    let draft = Fused::of(g, products).lower(
+        g,
+        Purpose { module: k, program: kind, convolutions: products.convolutions },
+        names,
+    );
     let arena = place(&draft, &Ends::of(g, k));
     (draft, arena)
 }
@@ -252,14 +256,14 @@ struct Fused {
 }
 
 impl Fused {
-    fn of(g: &Graph) -> Fused {
+    fn of(g: &Graph, products: Products) -> Fused {
         let mut layouts = layout(g);
         let mut items = collect(g, &layouts);
         merge(g, &layouts, &mut items);
         store(g, &mut layouts, &mut items);
         // What is read from memory now no longer ties regions together.
         merge(g, &layouts, &mut items);
-        attach(g, &layouts, &mut items);
+        attach(g, &layouts, &mut items, products.columns);
         let order = schedule(g, &layouts, &items);
         Fused { layouts, items, order }
     }
@@ -293,7 +297,7 @@ fn compile_modules(
     for (&k, m) in all.iter().zip(&fused) {
         let programs = [(&m.graphs.train, &m.step, Program::Step), (&m.graphs.eval, &m.inference, Program::Eval)];
         for (g, fused, program) in programs {
-            let purpose = Purpose { module: k, program, convolutions: spec.convolutions() };
+            let purpose = Purpose { module: k, program, convolutions: spec.products().convolutions };
             drafts.push((fused.lower(g, purpose, &mut names), Ends::of(g, k)));
         }
     }
@@ -330,7 +334,7 @@ fn fuse_module(network: &Imported, parts: &Partitioned, k: usize, spec: &Spec) -
     let graphs = step::build(module, &place, spec)?;
     verify(&graphs.train, VerifySpec::closed("train"))?;
     verify(&graphs.eval, VerifySpec::closed("eval"))?;
-    let (step, inference) = (Fused::of(&graphs.train), Fused::of(&graphs.eval));
+    let (step, inference) = (Fused::of(&graphs.train, spec.products()), Fused::of(&graphs.eval, spec.products()));
     Ok(Unnamed { graphs, nodes, step, inference })
 }
 

@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use slrc_plan::Precision;
 use slrc_plan::schedule::{Decay, Schedule};
 
-use crate::lower::Convolutions;
+use crate::lower::{Convolutions, Products};
 use crate::onnx::import::{Extent, ImportOptions};
 use crate::size::{Size, written};
 pub use choices::{
-    Convolution, Distance, HeadKind, InitMode, Kinks, OptimizerKind, Recompute, ReconcileMode, ScheduleKind,
+    ColumnSums, Convolution, Distance, HeadKind, InitMode, Kinks, OptimizerKind, Recompute, ReconcileMode, ScheduleKind,
 };
 pub use repair::{RebnFile, RepairFile};
 
@@ -62,6 +62,9 @@ pub struct SpecFile {
     /// How convolutions are computed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub convolution: Option<Convolution>,
+    /// Where sums along the columns of a product are computed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub column_sums: Option<ColumnSums>,
     /// What the plan runs on: `cpu`, `cuda` or an architecture such as `cuda:sm_90`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
@@ -297,6 +300,8 @@ pub struct Spec {
     pub recompute: Recompute,
     /// How convolutions are computed.
     pub convolution: Convolution,
+    /// Where sums along the columns of a product are computed.
+    pub column_sums: ColumnSums,
     /// Where initial weights come from.
     pub init: InitMode,
     /// Seed.
@@ -326,12 +331,19 @@ fn at_least(field: &str, x: f64, low: f64) -> Result<f64, SpecError> {
 }
 
 impl Spec {
-    /// Algorithms that convolutions of its plan may use.
-    pub fn convolutions(&self) -> Convolutions {
-        match (&self.target, self.convolution) {
+    /// How its plan computes products.
+    pub fn products(&self) -> Products {
+        let convolutions = match (&self.target, self.convolution) {
             (Target::Cpu, Convolution::Auto) => Convolutions::Fastest,
-            (Target::Cpu, Convolution::Direct) | (Target::Cuda { .. }, _) => Convolutions::Direct,
-        }
+            (Target::Cpu, Convolution::Direct) => Convolutions::Direct,
+            (Target::Cuda { .. }, _) => Convolutions::Tiled,
+        };
+        let columns = match (self.column_sums, &self.target) {
+            (ColumnSums::Products, _) | (ColumnSums::Auto, Target::Cuda { .. }) => true,
+            // A tile that is reduced at once costs what reading it again from a cache does: docs/performance.md.
+            (ColumnSums::Kernels, _) | (ColumnSums::Auto, Target::Cpu) => false,
+        };
+        Products { convolutions, columns }
     }
 }
 
@@ -377,6 +389,7 @@ impl SpecFile {
             },
             recompute: self.recompute.unwrap_or(Recompute::Elementwise),
             convolution: self.convolution.unwrap_or(Convolution::Auto),
+            column_sums: self.column_sums.unwrap_or(ColumnSums::Auto),
             init: self.init.unwrap_or(InitMode::Keep),
             seed: self.seed.unwrap_or(0),
             target,

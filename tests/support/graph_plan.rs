@@ -2,7 +2,7 @@
 
 use slrc_compiler::ir::graph::{Input, RootKind, VarKind};
 use slrc_compiler::ir::{Builder, Graph, Root, Tensor};
-use slrc_compiler::lower::{Convolutions, Names, Program as Kind};
+use slrc_compiler::lower::{Convolutions, Names, Products, Program as Kind};
 use slrc_compiler::pipeline::program;
 use slrc_compiler::simplify::{Mode, close, specialise};
 use slrc_plan::buffer::{Live, align};
@@ -82,8 +82,10 @@ impl GraphPlan {
         g.roots = vec![Root { kind: RootKind::Report("y".into()), value }];
         let g = close(&g);
         let mut names = Names::default();
-        let convolutions = if target == "cpu" { Convolutions::Fastest } else { Convolutions::Direct };
-        let (draft, arena) = program(&g, 1, Kind::Eval, convolutions, &mut names);
+        let cpu = target == "cpu";
+        let convolutions = if cpu { Convolutions::Fastest } else { Convolutions::Tiled };
+        let products = Products { convolutions, columns: !cpu };
+        let (draft, arena) = program(&g, 1, Kind::Eval, products, &mut names);
         let y = draft.reports["y"].clone();
         let mut buffers = Vec::new();
         let mut memory = Memory { eval_arena: arena.bytes, ..Memory::default() };

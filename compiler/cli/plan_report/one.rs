@@ -6,7 +6,7 @@ use std::path::Path;
 
 use slrc_compiler::onnx::file::OnnxFile;
 use slrc_compiler::pipeline::Planner;
-use slrc_compiler::spec::{Convolution, OptimizerFile, OptimizerKind, PartitionFile, Recompute, SpecFile};
+use slrc_compiler::spec::{ColumnSums, Convolution, OptimizerFile, OptimizerKind, PartitionFile, Recompute, SpecFile};
 use slrc_plan::kernel::{ConvAlgorithm, KernelOp};
 use slrc_plan::plan::{Plan, Role, files};
 
@@ -76,6 +76,7 @@ fn spec(plan: &Plan, recompute: Recompute) -> Result<SpecFile, String> {
         partition: PartitionFile { modules: Some(1), ..PartitionFile::default() },
         optimizer: optimizer(&plan.settings.optimizer)?,
         recompute: Some(recompute),
+        column_sums: Some(if reduces(plan) { ColumnSums::Products } else { ColumnSums::Kernels }),
         convolution: Some(if transforms(plan) { Convolution::Auto } else { Convolution::Direct }),
         target: Some(plan.settings.target.clone()),
         precision: Some(plan.settings.precision),
@@ -87,6 +88,12 @@ fn spec(plan: &Plan, recompute: Recompute) -> Result<SpecFile, String> {
 fn transforms(plan: &Plan) -> bool {
     let kernels = plan.modules.iter().flat_map(|m| m.step.kernels.iter().chain(&m.eval.kernels));
     kernels.into_iter().any(|k| matches!(&k.run, KernelOp::Conv(c) if c.algorithm != ConvAlgorithm::Direct))
+}
+
+/// Whether a plan reduces columns of products in their kernels.
+fn reduces(plan: &Plan) -> bool {
+    let mut kernels = plan.modules.iter().flat_map(|m| &m.step.kernels);
+    kernels.any(|k| k.run.product().and_then(|p| p.epilogue).is_some_and(|r| !r.reduce.is_empty()))
 }
 
 /// The optimizer as a plan's settings state it.

@@ -2,7 +2,8 @@
 //!
 //! A map becomes part of the matrix product or convolution whose result it reads when it walks that result as it lies
 //! in memory, and when the product is the last thing it waits for: nothing runs later than it would have, so nothing
-//! lives longer.
+//! lives longer. So does a reduction of the result's columns, such as the sums of BatchNorm and a bias's gradient: a
+//! tile of the product is reduced while it is at hand.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +14,8 @@ use crate::fuse::regions::Region;
 use crate::ir::graph::{Graph, NodeId, RootKind};
 use crate::ir::op::Op;
 
-/// Gives products their epilogues.
-pub fn attach(g: &Graph, l: &Layouts, items: &mut Items) {
+/// Gives products their epilogues; such that reduce columns, too, where `columns` says so.
+pub fn attach(g: &Graph, l: &Layouts, items: &mut Items, columns: bool) {
     let keys = items.keys(g, l);
     let order = items.topological(|i| keys[i]);
     let place: BTreeMap<usize, usize> = order.iter().enumerate().map(|(at, &i)| (i, at)).collect();
@@ -27,7 +28,8 @@ pub fn attach(g: &Graph, l: &Layouts, items: &mut Items) {
         let fits = |r: &usize| {
             let Some(Item::Region(region)) = &items.items[*r] else { return false };
             let last = items.before[*r].iter().map(|&b| merger.paths.find(b)).all(|b| place[&b] <= place[&i]);
-            last && merger.may_run_at(i, region)
+            last && (columns || region.axes.is_empty())
+                && merger.may_run_at(i, region)
                 && walks(g, l, id, row, region)
                 && !overwrites_operand(g, l, id, region)
                 && !merger.paths.through_others(i, *r)
@@ -62,7 +64,10 @@ pub fn row_of(g: &Graph, l: &Layouts, id: NodeId) -> Option<usize> {
 /// Whether a map walks a product's result as it lies, and every operand of it row by row.
 fn walks(g: &Graph, l: &Layouts, id: NodeId, row: usize, r: &Region) -> bool {
     let extents: Vec<usize> = r.order.iter().map(|&d| r.space[d]).collect();
-    if !r.axes.is_empty() || extents.is_empty() || extents.iter().product::<usize>() != g.ty(id).count() {
+    if !(r.axes.is_empty() || reduces_columns(g, id, row, r))
+        || extents.is_empty()
+        || extents.iter().product::<usize>() != g.ty(id).count()
+    {
         return false;
     }
     let mut views: Vec<Vec<usize>> = Vec::new();
@@ -89,6 +94,19 @@ fn walks(g: &Graph, l: &Layouts, id: NodeId, row: usize, r: &Region) -> bool {
         run *= extents[d];
     }
     run.is_multiple_of(row)
+}
+
+/// Whether a region reduces whole columns of a product that is computed tile by tile.
+fn reduces_columns(g: &Graph, id: NodeId, row: usize, r: &Region) -> bool {
+    let columns = r.order.last().is_some_and(|&d| r.kept() == [d] && r.space[d] == row);
+    columns
+        && match &g.node(id).op {
+            Op::MatMul(_) => g.shape(id).len() == 2,
+            Op::Conv(_) => true,
+            // Rows of a strided one are computed in another order.
+            Op::ConvInputGrad(c) => c.0.geometry.strides[..] == [1, 1],
+            _ => false,
+        }
 }
 
 fn identity(extents: &[usize]) -> Vec<usize> {

@@ -124,6 +124,7 @@ impl<'g> Builder<'g> {
             | Op::Splat(_)
             | Op::Random(_)
             | Op::Keep(_)
+            | Op::Near(_)
             | Op::Conv(_)
             | Op::ConvInputGrad(_)
             | Op::ConvWeightGrad(_)

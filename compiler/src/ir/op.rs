@@ -13,7 +13,7 @@ use crate::ir::ops::contract::{Conv, ConvInputGrad, ConvWeightGrad, MatMul};
 use crate::ir::ops::index::{Gather, ScatterAdd};
 use crate::ir::ops::keep::Keep;
 use crate::ir::ops::map::Map;
-use crate::ir::ops::mode::{Detach, ModeSelect};
+use crate::ir::ops::mode::{Detach, ModeSelect, Near};
 use crate::ir::ops::random::Random;
 use crate::ir::ops::reduce::{LogSumExp, Reduce};
 use crate::ir::ops::shape::{Broadcast, Concat, Pad, Reshape, Slice, Transpose};
@@ -168,6 +168,7 @@ ops! {
     Keep(Keep) = "keep", Keep::parse;
     Detach(Detach) = "detach", Detach::parse;
     ModeSelect(ModeSelect) = "mode-select", ModeSelect::parse;
+    Near(Near) = "near", Near::parse;
 }
 
 pub use crate::ir::ops::leaf::Splat;

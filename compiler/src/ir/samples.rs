@@ -8,6 +8,7 @@ use crate::ir::builder::Builder;
 use crate::ir::graph::{Graph, Input, InputKind, NodeId, Root, RootKind};
 use crate::ir::ops::contract::ConvShape;
 use crate::ir::ops::keep::Keep;
+use crate::ir::ops::mode::Near;
 use crate::ir::ops::shape::{Pad, Slice};
 use crate::ir::types::{DType, Type};
 
@@ -256,6 +257,12 @@ pub fn all() -> Vec<Sample> {
         let x = m.real(&[4]);
         let y = m.real(&[4]);
         m.b.mode_select(x, y)
+    }));
+    out.push(sample("near", wide, |m| {
+        let x = m.real(&[4]);
+        let y = m.real(&[4]);
+        let near = m.b.emit(Near, &[x, y]);
+        m.b.mul(near, y)
     }));
     out
 }

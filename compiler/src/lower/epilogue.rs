@@ -1,12 +1,20 @@
 //! Products with the elementwise work on their results.
 
-use slrc_plan::kernel::KernelOp;
-use slrc_plan::region::Region as PlanRegion;
+use slrc_plan::kernel::{ConvAlgorithm, KernelOp, TILE_GROUP, TILE_ROWS};
+use slrc_plan::region::{Region as PlanRegion, Split};
 use slrc_plan::{DType, View};
 
 use crate::fuse::{Owner, Region};
 use crate::ir::graph::NodeId;
-use crate::lower::Lowering;
+use crate::lower::{Convolutions, Lowering};
+
+/// Most rows of a group on a CPU: of patches that fit a core's cache, of tiles of Winograd's algorithm, and of others.
+const PATCH_ELEMENTS: usize = 1 << 18;
+const PATCH_ROWS: [usize; 2] = [256, 1024];
+const WINOGRAD_ROWS: usize = 320;
+/// Fewest rows of a group there, where it makes no more groups than this.
+const FEWEST_ROWS: usize = 64;
+const GROUPS: usize = 16;
 
 impl Lowering<'_> {
     /// Appends a product, with the item it belongs to and the work on its result.
@@ -22,6 +30,12 @@ impl Lowering<'_> {
         let (to, cols) = (product.to.buffer.clone(), product.cols);
         let mut plan = self.plan_region(item, region);
         by_rows(&mut plan, cols);
+        if !plan.reduce.is_empty() {
+            let count = groups(&run, self.convolutions);
+            let (reductions, kept) = (plan.reductions(), plan.kept_count());
+            let partials = self.workspace(region.sinks[0].node, count * reductions * kept);
+            plan.split = Some(Split { count, partials: View::new(partials, vec![reductions * kept, kept, 1]) });
+        }
         if let Some(place) = self.shared_place(id, &run, &to, &plan) {
             // It was among the last to be added.
             let at = self.draft.buffers.iter().rposition(|b| b.id == to);
@@ -56,6 +70,24 @@ impl Lowering<'_> {
         let once = |v: &View| plan.stores.iter().filter(|s| s.view.buffer == v.buffer).count() == 1;
         plan.stores.iter().map(|s| &s.view).find(|v| fits(v) && once(v)).map(|v| v.buffer.clone())
     }
+}
+
+/// Groups of rows whose columns are reduced where they are computed.
+fn groups(run: &KernelOp, convolutions: Convolutions) -> usize {
+    let rows = run.product().expect("invariant: products have epilogues").rows;
+    let most = match run {
+        _ if convolutions == Convolutions::Tiled => {
+            let tiles = rows.div_ceil(TILE_ROWS);
+            return tiles + tiles.div_ceil(TILE_GROUP);
+        }
+        KernelOp::Conv(c) if c.algorithm == ConvAlgorithm::Winograd => WINOGRAD_ROWS,
+        KernelOp::Conv(c) if !c.geometry.is_pointwise() => {
+            let terms = c.geometry.kernel.iter().product::<usize>() * c.in_channels.max(c.out_channels);
+            (PATCH_ELEMENTS / terms.max(1)).clamp(PATCH_ROWS[0], PATCH_ROWS[1])
+        }
+        _ => PATCH_ROWS[1],
+    };
+    rows.div_ceil(most).max((rows / FEWEST_ROWS).clamp(1, GROUPS))
 }
 
 fn rename(buffer: &mut String, from: &str, to: &str) {

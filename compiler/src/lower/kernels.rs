@@ -31,7 +31,7 @@ fn algorithm(c: &Conv, convolutions: Convolutions) -> ConvAlgorithm {
     let pays = tiles >= WINOGRAD_TILES && 3 * 16 * tiles < 2 * 9 * c.batch * results.iter().product::<usize>();
     match convolutions {
         Convolutions::Fastest if c.fits_winograd() && pays => ConvAlgorithm::Winograd,
-        Convolutions::Fastest | Convolutions::Direct => ConvAlgorithm::Direct,
+        Convolutions::Fastest | Convolutions::Direct | Convolutions::Tiled => ConvAlgorithm::Direct,
     }
 }
 /// A product with at least this inner extent and at most this many results is split.
@@ -114,7 +114,8 @@ impl Lowering<'_> {
             | Op::Slice(_)
             | Op::Keep(_)
             | Op::Detach(_)
-            | Op::ModeSelect(_) => unreachable!("invariant: {} is not a kernel", n.op),
+            | Op::ModeSelect(_)
+            | Op::Near(_) => unreachable!("invariant: {} is not a kernel", n.op),
         }
     }
 
@@ -170,7 +171,9 @@ impl Lowering<'_> {
         let batch: Vec<usize> = sc[..rank - 2].to_vec();
         let flops = 2 * (batch.iter().product::<usize>() * m * n * k) as u64;
         let splits = k / (SPLIT_INNER / MAX_GROUPS);
-        let split = (batch.is_empty() && k >= SPLIT_INNER && m * n <= SPLIT_RESULTS).then(|| {
+        // Columns are reduced tile by tile.
+        let whole = epilogue.is_some_and(|(_, r)| !r.axes.is_empty());
+        let split = (!whole && batch.is_empty() && k >= SPLIT_INNER && m * n <= SPLIT_RESULTS).then(|| {
             let count = splits.min(MAX_GROUPS);
             MatmulSplit { count, partials: View::new(self.workspace(id, count * m * n), vec![m * n, n, 1]) }
         });

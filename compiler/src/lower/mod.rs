@@ -56,10 +56,21 @@ pub enum Program {
 /// Which algorithms convolutions may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Convolutions {
-    /// Direct ones only.
+    /// Direct ones, in the tiles of a GPU.
+    Tiled,
+    /// Direct ones only, on the CPU.
     Direct,
     /// What is fastest on the CPU.
     Fastest,
+}
+
+/// How a plan computes products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Products {
+    /// Which algorithms convolutions may use.
+    pub convolutions: Convolutions,
+    /// Whether columns of a product are reduced in its kernel.
+    pub columns: bool,
 }
 
 /// What a program is for.

@@ -36,8 +36,13 @@ pub fn specialise(graph: &Graph, mode: Mode) -> Graph {
 pub fn close(graph: &Graph) -> Graph {
     // Log-sum-exp node (new) -> its shifted exponentials and their sum, for softmaxes of the same operand.
     let mut expanded: BTreeMap<NodeId, (NodeId, NodeId, NodeId)> = BTreeMap::new();
+    let mut about = variance::About::default();
     let closed = rebuild(graph, |b, id, x| match &graph.node(id).op {
         Op::Detach(_) => Some(x[0]),
+        Op::Near(_) => {
+            about.learn(x[0], x[1]);
+            Some(x[0])
+        }
         Op::LogSumExp(l) => {
             let m = b.max(x[0], &l.axes);
             let e = shifted_exp(b, x[0], m);
@@ -59,7 +64,7 @@ pub fn close(graph: &Graph) -> Graph {
                 b.mul(e, wide)
             })
         }
-        Op::Reduce(r) => variance::in_one_pass(b, r, x[0]),
+        Op::Reduce(r) => variance::in_one_pass(b, r, x[0], &about),
         _ => None,
     });
     // A bias that a BatchNorm takes away again has no gradient; plain SGD then has nothing to write.

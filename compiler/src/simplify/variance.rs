@@ -2,8 +2,13 @@
 //!
 //! Where rows do not stay in cache, as in BatchNorm, the mean costs one pass over memory and the variance another one.
 //! For any number s a channel, sum((x - m)^2) = sum((x - s)^2) - n (m - s)^2, and that needs no m. With s = 0 most
-//! digits would cancel where the mean is large; s is an element of x, which is within some deviations of m, so that
-//! only as many bits cancel as (m - s)^2 is larger than the variance.
+//! digits would cancel where the mean is large: as many bits as (m - s)^2 is larger than the variance. So s is what m
+//! is expected to be near ([`crate::ir::ops::mode::Near`]): the running mean, or the mean of the same layer in the pass
+//! before. The first steps of a network whose running means are still those it began with lose some bits, until they
+//! have followed: after n steps 0.9^n of the distance is left. Where nothing is expected, s is an element of x, which
+//! is within some deviations of m; x has to lie in memory for that.
+
+use std::collections::BTreeMap;
 
 use slrc_plan::{Combine, ScalarFn};
 
@@ -16,20 +21,40 @@ use crate::ir::ops::reduce::Reduce;
 use crate::ir::ops::shape::Slice;
 use crate::simplify::{as_broadcast, as_sub};
 
-/// The value of a sum of `squares`, if they are of differences from the mean over the same dimensions of something that
-/// lies in memory.
-pub(super) fn in_one_pass(b: &mut Builder<'_>, r: &Reduce, squares: NodeId) -> Option<NodeId> {
+/// What means are expected to be near.
+#[derive(Default)]
+pub(super) struct About {
+    /// By mean.
+    expected: BTreeMap<NodeId, NodeId>,
+    /// By what a mean was first expected to be near, that mean.
+    first: BTreeMap<NodeId, NodeId>,
+}
+
+impl About {
+    /// `mean` is expected to be near `about`; nearer still to the first of which that was said: a running mean is then
+    /// read before it is updated only.
+    pub(super) fn learn(&mut self, mean: NodeId, about: NodeId) {
+        let first = *self.first.entry(about).or_insert(mean);
+        self.expected.entry(mean).or_insert(if first == mean { about } else { first });
+    }
+}
+
+/// The value of a sum of `squares`, if they are of differences from the mean over the same dimensions, and something
+/// near the mean is known: expected, or an element of what lies in memory.
+pub(super) fn in_one_pass(b: &mut Builder<'_>, r: &Reduce, squares: NodeId, about: &About) -> Option<NodeId> {
     let (x, mean) = centred(b, r, squares)?;
     let shape = b.shape(x);
     let n: usize = r.axes.iter().map(|&a| shape[a]).product();
     let rows_in_cache = r.axes[..] == [shape.len() - 1];
     let stored = matches!(b.graph().node(x).op.rule().class(), Class::Kernel | Class::Leaf);
-    if rows_in_cache || !stored || n < 2 {
+    let expected = about.expected.get(&mean).copied();
+    if rows_in_cache || !(stored || expected.is_some()) || n < 2 {
         return None;
     }
-    let narrow = b.shape(mean);
-    let one = Slice { starts: vec![0; shape.len()], steps: vec![1; shape.len()], shape: narrow };
-    let s = b.slice(x, one);
+    let s = expected.unwrap_or_else(|| {
+        let narrow = b.shape(mean);
+        b.slice(x, Slice { starts: vec![0; shape.len()], steps: vec![1; shape.len()], shape: narrow })
+    });
     let wide = b.broadcast(s, &shape);
     let d = b.sub(x, wide);
     let square = b.mul(d, d);

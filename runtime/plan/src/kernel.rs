@@ -288,6 +288,10 @@ pub struct Conv {
 /// An epilogue is a map over the same elements in the same order; its last dimension is a row. An element of it runs
 /// once that element of the product is known. It reads the product where it lies, densely, and may overwrite it there;
 /// where it does not, the product stays.
+///
+/// Or it reduces all dimensions but the last, for results a column, too: then its split says into how many groups of
+/// rows, at most, the product is cut. A device reduces each group where it computes the rows, in an order that the
+/// extents alone decide, and combines the groups in order.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
     /// Where the product lies.
@@ -299,6 +303,11 @@ pub struct Product<'a> {
     /// Work on it.
     pub epilogue: Option<&'a Region>,
 }
+
+/// Rows of a tile of a product on a GPU, at least; groups of such tiles whose sums are added first.
+pub const TILE_ROWS: usize = 64;
+/// Tiles of a column whose partial results are combined before those of other tiles are.
+pub const TILE_GROUP: usize = 64;
 
 impl Matmul {
     /// Its result.

@@ -205,8 +205,10 @@ fn attention_operands(a: &Attention) -> Vec<Operand<'_>> {
 fn epilogue_operands<'a>(p: &Product<'a>) -> (Vec<Operand<'a>>, Vec<Operand<'a>>) {
     let space: &[usize] = p.epilogue.map_or(&[], |r| &r.space);
     let loads = p.other_loads().map(|l| Operand::read(&l.view, space).of(ANY));
+    let split = p.epilogue.and_then(|r| Some((r, r.split.as_ref()?)));
+    let partials = split.map(|(r, s)| Operand::write(&s.partials, &[s.count, r.reductions(), r.kept_count()]).dense());
     let stores = p.other_stores().map(|s| Operand::write(&s.view, space).of(RESULTS));
-    (loads.collect(), stores.collect())
+    (loads.collect(), partials.into_iter().chain(stores).collect())
 }
 
 fn region_operands(r: &Region) -> Vec<Operand<'_>> {

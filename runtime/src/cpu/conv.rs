@@ -109,7 +109,7 @@ impl Conv {
         let (ci, co) = self.group_channels();
         let k = self.taps() * ci;
         let pixels = self.pixels();
-        let division = self.division(pixels, co, k);
+        let division = self.division(pixels, co, k).within(self.groups_of_rows());
         for_each(division.blocks(), |t| {
             let (range, cols) = division.block(t);
             self.scratch(if self.pointwise { 0 } else { range.len() * k }, |patches, tiles| {
@@ -131,10 +131,18 @@ impl Conv {
                     unsafe { product(range.len(), cols.len(), k, c, a, b, false) };
                 }
                 if let Some(e) = &self.epilogue {
-                    e.run(range, cols, tiles);
+                    e.run(division.row_part(t), cols, tiles, |work| work(range));
                 }
             });
         });
+        if let Some(e) = &self.epilogue {
+            e.finish(division.row_parts());
+        }
+    }
+
+    /// Into how many groups the results' pixels may be cut, if that matters.
+    fn groups_of_rows(&self) -> Option<usize> {
+        self.epilogue.as_ref().and_then(Epilogue::groups)
     }
 
     /// How the product over some pixels is cut: the channels of one group, those of several whole.
@@ -198,18 +206,24 @@ impl Conv {
         if !self.pointwise {
             self.pack_weights();
         }
-        // One residue's pixels after the other, cut into blocks.
-        let mut blocks: Vec<(usize, Range<usize>, Range<usize>)> = Vec::new();
+        // One residue's pixels after the other, cut into blocks. Where columns are reduced there is one residue.
+        let mut blocks: Vec<(usize, usize, Range<usize>, Range<usize>)> = Vec::new();
+        let mut parts = 0;
         for (r, residue) in self.residues.iter().enumerate() {
             let pixels = self.batch * residue.extent[0] * residue.extent[1];
             let k = residue.taps[0].len() * residue.taps[1].len() * co;
-            let division = self.division(pixels, ci, k.max(1));
-            blocks.extend((0..division.blocks()).map(|i| division.block(i)).map(|(pixels, cols)| (r, pixels, cols)));
+            let division = self.division(pixels, ci, k.max(1)).within(self.groups_of_rows());
+            parts = division.row_parts();
+            blocks.extend((0..division.blocks()).map(|i| {
+                let (pixels, cols) = division.block(i);
+                (r, division.row_part(i), pixels, cols)
+            }));
         }
-        blocks.retain(|(_, pixels, _)| !pixels.is_empty());
+        blocks.retain(|(_, _, pixels, _)| !pixels.is_empty());
         let dense = self.geometry.strides[..] == [1, 1];
         for_each(blocks.len(), |t| {
-            let (residue, range, cols) = (&self.residues[blocks[t].0], blocks[t].1.clone(), blocks[t].2.clone());
+            let (residue, group, range, cols) = blocks[t].clone();
+            let residue = &self.residues[residue];
             let k = residue.taps[0].len() * residue.taps[1].len() * co;
             let patch = if self.pointwise { 0 } else { range.len() * k };
             self.scratch(patch + if dense { 0 } else { range.len() * cols.len() }, |memory, tiles| {
@@ -246,13 +260,18 @@ impl Conv {
                 }
                 if let Some(e) = &self.epilogue {
                     if dense {
-                        e.run(range, cols, tiles);
+                        e.run(group, cols, tiles, |work| work(range));
                     } else {
-                        range.map(|p| self.input_pixel(residue, p)).for_each(|p| e.run(p..p + 1, cols.clone(), tiles));
+                        e.run(group, cols, tiles, |work| {
+                            range.map(|p| self.input_pixel(residue, p)).for_each(|p| work(p..p + 1));
+                        });
                     }
                 }
             });
         });
+        if let Some(e) = &self.epilogue {
+            e.finish(parts);
+        }
     }
 
     /// Weights as `[group][residue][tap, output channel][input channel]`, residues in order.
@@ -399,7 +418,7 @@ impl Conv {
                     }
                 }
                 if let Some(e) = epilogue {
-                    e.run(rows.clone(), columns.clone(), memory);
+                    e.run(0, columns.clone(), memory, |work| work(rows.clone()));
                 }
             });
         });
@@ -427,7 +446,7 @@ pub(super) fn sum_partials(
             unsafe { *to.f32(i) = (1..count).fold(*partials.f32(i), |x, g| x + *partials.f32(g * size + i)) };
         }
         if let Some(e) = epilogue {
-            scratch(e.scratch(), |memory| e.run(part, 0..cols, memory));
+            scratch(e.scratch(), |memory| e.run(0, 0..cols, memory, |work| work(part)));
         }
     });
 }

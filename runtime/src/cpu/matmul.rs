@@ -26,7 +26,9 @@ impl Matmul {
     pub(super) fn new(memory: &Memory, p: &Plan) -> Matmul {
         let batch = p.batch.0.clone();
         let count: usize = batch.iter().product();
+        let epilogue = Epilogue::new(memory, &p.product());
         let division = Division::new([p.m, p.n, p.k], count, p.m, [1, 1]);
+        let division = division.within(epilogue.as_ref().and_then(Epilogue::groups));
         Matmul {
             batch,
             m: p.m,
@@ -36,7 +38,7 @@ impl Matmul {
             b: memory.operand(&p.b),
             c: memory.operand(&p.c),
             split: p.split.as_ref().map(|s| (s.count, memory.operand(&s.partials))),
-            epilogue: Epilogue::new(memory, &p.product()),
+            epilogue,
             division,
         }
     }
@@ -67,10 +69,14 @@ impl Matmul {
                 // SAFETY: views lie in their buffers, results overlap no operand, tasks write disjoint blocks.
                 unsafe { product(rows.len(), cols.len(), self.k, c, a, b, false) };
                 if let Some(e) = &self.epilogue {
-                    e.run(batch * self.m + rows.start..batch * self.m + rows.end, cols, memory);
+                    let range = batch * self.m + rows.start..batch * self.m + rows.end;
+                    e.run(self.division.row_part(i % blocks), cols, memory, |work| work(range));
                 }
             }
         });
+        if let Some(e) = &self.epilogue {
+            e.finish(self.division.row_parts());
+        }
     }
 
     /// Runs tasks, each with scratch memory for the epilogue.
@@ -105,7 +111,7 @@ impl Matmul {
                 }
             }
             if let Some(e) = &self.epilogue {
-                e.run(rows, 0..self.n, memory);
+                e.run(0, 0..self.n, memory, |work| work(rows));
             }
         });
     }

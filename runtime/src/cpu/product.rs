@@ -138,13 +138,28 @@ impl Division {
         found.next().filter(|half| 4 * reads(half) < 3 * reads(&best)).unwrap_or(best)
     }
 
+    /// Rows cut into no more parts than `groups`, where there is such a bound.
+    pub(super) fn within(self, groups: Option<usize>) -> Division {
+        Division { row_parts: groups.map_or(self.row_parts, |g| self.row_parts.min(g)), ..self }
+    }
+
     pub(super) fn blocks(&self) -> usize {
         self.row_parts * self.col_parts
     }
 
+    /// Parts that rows are cut into.
+    pub(super) fn row_parts(&self) -> usize {
+        self.row_parts
+    }
+
+    /// Which of these a block is of.
+    pub(super) fn row_part(&self, i: usize) -> usize {
+        i / self.col_parts
+    }
+
     /// Rows and columns of a block.
     pub(super) fn block(&self, i: usize) -> (Range<usize>, Range<usize>) {
-        let rows = part(self.rows, self.row_parts, i / self.col_parts);
+        let rows = part(self.rows, self.row_parts, self.row_part(i));
         (rows, part(self.cols, self.col_parts, i % self.col_parts))
     }
 }

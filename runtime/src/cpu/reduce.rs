@@ -22,6 +22,16 @@ struct Reduction {
     given: usize,
 }
 
+impl Reduction {
+    /// What it is of nothing.
+    fn start(&self) -> f32 {
+        match self.combine {
+            Combine::Sum => 0.0,
+            Combine::Max => f32::NEG_INFINITY,
+        }
+    }
+}
+
 /// A prepared `reduce` kernel.
 pub(super) struct Reduce {
     space: Vec<usize>,
@@ -139,9 +149,22 @@ impl Reduce {
             return;
         }
         match &self.split {
-            Some((count, partials)) => self.run_split(*count, partials),
+            Some((count, partials)) => {
+                self.run_split(*count, partials);
+                self.combine(*count);
+            }
             None => self.run_whole(),
         }
+    }
+
+    /// Groups of a split.
+    pub(super) fn groups(&self) -> usize {
+        self.split.as_ref().map_or(1, |s| s.0)
+    }
+
+    /// f32 scratch that [`Reduce::add_rows`] needs.
+    pub(super) fn rows_scratch(&self) -> usize {
+        TILE + self.head.scratch(TILE)
     }
 
     fn shape(&self) -> (usize, usize) {
@@ -177,7 +200,39 @@ impl Reduce {
         });
     }
 
-    /// Tasks of ranges of the first reduced dimension; partial results are combined in order.
+    /// Reduces columns `cols` of the rows that `blocks` hands on, which are group `group` of a split: all dimensions but
+    /// the last are reduced. A block is where it begins, its rows, and its columns, at most [`TILE`] elements.
+    pub(super) fn reduce_rows(
+        &self,
+        group: usize,
+        cols: std::ops::Range<usize>,
+        memory: &mut [f32],
+        blocks: impl FnOnce(&mut dyn FnMut(&[usize], usize, usize)),
+    ) {
+        let (count, partials) = self.split.as_ref().expect("invariant: an epilogue that reduces has groups");
+        debug_assert!(group < *count);
+        let acc = self.accumulators * self.reductions.len();
+        // SAFETY: tasks of one group have different columns of its part of the partials.
+        let at = |i: usize, col: usize| partials.f32(group * acc + i * self.accumulators + col);
+        for (i, r) in self.reductions.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { std::slice::from_raw_parts_mut(at(i, cols.start), cols.len()) }.fill(r.start());
+        }
+        let (row, rest) = memory.split_at_mut(TILE);
+        let mut state = self.head.begin(rest, TILE);
+        let extent = self.space[self.space.len() - 1];
+        blocks(&mut |index, rows, width| {
+            state.run(index, rows, width, extent);
+            let col = index[index.len() - 1];
+            for (i, r) in self.reductions.iter().enumerate() {
+                // SAFETY: as above.
+                let acc = unsafe { std::slice::from_raw_parts_mut(at(i, col), width) };
+                self.add_block(acc, 0, &state, r, rows, width, row);
+            }
+        });
+    }
+
+    /// Tasks of ranges of the first reduced dimension.
     fn run_split(&self, count: usize, partials: &Operand) {
         let (rows, cols) = self.shape();
         let tile = rows * cols;
@@ -192,6 +247,12 @@ impl Reduce {
                 self.accumulate(&mut index, range, acc, row, rest);
             });
         });
+    }
+
+    /// Combines the partial results of the first `count` groups in order, and does the work on what comes out.
+    pub(super) fn combine(&self, count: usize) {
+        let (_, partials) = self.split.as_ref().expect("invariant: there are groups");
+        let acc = self.accumulators * self.reductions.len();
         let tasks = tasks_for(self.accumulators, count * self.reductions.len());
         for_each(tasks, |t| {
             let range = part(self.accumulators, tasks, t);
@@ -223,11 +284,7 @@ impl Reduce {
         rest: &mut [f32],
     ) {
         for (i, r) in self.reductions.iter().enumerate() {
-            let start = match r.combine {
-                Combine::Sum => 0.0,
-                Combine::Max => f32::NEG_INFINITY,
-            };
-            acc[i * self.accumulators..][..self.accumulators].fill(start);
+            acc[i * self.accumulators..][..self.accumulators].fill(r.start());
         }
         let n = self.space.len();
         let mut space = self.space[self.prefix..].to_vec();

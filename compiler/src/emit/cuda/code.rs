@@ -74,11 +74,30 @@ pub(super) struct Code<'a> {
     pointers: Vec<Pointer>,
     special: Vec<LaunchArg>,
     formula: Vec<String>,
+    /// How often the last block went on alone.
+    lasts: usize,
+    /// Names handed out.
+    names: usize,
 }
 
 impl<'a> Code<'a> {
     pub(super) fn new(table: &'a Table<'a>) -> Code<'a> {
-        Code { table, text: String::new(), depth: 1, pointers: Vec::new(), special: Vec::new(), formula: Vec::new() }
+        Code {
+            table,
+            text: String::new(),
+            depth: 1,
+            pointers: Vec::new(),
+            special: Vec::new(),
+            formula: Vec::new(),
+            lasts: 0,
+            names: 0,
+        }
+    }
+
+    /// A name that begins with `of` and that nothing else in the function has.
+    pub(super) fn fresh(&mut self, of: &str) -> String {
+        self.names += 1;
+        format!("{of}_{}", self.names)
     }
 
     /// Adds a line of the head comment.
@@ -118,12 +137,20 @@ impl<'a> Code<'a> {
     /// Lets the last of `count` blocks to get here go on, alone, with what all of them wrote; the others end. `turn` is
     /// the number of the counter that these blocks share.
     pub(super) fn last_block(&mut self, turn: &str, count: usize) {
+        self.last_of(turn, &(count - 1).to_string());
+    }
+
+    /// The same, of a block and `others`, an expression.
+    pub(super) fn last_of(&mut self, turn: &str, others: &str) {
         let turns = self.special(LaunchArg::Turns);
-        self.line("__shared__ int last;");
+        if self.lasts == 0 {
+            self.line("__shared__ int last;");
+        }
+        self.lasts += 1;
         self.line("__syncthreads();");
         self.open("if (threadIdx.x == 0)");
         self.line("__threadfence();");
-        self.line(format!("last = atomicAdd(&{turns}[{turn}], 1u) == {};", count - 1));
+        self.line(format!("last = atomicAdd(&{turns}[{turn}], 1u) == {others};"));
         self.line("__threadfence();");
         self.close();
         self.line("__syncthreads();");

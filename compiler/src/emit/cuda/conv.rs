@@ -57,17 +57,17 @@ fn describe(code: &mut Code<'_>, c: &Conv, what: &str, epilogue: Option<&Epilogu
 
 /// The type of positions.
 fn position_type(c: &Conv, epilogue: Option<&Epilogue<'_>>) -> &'static str {
-    index_type(epilogue.map_or(0, Epilogue::end).max(largest(c)))
+    index_type(epilogue.map_or(0, Epilogue::last).max(largest(c)))
 }
 
 /// Stores `value` at element `at` of the tensor `to`, or works on it.
 fn store<'s>(code: &mut Code<'_>, to: &View, epilogue: Option<&'s Epilogue<'_>>, ty: &'s str, at: String) -> Store<'s> {
     match epilogue {
         // One group: rows and columns of the product are those of the result.
-        Some(e) => Box::new(move |code| e.run(code, ty, "m", "n")),
+        Some(e) => Box::new(move |code, sharing| e.run(code, ty, "m", "n", sharing)),
         None => {
             let p = code.pointer(&to.buffer, true);
-            Box::new(move |code| code.line(format!("{p}[{at}] = value;")))
+            Box::new(move |code, _| code.line(format!("{p}[{at}] = value;")))
         }
     }
 }
@@ -127,6 +127,7 @@ fn forward(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
         a: Side { lines: patch(c, ty, &x, "m", "k"), along_terms: true },
         b: Side { lines: vec![format!("v = {w}[(group * {co} + n) * {terms} + k];")], along_terms: true },
         store,
+        epilogue: epilogue.as_ref(),
         sum: None,
     }
     .emit(code)
@@ -179,6 +180,7 @@ fn input_grad(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
         a: Side { lines: a, along_terms: true },
         b: Side { lines: vec![b], along_terms: false },
         store,
+        epilogue: epilogue.as_ref(),
         sum: None,
     }
     .emit(code)
@@ -205,7 +207,7 @@ fn weight_grad(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
             let partial = |of: &str| format!("{p}[{} + {of} * {size} + {at}]", s.partials.offset);
             let own = format!("{} = value;", partial("part"));
             let sum = Sum { ranges: count, partial: partial("range"), store: result };
-            (Box::new(move |code| code.line(&own)), Some(sum))
+            (Box::new(move |code, _| code.line(&own)), Some(sum))
         }
     };
     let each = pixels.div_ceil(count);
@@ -232,6 +234,8 @@ fn weight_grad(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
         a: Side { lines: vec![format!("v = {y}[k * {} + group * {co} + m];", c.out_channels)], along_terms: false },
         b: Side { lines: patch(c, ty, &x, "k", "n"), along_terms: false },
         store,
+        // Rows are filters: nothing reduces them.
+        epilogue: None,
         sum,
     }
     .emit(code)
@@ -250,7 +254,8 @@ pub(super) fn sum_partials(
     let mut code = Code::new(table);
     let ty = index_type(count * size);
     let p = code.pointer(partials, false);
-    let store = store(&mut code, &c.w, None, ty, "i".into());
+    let to = code.pointer(&c.w.buffer, true);
+    let store = |code: &mut Code<'_>| code.line(format!("{to}[i] = value;"));
     let p = if offset == 0 { p } else { format!("({p} + {offset})") };
-    sum_groups(code, family, ty, &p, count, size, &store)
+    sum_groups(code, family, ty, &p, count, size, store)
 }

@@ -6,10 +6,12 @@ use slrc_plan::region::Level;
 
 use crate::emit::cuda::body::{Body, Origin};
 use crate::emit::cuda::code::{Code, Table};
+use crate::emit::cuda::columns::{Columns, Sharing};
 
-/// Elementwise work on a product whose elements are counted row by row.
+/// Work on a product whose elements are counted row by row: elementwise, and reductions of its columns.
 pub(super) struct Epilogue<'a> {
     body: Body<'a>,
+    columns: Option<Columns<'a>>,
     to: &'a View,
     cols: usize,
     /// Whether somebody reads the product itself later on.
@@ -21,11 +23,27 @@ impl<'a> Epilogue<'a> {
         let r = p.epilogue?;
         let overwritten = r.stores.iter().any(|s| s.view.buffer == p.to.buffer);
         let read_later = table[p.to.buffer.as_str()].live.is_none_or(|l| l.first < l.last);
-        Some(Epilogue { body: Body::new(r), to: p.to, cols: p.cols, keep: read_later && !overwritten })
+        let body = Body::new(r);
+        let columns = Columns::new(r, &body, p.rows, p.cols);
+        Some(Epilogue { body, columns, to: p.to, cols: p.cols, keep: read_later && !overwritten })
+    }
+
+    /// Before the first element.
+    pub(super) fn begin(&self, code: &mut Code<'_>, sharing: Sharing) {
+        if let Some(c) = &self.columns {
+            c.begin(code, sharing);
+        }
+    }
+
+    /// After the last one of a tile.
+    pub(super) fn end(&self, code: &mut Code<'_>, ty: &str, sharing: Sharing) {
+        if let Some(c) = &self.columns {
+            c.end(code, &self.body, ty, sharing);
+        }
     }
 
     /// One past the largest position of any operand.
-    pub(super) fn end(&self) -> usize {
+    pub(super) fn last(&self) -> usize {
         self.body.walk.end
     }
 
@@ -39,7 +57,7 @@ impl<'a> Epilogue<'a> {
     }
 
     /// Works on `value`, the element of row `row` and column `col`.
-    pub(super) fn run(&self, code: &mut Code<'_>, ty: &str, row: &str, col: &str) {
+    pub(super) fn run(&self, code: &mut Code<'_>, ty: &str, row: &str, col: &str, sharing: Sharing) {
         let (walk, cols) = (&self.body.walk, self.cols);
         let all: Vec<usize> = (0..walk.extents.len()).collect();
         match all.split_last() {
@@ -59,7 +77,9 @@ impl<'a> Epilogue<'a> {
             code.line(format!("{p}[{offset}{row} * {cols} + {col}] = value;"));
         }
         let stores = self.body.stores(Level::Element);
-        for i in self.body.closure(&self.body.stored(&stores), |_| false) {
+        let mut targets = self.body.stored(&stores);
+        targets.extend(self.columns.iter().flat_map(Columns::targets));
+        for i in self.body.closure(&targets, |_| false) {
             let v = &self.body.values[i];
             match v.origin {
                 Origin::Load(l) if self.body.region.loads[l].view.buffer == self.to.buffer => {
@@ -70,6 +90,9 @@ impl<'a> Epilogue<'a> {
         }
         for s in stores {
             self.body.store(code, s);
+        }
+        if let Some(c) = &self.columns {
+            c.add(code, sharing);
         }
     }
 }

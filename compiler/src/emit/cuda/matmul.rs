@@ -12,7 +12,7 @@ pub(super) fn emit(table: &Table<'_>, p: &Matmul, precision: Precision) -> Vec<C
     let with = |tail: [usize; 2]| [&p.batch[..], &tail].concat();
     let ends = [p.a.end(&with([p.m, p.k])), p.b.end(&with([p.k, p.n])), p.c.end(&with([p.m, p.n]))];
     let epilogue = Epilogue::new(table, &p.product());
-    let end = ends.into_iter().flatten().chain(epilogue.as_ref().map(Epilogue::end)).max();
+    let end = ends.into_iter().flatten().chain(epilogue.as_ref().map(Epilogue::last)).max();
     let ty = index_type(end.unwrap_or(0));
     let mut code = Code::new(table);
     let batch = if count > 1 { format!(", {} products", p.batch) } else { String::new() };
@@ -67,19 +67,20 @@ pub(super) fn emit(table: &Table<'_>, p: &Matmul, precision: Precision) -> Vec<C
         ranged: false,
         a: a_side,
         b: b_side,
-        store: Box::new(|_| {}),
+        store: Box::new(|_, _| {}),
+        epilogue: epilogue.as_ref(),
         sum: None,
     };
     let Some(split) = &p.split else {
         product.store = match &epilogue {
             Some(e) => {
                 let row = if count > 1 { format!("(z * {} + m)", p.m) } else { "m".into() };
-                Box::new(move |code| e.run(code, ty, &row, "n"))
+                Box::new(move |code, sharing| e.run(code, ty, &row, "n", sharing))
             }
             None => {
                 let c = code.pointer(&p.c.buffer, true);
                 let to = element(&c, &p.c, "m", "n");
-                Box::new(move |code| code.line(format!("{to} = value;")))
+                Box::new(move |code, _| code.line(format!("{to} = value;")))
             }
         };
         return vec![product.emit(code)];
@@ -97,13 +98,13 @@ pub(super) fn emit(table: &Table<'_>, p: &Matmul, precision: Precision) -> Vec<C
     ];
     let part = move |of: &str| format!("{partials}[{at} + {of} * {size} + m * {} + n]", p.n);
     let own = part("z");
-    product.store = Box::new(move |code| code.line(format!("{own} = value;")));
+    product.store = Box::new(move |code, _| code.line(format!("{own} = value;")));
     let store: Store<'_> = match &epilogue {
-        Some(e) => Box::new(move |code| e.run(code, ty, "m", "n")),
+        Some(e) => Box::new(move |code, sharing| e.run(code, ty, "m", "n", sharing)),
         None => {
             let c = code.pointer(&p.c.buffer, true);
             let to = element(&c, &p.c, "m", "n");
-            Box::new(move |code| code.line(format!("{to} = value;")))
+            Box::new(move |code, _| code.line(format!("{to} = value;")))
         }
     };
     product.sum = Some(Sum { ranges: split.count, partial: part("range"), store });

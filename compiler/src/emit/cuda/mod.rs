@@ -7,6 +7,7 @@
 mod attention;
 mod body;
 mod code;
+mod columns;
 mod conv;
 mod depthwise;
 mod epilogue;

@@ -5,6 +5,8 @@
 use slrc_plan::Precision;
 
 use crate::emit::cuda::code::{Call, Code, Registers};
+use crate::emit::cuda::columns::Sharing;
+use crate::emit::cuda::epilogue::Epilogue;
 use crate::emit::cuda::tensor;
 
 /// Results of a block along each side.
@@ -57,6 +59,8 @@ pub(super) struct Product<'s> {
     pub(super) b: Side,
     /// Stores `value` at `m`, `n`.
     pub(super) store: Store<'s>,
+    /// What is done with the elements of a tile besides, where that is more than one at a time.
+    pub(super) epilogue: Option<&'s Epilogue<'s>>,
     /// What becomes of sums of ranges.
     pub(super) sum: Option<Sum<'s>>,
 }
@@ -72,7 +76,7 @@ pub(super) struct Sum<'s> {
 }
 
 /// Writes the lines that do something with `value`.
-pub(super) type Store<'s> = Box<dyn Fn(&mut Code<'_>) + 's>;
+pub(super) type Store<'s> = Box<dyn Fn(&mut Code<'_>, Sharing) + 's>;
 
 /// A side of a product with where it lies in it.
 pub(super) struct Operand<'s> {
@@ -115,12 +119,22 @@ impl Product<'_> {
         }
         let a = Operand { side: &self.a, name: "m", block: "row_block", extent: self.rows };
         let b = Operand { side: &self.b, name: "n", block: "col_block", extent: self.cols };
+        let sharing = match self.precision {
+            Precision::F32 => Sharing { tile, each: 4, index: "j" },
+            Precision::Tf32 | Precision::Bf16 => Sharing { tile, each: 1, index: "0" },
+        };
+        if let Some(e) = self.epilogue {
+            e.begin(&mut code, sharing);
+        }
         match self.precision {
-            Precision::F32 => self.run(&mut code, &a, &b),
+            Precision::F32 => self.run(&mut code, &a, &b, sharing),
             Precision::Tf32 | Precision::Bf16 => {
                 code.formula(format!("operands rounded to {}, sums in f32", self.precision.name()));
-                tensor::run(self, &mut code, tile, &a, &b);
+                tensor::run(self, &mut code, sharing, &a, &b);
             }
+        }
+        if let Some(e) = self.epilogue {
+            e.end(&mut code, ty, sharing);
         }
         if let Some(sum) = &self.sum {
             let tiles = row_blocks * col_blocks * (self.count / sum.ranges);
@@ -130,7 +144,7 @@ impl Product<'_> {
                 code.open(format!("for (int range = 0; range < {}; ++range)", sum.ranges));
                 code.line(format!("value += {};", sum.partial));
                 code.close();
-                (sum.store)(code);
+                (sum.store)(code, sharing);
             };
             match self.precision {
                 Precision::F32 => self.each(&mut code, false, work),
@@ -143,7 +157,7 @@ impl Product<'_> {
     }
 
     /// Computes a tile, 4 x 4 elements a thread, and hands them on, `value` at `m`, `n`, to the store.
-    fn run(&self, code: &mut Code<'_>, a: &Operand<'_>, b: &Operand<'_>) {
+    fn run(&self, code: &mut Code<'_>, a: &Operand<'_>, b: &Operand<'_>, sharing: Sharing) {
         let ty = self.ty;
         for name in ["as", "bs"] {
             code.line(format!("__shared__ float {name}[{DEPTH}][{TILE} + {PAD}];"));
@@ -176,7 +190,7 @@ impl Product<'_> {
         code.close();
         self.each(code, true, |code| {
             code.line("const float value = acc[i][j];");
-            (self.store)(code);
+            (self.store)(code, sharing);
         });
     }
 
@@ -230,7 +244,7 @@ pub(super) fn sum_groups(
     partials: &str,
     count: usize,
     size: usize,
-    store: &Store<'_>,
+    store: impl FnOnce(&mut Code<'_>),
 ) -> Call {
     use crate::emit::cuda::code::{BLOCK, blocks_for};
     code.formula(format!("sums {count} groups of {size} in order"));

@@ -17,9 +17,58 @@ struct Reduce<'a> {
     reduced: Vec<usize>,
     /// Kept positions a block handles side by side.
     width: usize,
-    /// Reduction values with how they combine; those of numbers that do not vary apart.
-    accumulated: Vec<(usize, Combine, String)>,
+    reductions: Reductions,
+}
+
+/// Reduction values of a region with how they combine, and what: a name or a number.
+pub(super) struct Reductions {
+    /// Those of what varies along the reduced dimensions.
+    pub(super) accumulated: Vec<(usize, Combine, String)>,
+    /// Those of what does not.
     constant: Vec<(usize, Combine, String)>,
+}
+
+impl Reductions {
+    pub(super) fn of(body: &Body<'_>) -> Reductions {
+        let (mut accumulated, mut constant) = (Vec::new(), Vec::new());
+        for i in body.reductions(1) {
+            let Origin::Reduce(c, arg) = &body.values[i].origin else { continue };
+            let varies = matches!(arg, Arg::Value(v) if body.value(v).level == Level::Element);
+            if varies { &mut accumulated } else { &mut constant }.push((i, *c, arg_text(arg)));
+        }
+        Reductions { accumulated, constant }
+    }
+
+    /// What follows the reductions of the kept element `position`, and the stores of it; what is accumulated is
+    /// declared.
+    pub(super) fn tail(&self, code: &mut Code<'_>, body: &Body<'_>, ty: &str) {
+        let (kept, reduced) = (body.walk.dimensions(false), body.walk.dimensions(true));
+        body.walk.coordinates(code, ty, "position", &kept);
+        for (i, c, arg) in &self.constant {
+            let value = match c {
+                Combine::Sum => format!("{arg} * {}", number(body.walk.count(&reduced) as f32)),
+                Combine::Max => arg.clone(),
+            };
+            let needs = body.values[*i].needs.clone();
+            for v in body.closure(&needs, |_| false) {
+                body.declare(code, v);
+            }
+            code.line(format!("const float {} = {value};", body.values[*i].name));
+        }
+        let stores = body.stores(Level::Kept);
+        let is_reduction = |i: usize| matches!(body.values[i].origin, Origin::Reduce(..));
+        let mut known: Vec<usize> = Vec::new();
+        for (i, ..) in &self.constant {
+            known.extend(body.closure(&body.values[*i].needs, |_| false));
+        }
+        let needed = body.closure(&body.stored(&stores), |v| matches!(v.origin, Origin::Reduce(..)));
+        for i in needed {
+            if !is_reduction(i) && !known.contains(&i) {
+                body.declare(code, i);
+            }
+        }
+        stores.iter().for_each(|&s| body.store(code, s));
+    }
 }
 
 pub(super) fn emit(table: &Table<'_>, r: &Region) -> Vec<Call> {
@@ -30,13 +79,8 @@ pub(super) fn emit(table: &Table<'_>, r: &Region) -> Vec<Call> {
     let columns = body.walk.reduced.last() == Some(&false);
     let width = if columns { kept_count.next_power_of_two().min(32) } else { 1 };
     let ty = index_type(body.walk.end);
-    let (mut accumulated, mut constant) = (Vec::new(), Vec::new());
-    for i in body.reductions(1) {
-        let Origin::Reduce(c, arg) = &body.values[i].origin else { continue };
-        let varies = matches!(arg, Arg::Value(v) if body.value(v).level == Level::Element);
-        if varies { &mut accumulated } else { &mut constant }.push((i, *c, arg_text(arg)));
-    }
-    let reduce = Reduce { body, ty, kept, reduced, width, accumulated, constant };
+    let reductions = Reductions::of(&body);
+    let reduce = Reduce { body, ty, kept, reduced, width, reductions };
     match &r.split {
         None => vec![reduce.single(table)],
         Some(s) => vec![reduce.groups(table, s.count, &s.partials.buffer, s.partials.offset)],
@@ -61,10 +105,10 @@ impl Reduce<'_> {
         self.body.describe(&mut code);
         self.sum_elements(&mut code, &format!("const {0} begin = 0, end = {1};", self.ty, self.reduced_count()));
         code.open("if (active && turn == 0)");
-        for (i, (v, ..)) in self.accumulated.iter().enumerate() {
+        for (i, (v, ..)) in self.reductions.accumulated.iter().enumerate() {
             code.line(format!("const float {} = part[{i}][threadIdx.x];", self.body.values[*v].name));
         }
-        self.tail(&mut code);
+        self.reductions.tail(&mut code, &self.body, self.ty);
         code.close();
         code.finish("reduce", BLOCK, [self.strips(), 1, 1])
     }
@@ -82,7 +126,7 @@ impl Reduce<'_> {
                 self.reduced_count()
             ),
         );
-        let (n, kept) = (self.accumulated.len(), self.kept_count());
+        let (n, kept) = (self.reductions.accumulated.len(), self.kept_count());
         let p = code.pointer(partials, true);
         code.open("if (active && turn == 0)");
         for i in 0..n {
@@ -93,7 +137,7 @@ impl Reduce<'_> {
         code.close();
         code.last_block("blockIdx.x", count);
         code.open("if (active && turn == 0)");
-        for (i, (v, c, _)) in self.accumulated.iter().enumerate() {
+        for (i, (v, c, _)) in self.reductions.accumulated.iter().enumerate() {
             let name = &self.body.values[*v].name;
             code.line(format!("float {name} = {};", identity(*c)));
             // Unrolled further, loads of what follows are moved in between, and ptxas spills.
@@ -103,7 +147,7 @@ impl Reduce<'_> {
             code.line(format!("{name} = {};", combined(*c, name, &part)));
             code.close();
         }
-        self.tail(&mut code);
+        self.reductions.tail(&mut code, &self.body, self.ty);
         code.close();
         code.finish("reduce", BLOCK, [self.strips(), count, 1])
     }
@@ -118,7 +162,7 @@ impl Reduce<'_> {
     fn sum_elements(&self, code: &mut Code<'_>, range: &str) {
         let (ty, width) = (self.ty, self.width);
         let turns = BLOCK / width;
-        let n = self.accumulated.len();
+        let n = self.reductions.accumulated.len();
         if n > 0 {
             code.line(format!("__shared__ float part[{n}][{BLOCK}];"));
         }
@@ -126,14 +170,14 @@ impl Reduce<'_> {
         code.line(format!("const int turn = threadIdx.x / {width};"));
         code.line(format!("const bool active = position < {};", self.kept_count()));
         code.line(range);
-        for (i, (_, c, _)) in self.accumulated.iter().enumerate() {
+        for (i, (_, c, _)) in self.reductions.accumulated.iter().enumerate() {
             code.line(format!("float a{i} = {};", identity(*c)));
         }
         code.open("if (active)");
         self.body.walk.coordinates(code, ty, "position", &self.kept);
         let stores = self.body.stores(Level::Element);
         let mut targets = self.body.stored(&stores);
-        targets.extend(self.accumulated.iter().map(|(_, _, arg)| arg.clone()));
+        targets.extend(self.reductions.accumulated.iter().map(|(_, _, arg)| arg.clone()));
         let needed = self.body.closure(&targets, |_| false);
         for &i in needed.iter().filter(|&&i| self.early(i)) {
             self.body.declare(code, i);
@@ -143,7 +187,7 @@ impl Reduce<'_> {
         for &i in needed.iter().filter(|&&i| !self.early(i)) {
             self.body.declare(code, i);
         }
-        for (i, (_, c, arg)) in self.accumulated.iter().enumerate() {
+        for (i, (_, c, arg)) in self.reductions.accumulated.iter().enumerate() {
             code.line(format!("a{i} = {};", combined(*c, &format!("a{i}"), arg)));
         }
         stores.iter().for_each(|&s| self.body.store(code, s));
@@ -159,7 +203,7 @@ impl Reduce<'_> {
         if turns > 1 {
             code.open(format!("for (int half = {}; half > 0; half /= 2)", turns / 2));
             code.open("if (turn < half)");
-            for (i, (_, c, _)) in self.accumulated.iter().enumerate() {
+            for (i, (_, c, _)) in self.reductions.accumulated.iter().enumerate() {
                 let (a, b) = (format!("part[{i}][threadIdx.x]"), format!("part[{i}][threadIdx.x + half * {width}]"));
                 code.line(format!("{a} = {};", combined(*c, &a, &b)));
             }
@@ -167,34 +211,5 @@ impl Reduce<'_> {
             code.line("__syncthreads();");
             code.close();
         }
-    }
-
-    /// What follows the reductions, and the stores of it.
-    fn tail(&self, code: &mut Code<'_>) {
-        self.body.walk.coordinates(code, self.ty, "position", &self.kept);
-        for (i, c, arg) in &self.constant {
-            let value = match c {
-                Combine::Sum => format!("{arg} * {}", number(self.reduced_count() as f32)),
-                Combine::Max => arg.clone(),
-            };
-            let needs = self.body.values[*i].needs.clone();
-            for v in self.body.closure(&needs, |_| false) {
-                self.body.declare(code, v);
-            }
-            code.line(format!("const float {} = {value};", self.body.values[*i].name));
-        }
-        let stores = self.body.stores(Level::Kept);
-        let reduced = |i: usize| matches!(self.body.values[i].origin, Origin::Reduce(..));
-        let mut known: Vec<usize> = Vec::new();
-        for (i, ..) in &self.constant {
-            known.extend(self.body.closure(&self.body.values[*i].needs, |_| false));
-        }
-        let needed = self.body.closure(&self.body.stored(&stores), |v| matches!(v.origin, Origin::Reduce(..)));
-        for i in needed {
-            if !reduced(i) && !known.contains(&i) {
-                self.body.declare(code, i);
-            }
-        }
-        stores.iter().for_each(|&s| self.body.store(code, s));
     }
 }

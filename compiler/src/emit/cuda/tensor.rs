@@ -9,6 +9,7 @@
 use slrc_plan::Precision;
 
 use crate::emit::cuda::code::Code;
+use crate::emit::cuda::columns::Sharing;
 use crate::emit::cuda::product::{Operand, Product, THREADS};
 
 /// Words of a row staged at a time: two instructions deep.
@@ -88,7 +89,8 @@ impl Staged<'_> {
 }
 
 /// Computes a tile and hands its elements on, `value` at `m`, `n`, to the product's store.
-pub(super) fn run(p: &Product<'_>, code: &mut Code<'_>, tile: [usize; 2], a: &Operand<'_>, b: &Operand<'_>) {
+pub(super) fn run(p: &Product<'_>, code: &mut Code<'_>, sharing: Sharing, a: &Operand<'_>, b: &Operand<'_>) {
+    let tile = sharing.tile;
     let [rows, cols] = tile;
     let (down, across) = (rows / 32, cols / 32);
     let a = Staged { name: "as", extent: rows, operand: a };
@@ -149,7 +151,7 @@ pub(super) fn run(p: &Product<'_>, code: &mut Code<'_>, tile: [usize; 2], a: &Op
     let row = format!("t / {} * {} + i * 8 + t / {cols} % 8", 8 * cols, rows / 2);
     let work = |code: &mut Code<'_>| {
         code.line(format!("const float value = out[t / {cols}][t % {cols}];"));
-        (p.store)(code);
+        (p.store)(code, sharing);
     };
     each(p, code, tile, 16 * cols, &row, work);
     code.line("__syncthreads();");

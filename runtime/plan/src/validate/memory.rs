@@ -82,7 +82,11 @@ pub fn in_place(kernel: &Kernel, old: &Buffer, new: &Buffer) -> bool {
         (run, Some(Product { epilogue: Some(r), to, .. })) => {
             // The product is written before its epilogue reads, and its operands are read while the epilogue writes.
             let factors = run.operands().into_iter().take(2);
-            if [old, new].iter().any(|b| b.id == to.buffer) || factors.into_iter().any(|o| o.view.buffer == old.id) {
+            let reduces = !r.reduce.is_empty();
+            if reduces
+                || [old, new].iter().any(|b| b.id == to.buffer)
+                || factors.into_iter().any(|o| o.view.buffer == old.id)
+            {
                 return false;
             }
             r

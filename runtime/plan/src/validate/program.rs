@@ -89,7 +89,11 @@ fn check_operands(k: &Kernel, table: &Table) -> Result<(), String> {
     let (loads, stores, reduced) = match (&k.run, k.run.product()) {
         (KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r), _) => (0..r.loads.len(), all - r.stores.len(), 0),
         (KernelOp::Attention(a), _) => (0..0, all, all - a.region.stores.len()),
-        (_, Some(p)) => (2..2 + p.other_loads().count(), all - p.other_stores().count(), all),
+        (_, Some(p)) => {
+            let stores = all - p.other_stores().count();
+            let reduces = p.epilogue.is_some_and(|r| !r.reduce.is_empty());
+            (2..2 + p.other_loads().count(), stores, if reduces { stores } else { all })
+        }
         (_, None) => (0..0, all, all),
     };
     for (i, w) in operands.iter().enumerate().filter(|(_, o)| o.access == Access::Write) {

@@ -80,12 +80,17 @@ fn check_map(r: &Region) -> Result<(), String> {
     Ok(())
 }
 
-/// A map over a product's elements, row by row, that finds the product where the kernel puts it.
+/// A map over a product's elements, row by row, that finds the product where the kernel puts it; or a reduction of its
+/// columns.
 pub(super) fn check_epilogue(p: &Product<'_>) -> Result<(), String> {
     let Some(r) = p.epilogue else { return Ok(()) };
     check_views(r)?;
-    r.levels()?;
-    check_map(r)?;
+    let levels = r.levels()?;
+    if r.reduce.is_empty() {
+        check_map(r)?;
+    } else {
+        check_columns(r, &levels)?;
+    }
     let rows = r.space.iter().rev().skip(1).try_fold(1usize, |n, &e| n.checked_mul(e));
     if r.space.last() != Some(&p.cols) || rows != Some(p.rows) {
         return Err(format!("an epilogue over {} does not fit a product of {} rows of {}", r.space, p.rows, p.cols));
@@ -99,8 +104,20 @@ pub(super) fn check_epilogue(p: &Product<'_>) -> Result<(), String> {
     Ok(())
 }
 
+/// A reduction of columns, in groups of rows.
+fn check_columns(r: &Region, levels: &BTreeMap<&str, Level>) -> Result<(), String> {
+    if r.space.is_empty() || !r.reduce.iter().copied().eq(0..r.space.len() - 1) {
+        return Err("an epilogue reduces all dimensions but the last".into());
+    }
+    check_one_pass(r, levels)?;
+    match &r.split {
+        Some(s) if s.count > 0 => Ok(()),
+        _ => Err("an epilogue reduces in groups of rows".into()),
+    }
+}
+
 /// Everything before the reductions, and everything after them, must be one pass.
-fn check_reduce(r: &Region, levels: &BTreeMap<&str, Level>) -> Result<(), String> {
+fn check_one_pass(r: &Region, levels: &BTreeMap<&str, Level>) -> Result<(), String> {
     if r.reductions() == 0 || r.reduce.is_empty() {
         return Err("a reduce kernel needs a reduction".into());
     }
@@ -115,6 +132,11 @@ fn check_reduce(r: &Region, levels: &BTreeMap<&str, Level>) -> Result<(), String
             after.push(&s.name);
         }
     }
+    Ok(())
+}
+
+fn check_reduce(r: &Region, levels: &BTreeMap<&str, Level>) -> Result<(), String> {
+    check_one_pass(r, levels)?;
     let extent = r.space[r.reduce[0]];
     match &r.split {
         Some(s) if s.count < 2 || s.count > extent => {

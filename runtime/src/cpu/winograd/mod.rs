@@ -140,7 +140,7 @@ impl Winograd {
         let wide = to.div_ceil(blocks).next_multiple_of(width.max(WINOGRAD_CHANNELS));
         let chunks = from.div_ceil(CHUNK);
         let each = ((SCRATCH / POSITIONS / (chunks * ROW + wide)).clamp(MIN_TILES, MAX_TILES)).min(tiles.count);
-        let cut = Cut::new(&tiles, each);
+        let cut = Cut::new(&tiles, each).within(self.epilogue.as_ref().and_then(Epilogue::groups));
         let most = cut.most();
         let (v_step, m_stride) = (chunks * most * ROW + SKEW, wide + LINE);
         let m_step = most * m_stride + SKEW;
@@ -197,14 +197,17 @@ impl Winograd {
                     first += cols;
                 }
                 if let Some(e) = &self.epilogue {
-                    self.pixels(&tiles, range, |pixels| e.run(pixels, 0..to, registers));
+                    e.run(t, 0..to, registers, |work| self.pixels(&tiles, range, work));
                 }
             });
         });
+        if let Some(e) = &self.epilogue {
+            e.finish(cut.tasks);
+        }
     }
 
     /// Calls `work` for the runs of neighbouring pixels that make up some tiles, in order.
-    fn pixels(&self, tiles: &Tiles, range: std::ops::Range<usize>, mut work: impl FnMut(std::ops::Range<usize>)) {
+    fn pixels(&self, tiles: &Tiles, range: std::ops::Range<usize>, work: &mut dyn FnMut(std::ops::Range<usize>)) {
         let [height, width] = self.target.extents;
         let mut run = 0..0;
         let mut tile = range.start;
@@ -247,6 +250,11 @@ impl Cut {
         let tasks = units.div_ceil((most / each).max(1));
         let tasks = if tasks < EVEN * EVEN { tasks.next_multiple_of(EVEN) } else { tasks };
         Cut { tasks: tasks.min(units), units, each }
+    }
+
+    /// No more tasks than `groups`, where there is such a bound.
+    fn within(self, groups: Option<usize>) -> Cut {
+        Cut { tasks: groups.map_or(self.tasks, |g| self.tasks.min(g)), ..self }
     }
 
     fn tiles(&self, task: usize) -> std::ops::Range<usize> {

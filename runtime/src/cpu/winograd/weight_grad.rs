@@ -100,7 +100,8 @@ impl Winograd {
                 with_lanes(self.vector, sums);
                 if let Some(e) = epilogue {
                     for tap in 0..TAPS {
-                        e.run(rows.clone(), tap * ci + cols.start..tap * ci + cols.end, registers);
+                        let cols = tap * ci + cols.start..tap * ci + cols.end;
+                        e.run(0, cols, registers, |work| work(rows.clone()));
                     }
                 }
             });

@@ -70,6 +70,9 @@ impl<'a> Work<'a> {
 pub(super) fn finish<'a>(p: &Product<'a>, buffers: &BTreeMap<&str, &Buffer>) -> Option<Finished<'a>> {
     let Some(r) = p.epilogue else { return Some(Finished { finish: Work::Nothing, at: None }) };
     let [store] = &r.stores[..] else { return None };
+    if !r.reduce.is_empty() {
+        return None;
+    }
     let is_f32 = |v: &View| buffers.get(v.buffer.as_str()).is_some_and(|b| b.dtype == DType::F32);
     // A product that somebody reads later would have to be stored besides.
     let kept = store.view.buffer != p.to.buffer
