@@ -369,6 +369,17 @@ pub(crate) fn convert<'s>(
             }
         }
     }
+    if entry.op == "Add" {
+        for o in &mut operands {
+            // What cannot be read is reported where initial weights are.
+            if let Operand::Weight(w) = o
+                && let Ok(c) = read_constant(file, w)
+                && is_additive_mask(&c.data)
+            {
+                *o = Operand::Const(c);
+            }
+        }
+    }
     let constant = operands.iter().all(|o| matches!(o, Operand::Const(_) | Operand::Absent));
     let mut scratch = Graph::new("constants");
     // Building on the network's graph and on a scratch graph differ only in which graph it is.
@@ -393,6 +404,13 @@ pub(crate) fn convert<'s>(
 
 /// Operators that put numbers together from numbers: where all of them are known, they make a mask, not a weight.
 const MASK_MAKERS: &[&str] = &["Scatter", "ScatterElements", "ScatterND", "Where"];
+
+/// Whether what an Add adds is an attention mask, computed when the model was exported: some numbers so low that softmax
+/// makes nothing of them, and else 0. No weight is trained to such numbers.
+fn is_additive_mask(values: &[f64]) -> bool {
+    const LOWEST_SCORE: f64 = -9e3;
+    values.iter().all(|&v| v == 0.0 || v <= LOWEST_SCORE) && values.iter().any(|&v| v != 0.0)
+}
 
 /// The values of a float initializer that is no weight.
 pub(crate) fn read_constant(file: &OnnxFile, w: &WeightRef) -> Result<Const, OnnxError> {
