@@ -407,7 +407,7 @@ const MASK_MAKERS: &[&str] = &["Scatter", "ScatterElements", "ScatterND", "Where
 
 /// Whether what an Add adds is an attention mask, computed when the model was exported: some numbers so low that
 /// softmax makes nothing of them, and else 0. No weight is trained to such numbers.
-fn is_additive_mask(values: &[f64]) -> bool {
+pub(crate) fn is_additive_mask(values: &[f64]) -> bool {
     const LOWEST_SCORE: f64 = -9e3;
     values.iter().all(|&v| v == 0.0 || v <= LOWEST_SCORE) && values.iter().any(|&v| v != 0.0)
 }
