@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How far the gradients of a training step are from PyTorch's autograd, network by network. A table.
 
-    pip install torch torchvision timm transformers onnx onnxscript numpy safetensors pyyaml
+    pip install torch torchvision timm transformers onnx onnxruntime onnxscript numpy safetensors pyyaml
     cargo build --release && .ci/check_gradients.py [--slrc target/release/slrc] [--exports FOLDER] [--write] [NAME ..]
 
 The networks of .ci/networks.py, exported as there, with smaller images and fewer layers where they may be had, and with BatchNorm put back
@@ -18,10 +18,9 @@ import warnings
 
 import networks
 import numpy
-import onnx
 import torch
 import torch_step
-from check_models import PAGE, ROOT, partition_repaired, runner, write
+from check_models import PAGE, ROOT, infer, partition_repaired, runner, write
 from safetensors.torch import load_file
 
 BEGIN = "<!-- table: .ci/check_gradients.py --write -->"
@@ -32,8 +31,7 @@ HEAD = ["network", "exporter", "BP", "exact, K = 2", "finite differences, K = 2"
 
 def check(run, name, path, folder):
     x = networks.sample(name, small=True)
-    extents = onnx.load(str(path), load_external_data=False).graph.output[0].type.tensor_type.shape.dim
-    y = networks.labels(name, x, [d.dim_value for d in extents], numpy.random.default_rng(1))
+    y = networks.labels(name, x, infer(str(path), x).shape, numpy.random.default_rng(1))
     numpy.savez(folder / "data.npz", y=y, **x)
     cells = []
     for i, (modules, mode) in enumerate(STEPS):

@@ -80,6 +80,11 @@ def div(c):
     return torch.div(c[0], c[1], rounding_mode="trunc")
 
 
+@op("Mod")
+def mod(c):
+    return torch.fmod(c[0], c[1]) if c.get("fmod", 0) else torch.remainder(c[0], c[1])
+
+
 @op("Pow")
 def power(c):
     return torch.pow(c[0], c[1].item() if c[1].numel() == 1 else c[1])
@@ -281,7 +286,7 @@ def gather(c):
     axis, index = c.get("axis", 0) % c[0].dim(), c[1].long()
     index = torch.where(index < 0, index + c[0].shape[axis], index)
     y = c[0].index_select(axis, index.reshape(-1))
-    return y.reshape(*c[0].shape[:axis], *index.shape, *c[0].shape[axis + 1 :])
+    return y.reshape((*c[0].shape[:axis], *index.shape, *c[0].shape[axis + 1 :]))
 
 
 @op("GatherND")
