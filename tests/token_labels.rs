@@ -108,3 +108,40 @@ fn cuts_between_tokens_are_found_and_train() {
     let scores = work.json("eval run --data data.npz --json");
     assert_eq!(scores["heads"].as_array().map(Vec::len), Some(2), "{scores}");
 }
+
+/// Tokens without a label: what stands there makes no difference, and a step is one on the labels that count.
+#[test]
+fn ignored_labels() {
+    let work = Workspace::new();
+    network(&work, "tokens.onnx", 2);
+    work.write("ignoring.yaml", "model: tokens.onnx\nbatch: 4\npartition: {modules: 2}\nignore-label: -100\n");
+    work.ok("partition --spec ignoring.yaml -o plan");
+    work.ok("partition tokens.onnx --batch 4 --modules 2 -o strict");
+    let mut rng = Sequence::new(2, 0, 0);
+    let x: Vec<f32> = (0..4 * 784).map(|_| rng.normal()).collect();
+    let y: Vec<i64> = (0..4 * TOKENS).map(|i| if i % 7 > 2 { -100 } else { i as i64 % CLASSES }).collect();
+    let write = |name: &str, y: &[i64]| {
+        let x = Array::new("x", &[4, 1, 28, 28], Values::F32(x.clone()));
+        work.write(name, npz(&[x, Array::new("y", &[4, TOKENS], Values::I64(y.to_vec()))]));
+    };
+    write("data.npz", &y);
+    work.ok("train plan --data data.npz --steps 2 -o run");
+    let why = "label -100 of sample 0 is outside 0..5, the classes of the network";
+    work.fails("train strict --data data.npz --steps 2 -o other", 4, &[why]);
+    write("other.npz", &y.iter().map(|&l| if l < 0 { -1 } else { l }).collect::<Vec<i64>>());
+    let why = "label -1 of sample 0 is outside 0..5, the classes of the network, and not -100, which is ignored";
+    work.fails("train plan --data other.npz --steps 2 -o other", 4, &[why]);
+    // Where every label counts, means are the same, ignoring or not.
+    write("full.npz", &y.iter().map(|&l| l.max(0)).collect::<Vec<i64>>());
+    let loss = |plan: &str, data: &str| {
+        work.ok(&format!("train {plan} --data {data} --steps 0 -o {plan}_{data}"));
+        let scores = work.json(&format!("eval {plan}_{data} --data {data} --json"));
+        scores["heads"][1]["loss"].as_f64().expect("a loss")
+    };
+    let [ignoring, strict, few] =
+        [("plan", "full.npz"), ("strict", "full.npz"), ("plan", "data.npz")].map(|(plan, data)| loss(plan, data));
+    assert!((ignoring - strict).abs() < 1e-5, "{ignoring} {strict}");
+    assert!((few - strict).abs() > 1e-4, "{few} {strict}");
+    work.write("wrong.yaml", "model: tokens.onnx\nignore-label: 3\n");
+    work.fails("partition --spec wrong.yaml -o p", 2, &["ignore-label: a number below 0, such as -100"]);
+}

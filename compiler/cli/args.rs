@@ -155,8 +155,8 @@ pub(crate) struct CutArgs {
 /// Other options that override a spec.
 #[derive(Debug, Default, Args)]
 pub(crate) struct SpecArgs {
-    /// Kind of the local heads: auto, gap-linear, pool-linear, token, conv, mlp-sr, linear [default: auto, by the
-    /// boundary's shape].
+    /// Kind of the local heads: auto, gap-linear, pool-linear, token, conv, mlp-sr, linear, pixel [default: auto, by
+    /// the boundary's shape].
     #[arg(long, value_name = "KIND", help_heading = "Partition")]
     pub(crate) head: Option<HeadKind>,
     /// Samples a step [default: the model's own if fixed above 1, else 32].

@@ -1,6 +1,7 @@
 //! `slrc eval`
 
 use indicatif::{ProgressBar, ProgressStyle};
+use slrc_plan::Plan;
 use slrc_runtime::data::dataset::{Dataset, Part};
 use slrc_runtime::data::npz::write_npz;
 use slrc_runtime::device::ProgramKind;
@@ -34,9 +35,9 @@ pub(crate) fn run(a: &EvalArgs) -> Result<(), Failure> {
     let e = evaluate(&mut session, &data, &mut |done, _| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     if let Some(path) = &a.save_logits {
-        let width = e.logits.len() / data.count;
+        let shape = logits_shape(session.plan(), data.count);
         let mut bytes = std::io::Cursor::new(Vec::new());
-        write_npz(&mut bytes, &[("logits", &[data.count, width], &e.logits)])
+        write_npz(&mut bytes, &[("logits", &shape, &e.logits)])
             .map_err(|source| FileError::Write { path: path.clone(), source })?;
         write_atomic(path, &bytes.into_inner())?;
     }
@@ -65,4 +66,13 @@ pub(crate) fn run(a: &EvalArgs) -> Result<(), Failure> {
     output::line(format!("{} samples of {}\n", data.count, a.data.display()));
     output::print(&table(&["module", "head", "loss", "accuracy"], &[0, 2, 3], rows));
     Ok(())
+}
+
+/// The shape of the network's logits for so many samples: that of their labels, with the classes last, or before the
+/// rows and columns of an image.
+fn logits_shape(plan: &Plan, samples: usize) -> Vec<usize> {
+    let labels = plan.buffers.iter().find(|b| b.id == plan.labels.buffer).expect("invariant: plans are validated");
+    let mut shape = [&[samples], &labels.shape[1..]].concat();
+    shape.insert(if shape.len() == 3 { 1 } else { shape.len() }, plan.labels.classes);
+    shape
 }

@@ -11,9 +11,10 @@ use crate::fuse::items::{Items, collect};
 use crate::fuse::layout::{Layouts, layout};
 use crate::fuse::merge::merge;
 use crate::fuse::store::store;
-use crate::heads::tokens_missing;
+use crate::heads;
 use crate::ir::graph::Graph;
 use crate::ir::verify::{Spec as VerifySpec, VerifyError, verify};
+use crate::loss::class_dimension;
 use crate::lower::{Draft, Names, Products, Program, Purpose, lower};
 use crate::memory::{Arena, Ends, place};
 use crate::onnx::OnnxError;
@@ -118,10 +119,7 @@ impl<'a> Planner<'a> {
         check_network(&network)?;
         let mut found = candidates(&network);
         found.rule_out(&network.nodes, |c| {
-            let tokens = tokens_missing(network.graph.shape(c.value), network.graph.ty(network.logits))?;
-            Some(format!(
-                "the network classifies {tokens} tokens, and a local head needs the same, [N, {tokens}, D], here"
-            ))
+            heads::missing(network.graph.shape(c.value), network.graph.ty(network.logits)).map(|m| m.to_string())
         });
         Ok(Planner { original: file, repaired, spec_file: spec_file.clone(), network, found, known: Known::default() })
     }
@@ -180,6 +178,7 @@ impl<'a> Planner<'a> {
         };
         let settings = settings(spec_file, &spec, network.batch, &self.repaired.done);
         let mut plan = assemble(model, settings, &modules, &names);
+        plan.labels.ignored = spec.ignore_label;
         let kernels = match spec.target {
             Target::Cpu => None,
             Target::Cuda { .. } => Some(cuda::emit(&mut plan)),
@@ -198,10 +197,10 @@ fn check_network(n: &Imported) -> Result<(), CompileError> {
             n.output, n.batch
         )));
     }
-    if !(2..=3).contains(&ty.rank()) || ty.shape[ty.rank() - 1] < 2 {
+    if !(2..=4).contains(&ty.rank()) || ty.shape[class_dimension(ty)] < 2 {
         return Err(CompileError::Network(format!(
-            "output \"{}\" has type {ty}; slrc trains classifiers, whose output is [N, classes] or [N, tokens, classes]; \
-             with two classes or more; choose another with output: in the spec",
+            "output \"{}\" has type {ty}; slrc trains classifiers, whose output is [N, classes], [N, tokens, classes] or \
+             [N, classes, height, width], with two classes or more; choose another with output: in the spec",
             n.output
         )));
     }

@@ -35,6 +35,9 @@ pub struct SpecFile {
     pub shapes: BTreeMap<String, String>,
     /// Output to train.
     pub output: Option<String>,
+    /// A label that does not count, such as -100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ignore_label: Option<i32>,
     /// Initializers whose uses share one weight.
     pub tie: BTreeSet<String>,
     /// Weights that are not trained: names, or prefixes that end in `*`.
@@ -286,6 +289,8 @@ pub enum OptimizerRule {
 /// A spec with every choice made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
+    /// A label that does not count.
+    pub ignore_label: Option<i32>,
     /// How modules are chosen.
     pub partition: PartitionSpec,
     /// Kind of the local heads.
@@ -383,6 +388,10 @@ impl SpecFile {
             head: self.head.kind.unwrap_or(HeadKind::Auto),
             reconcile: self.reconcile.resolve(precision)?,
             optimizer: self.optimizer.resolve()?,
+            ignore_label: match self.ignore_label {
+                Some(0..) => return bad("ignore-label", "a number below 0, such as -100: others are classes"),
+                other => other,
+            },
             micro_batches: match self.micro_batches {
                 Some(0) => return bad("micro-batches", "at least 1"),
                 n => n.unwrap_or(1),

@@ -83,7 +83,7 @@ pub struct ModuleGraphs {
 pub fn build(mut module: Graph, place: &Place, spec: &Spec) -> Result<ModuleGraphs, StepError> {
     let (head, head_variables) = attach_head(&mut module, place, spec)?;
     let train = train_graph(&module, place, spec)?;
-    let eval = eval_graph(&module)?;
+    let eval = eval_graph(&module, spec)?;
     Ok(ModuleGraphs { train, eval, head, head_variables })
 }
 
@@ -99,7 +99,7 @@ fn attach_head(module: &mut Graph, place: &Place, spec: &Spec) -> Result<(&'stat
     let mut head = "network";
     let own = module.variables.len();
     if !place.last {
-        let kind = heads::resolve(spec.head, module.ty(output).rank());
+        let kind = heads::resolve(spec.head, module.ty(output).rank(), place.logits.rank());
         let logits = heads::attach(module, output, spec.head, place.index, &place.logits)?;
         module.roots.push(Root { kind: RootKind::Output(LOGITS.into()), value: logits });
         head = kind.name();
@@ -125,7 +125,7 @@ fn train_graph(module: &Graph, place: &Place, spec: &Spec) -> Result<Graph, Step
     let (logits, output) = (logits_of(&g), boundary_of(&g));
     let logits_ty = g.ty(logits).clone();
     let labels = add_labels(&mut g, &logits_ty);
-    let loss = cross_entropy(&mut g, logits, labels);
+    let loss = cross_entropy(&mut g, logits, labels, spec.ignore_label);
     let weights: Vec<NodeId> = g
         .ids()
         .filter(|&id| matches!(g.node(id).op, Op::Variable(v) if g.variables[v.index()].kind == VarKind::Weight))
@@ -134,7 +134,7 @@ fn train_graph(module: &Graph, place: &Place, spec: &Spec) -> Result<Graph, Step
     let compared = spec.reconcile.monitor || spec.reconcile.mode != ReconcileMode::Off;
     let upstream = input.filter(|_| compared).map(|x| {
         let shape = g.shape(x).to_vec();
-        let windows = heads::windows(spec.head, &shape);
+        let windows = heads::windows(heads::resolve(spec.head, shape.len(), logits_ty.rank()), &shape);
         let handed = windows.map_or(shape.clone(), |[rows, cols]| vec![shape[0], shape[1], rows, cols]);
         let ty = Type::f32(handed);
         let id = g.add_input(Input { name: "@e".into(), kind: InputKind::BoundaryGradient, ty });
@@ -154,7 +154,8 @@ fn train_graph(module: &Graph, place: &Place, spec: &Spec) -> Result<Graph, Step
     let mut roots: Vec<Root> = Vec::new();
     roots.extend(output.map(|value| Root { kind: RootKind::Output(OUTPUT.into()), value }));
     roots.extend(grads.output.map(|e| {
-        let windows = heads::windows(spec.head, g.shape(e));
+        let kind = heads::resolve(spec.head, g.ty(e).rank(), logits_ty.rank());
+        let windows = heads::windows(kind, g.shape(e));
         let value = windows.map_or(e, |w| heads::gather(&mut Builder::new(&mut g), e, w));
         Root { kind: RootKind::OutputGradient, value }
     }));
@@ -174,12 +175,12 @@ fn train_graph(module: &Graph, place: &Place, spec: &Spec) -> Result<Graph, Step
     })
 }
 
-fn eval_graph(module: &Graph) -> Result<Graph, StepError> {
+fn eval_graph(module: &Graph, spec: &Spec) -> Result<Graph, StepError> {
     let mut g = specialise(module, Mode::Eval);
     let (logits, output) = (logits_of(&g), boundary_of(&g));
     let ty = g.ty(logits).clone();
     let labels = add_labels(&mut g, &ty);
-    let loss = cross_entropy(&mut g, logits, labels);
+    let loss = cross_entropy(&mut g, logits, labels, spec.ignore_label);
     let mut roots: Vec<Root> = Vec::new();
     roots.extend(output.map(|value| Root { kind: RootKind::Output(OUTPUT.into()), value }));
     let reports =

@@ -85,6 +85,32 @@ fn masks_put_together_are_no_weights() {
     assert_eq!(names, ["w"]);
 }
 
+/// Exporters compute a causal mask and write it down as an initializer, beside biases that look the same but for their
+/// numbers.
+#[test]
+fn additive_masks_are_no_weights() {
+    let masked = |name: &str, low: f32| {
+        let float_data = (0..24).map(|i| if i % 3 > i / 3 { low } else { 0.0 }).collect();
+        TensorProto { float_data, ..floats(name, &[8, 3]) }
+    };
+    let nodes = vec![
+        node("MatMul", &["x", "w"], "a"),
+        node("Add", &["a", "lowest"], "b"),
+        node("Add", &["infinite", "b"], "c"),
+        node("Add", &["c", "low"], "d"),
+        node("Add", &["d", "zeros"], "y"),
+    ];
+    let all = vec![
+        floats("w", &[6, 3]),
+        masked("lowest", f32::MIN),
+        masked("infinite", f32::NEG_INFINITY),
+        masked("low", -2.0),
+        masked("zeros", 0.0),
+    ];
+    let net = import(&open(nodes, all), &ImportOptions::default()).expect("a network");
+    assert_eq!(net.sources.keys().collect::<Vec<_>>(), ["low", "w", "zeros"]);
+}
+
 /// Scales, class weights and the like are initializers of floats, too.
 #[test]
 fn settings_are_no_weights() {

@@ -144,7 +144,7 @@ impl GraphPlan {
             kernels_sha256: None,
             memory,
             inputs: vec![],
-            labels: LabelsDecl { buffer: "labels".into(), classes: 1 },
+            labels: LabelsDecl { buffer: "labels".into(), classes: 1, ignored: None },
             scalars: vec![],
             parameters,
             optimizer_state: vec![],

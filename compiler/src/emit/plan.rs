@@ -14,6 +14,7 @@ use crate::fuse::layout::{boundary_order, variable_order};
 use crate::ir::graph::{Graph, InputKind, RootKind, VarId, VarKind};
 use crate::ir::op::Op;
 use crate::ir::types::Type;
+use crate::loss::class_dimension;
 use crate::lower::{Draft, Names};
 use crate::memory::Arena;
 use crate::step::{parameter_counts, report};
@@ -220,11 +221,12 @@ fn inputs(modules: &[CompiledModule], buffers: &mut Vec<Buffer>, memory: &mut Me
     let labels = modules.iter().find_map(|m| m.train.input_of(InputKind::Labels).map(|i| &m.train.inputs[i.index()]));
     let ty = labels.map_or(Type::new(DType::I32, []), |l| l.ty.clone());
     let classes = modules.last().and_then(|m| {
-        m.eval.root(|k| *k == RootKind::Report(report::LOGITS.into())).and_then(|l| m.eval.shape(l).last().copied())
+        let logits = m.eval.ty(m.eval.root(|k| *k == RootKind::Report(report::LOGITS.into()))?);
+        Some(logits.shape[class_dimension(logits)])
     });
     buffers.push(space.add(Names::labels(), &ty, (0..ty.rank()).collect()));
     memory.input = space.end;
-    (out, LabelsDecl { buffer: Names::labels(), classes: classes.unwrap_or(1) })
+    (out, LabelsDecl { buffer: Names::labels(), classes: classes.unwrap_or(1), ignored: None })
 }
 
 /// Rows of the smallest table a data input indexes.

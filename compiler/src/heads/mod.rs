@@ -2,6 +2,8 @@
 
 mod windows;
 
+use std::fmt;
+
 use slrc_plan::Dims;
 use slrc_plan::kernel::WindowGeometry;
 
@@ -11,6 +13,7 @@ use crate::ir::op::Op;
 use crate::ir::ops::contract::ConvShape;
 use crate::ir::types::Type;
 use crate::layers::{self, BatchNorm, fan_in};
+use crate::loss::class_dimension;
 use crate::spec::HeadKind;
 pub use windows::{gather, spread, windows};
 
@@ -52,18 +55,94 @@ pub enum HeadError {
         /// The boundary's shape.
         shape: Dims,
     },
+    /// The network classifies every pixel, and the boundary's image does not lead to those.
+    #[error(
+        "the network classifies {h}x{w} pixels a sample, but boundary {boundary}, after \"{after}\", has shape {shape}: a \
+         local head needs an image of as many, or more or fewer by a whole factor, there; cut elsewhere (--at), or use \
+         --modules 1"
+    )]
+    Pixels {
+        /// Height of the logits.
+        h: usize,
+        /// Their width.
+        w: usize,
+        /// Module number.
+        boundary: usize,
+        /// ONNX node that makes the boundary.
+        after: String,
+        /// The boundary's shape.
+        shape: Dims,
+    },
+    /// The head classifies pixels, and the network does not, or the other way round.
+    #[error(
+        "head {kind} is {} networks that classify every pixel of an image; use --head auto",
+        if *pixels { "not for" } else { "for" }
+    )]
+    Pixel {
+        /// The kind asked for.
+        kind: &'static str,
+        /// Whether the network classifies pixels.
+        pixels: bool,
+    },
 }
 
-/// The number of tokens that every head must classify, if a boundary of this shape does not have them: where the
-/// network classifies each token of a sequence.
-pub fn tokens_missing(boundary: &[usize], logits: &Type) -> Option<usize> {
-    let &[_, tokens, _] = &logits.shape[..] else { return None };
-    (!matches!(boundary, [_, t, _] if *t == tokens)).then_some(tokens)
+/// What every head must classify and needs, if a boundary of this shape does not have it: where the network classifies
+/// each token of a sequence, or each pixel of an image.
+pub fn missing(boundary: &[usize], logits: &Type) -> Option<Missing> {
+    match (&logits.shape[..], boundary) {
+        (&[_, tokens, _], &[_, t, _]) if t == tokens => None,
+        (&[_, tokens, _], _) => Some(Missing::Tokens(tokens)),
+        (&[_, _, height, width], &[_, _, h, w]) if scale(h, height).is_some() && scale(w, width).is_some() => None,
+        (&[_, _, height, width], _) => Some(Missing::Pixels(height, width)),
+        _ => None,
+    }
 }
 
-/// The kind `auto` stands for at a boundary of this rank.
-pub fn resolve(kind: HeadKind, rank: usize) -> HeadKind {
+/// What a boundary does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// So many tokens.
+    Tokens(usize),
+    /// An image of this height and width, or one that is larger or smaller by whole numbers.
+    Pixels(usize, usize),
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Missing::Tokens(tokens) => write!(
+                f,
+                "the network classifies {tokens} tokens, and a local head needs the same, [N, {tokens}, D], here"
+            ),
+            Missing::Pixels(h, w) => write!(
+                f,
+                "the network classifies {h}x{w} pixels, and a local head needs an image of as many, or more or fewer by a \
+                 whole factor, here"
+            ),
+        }
+    }
+}
+
+/// How an extent becomes another by a whole factor.
+enum Scale {
+    Repeated,
+    Averaged(usize),
+}
+
+fn scale(from: usize, to: usize) -> Option<Scale> {
+    if from > 0 && to.is_multiple_of(from) {
+        Some(Scale::Repeated)
+    } else if to > 0 && from.is_multiple_of(to) {
+        Some(Scale::Averaged(from / to))
+    } else {
+        None
+    }
+}
+
+/// The kind `auto` stands for at a boundary of this rank, in a network whose logits have that one.
+pub fn resolve(kind: HeadKind, rank: usize, logits: usize) -> HeadKind {
     match (kind, rank) {
+        (HeadKind::Auto, 4) if logits == 4 => HeadKind::Pixel,
         (HeadKind::Auto, 4) => HeadKind::PoolLinear,
         (HeadKind::Auto, 3) => HeadKind::Token,
         (HeadKind::Auto, _) => HeadKind::Linear,
@@ -78,19 +157,28 @@ fn first_pool(kind: HeadKind, h: usize, w: usize) -> Option<usize> {
         HeadKind::PoolLinear => Some(2),
         HeadKind::MlpSr => Some((h.min(w) / 4).max(2)),
         HeadKind::Linear => (h * w > LINEAR_SIDE * LINEAR_SIDE).then_some(LINEAR_SIDE),
-        HeadKind::Auto | HeadKind::Token | HeadKind::Conv => None,
+        HeadKind::Auto | HeadKind::Token | HeadKind::Conv | HeadKind::Pixel => None,
     }
 }
 
-/// Adds head `k` on `x` and returns its logits, `[N, classes]` (or `[N, T, classes]` where the network classifies every
-/// token). BatchNorm in the head adds updates of its running statistics to the graph's roots.
+/// Adds head `k` on `x` and returns its logits, shaped as the network's: `[N, classes]`, `[N, T, classes]` or
+/// `[N, classes, H, W]`. BatchNorm in the head adds updates of its running statistics to the graph's roots.
 pub fn attach(graph: &mut Graph, x: NodeId, kind: HeadKind, k: usize, logits: &Type) -> Result<NodeId, HeadError> {
     let shape = graph.shape(x).to_vec();
-    let classes = logits.shape.last().copied().unwrap_or(1);
-    let kind = resolve(kind, shape.len());
-    if let Some(tokens) = tokens_missing(&shape, logits) {
-        let after = graph.origin(x).to_string();
-        return Err(HeadError::Tokens { tokens, boundary: k, after, shape: Dims(shape) });
+    let classes = logits.shape[class_dimension(logits)];
+    let kind = resolve(kind, shape.len(), logits.rank());
+    let after = || graph.origin(x).to_string();
+    match missing(&shape, logits) {
+        Some(Missing::Tokens(tokens)) => {
+            return Err(HeadError::Tokens { tokens, boundary: k, after: after(), shape: Dims(shape) });
+        }
+        Some(Missing::Pixels(h, w)) => {
+            return Err(HeadError::Pixels { h, w, boundary: k, after: after(), shape: Dims(shape) });
+        }
+        None => {}
+    }
+    if (kind == HeadKind::Pixel) != (logits.rank() == 4) {
+        return Err(HeadError::Pixel { kind: kind.name(), pixels: logits.rank() == 4 });
     }
     let fail = |needs| HeadError::Boundary { kind: kind.name(), needs, boundary: k, shape: Dims(shape.clone()) };
     let mut h = Head { b: Builder::new(graph), k, updates: Vec::new() };
@@ -103,6 +191,7 @@ pub fn attach(graph: &mut Graph, x: NodeId, kind: HeadKind, k: usize, logits: &T
             let v = h.pool(x, side);
             h.linear("linear", v, classes)
         }
+        (HeadKind::Pixel, _) => h.pixel(x, classes, &logits.shape[2..]),
         (HeadKind::MlpSr, Some(side)) => h.mlp_sr(x, side, classes),
         (HeadKind::Conv, _) if image => h.conv_head(x, classes),
         (HeadKind::GapLinear | HeadKind::PoolLinear | HeadKind::Conv | HeadKind::MlpSr, _) => {
@@ -196,6 +285,25 @@ impl Head<'_> {
         let mean = self.b.mean(normed, &[1]);
         let mean = self.b.reshape(mean, &[s[0], s[2]]);
         self.linear("linear", mean, classes)
+    }
+
+    /// A class for each of `[height, width]` pixels. Where the boundary has fewer, all that come of one get its logits;
+    /// where it has more, those of one are averaged first.
+    fn pixel(&mut self, x: NodeId, classes: usize, image: &[usize]) -> NodeId {
+        let s = self.b.shape(x);
+        let scales =
+            [0, 1].map(|d| scale(s[2 + d], image[d]).expect("invariant: boundaries without the pixels are refused"));
+        let [rows, cols] = scales.each_ref().map(|s| if let Scale::Averaged(n) = s { *n } else { 1 });
+        let (h, w) = (s[2] / rows, s[3] / cols);
+        let apart = self.b.reshape(x, &[s[0], s[1], h, rows, w, cols]);
+        let mean = self.b.mean(apart, &[3, 5]);
+        let image_of_means = self.b.reshape(mean, &[s[0], s[1], h, w]);
+        let y = self.conv("conv", image_of_means, classes, 1, 1);
+        let bias = self.variable("conv", "bias", VarKind::Weight, &[classes], fan_in(s[1]));
+        let bias = self.b.reshape(bias, &[1, classes, 1, 1]);
+        let bias = self.b.broadcast(bias, &[s[0], classes, h, w]);
+        let y = self.b.add(y, bias);
+        spread(&mut self.b, y, &[s[0], classes, image[0], image[1]])
     }
 
     fn conv_head(&mut self, x: NodeId, classes: usize) -> NodeId {

@@ -1,17 +1,17 @@
 //! The gradient of a head that pools first: the same for all pixels of a window, so that one number a window says it.
 
-use crate::heads::{first_pool, resolve};
+use crate::heads::first_pool;
 use crate::ir::builder::Builder;
 use crate::ir::graph::NodeId;
 use crate::ir::op::Op;
 use crate::ir::ops::shape::Slice;
 use crate::spec::HeadKind;
 
-/// Rows and columns of windows that cover an image evenly and in each of which a head's gradient is one number; `None`
-/// where every pixel has its own.
+/// Rows and columns of windows that cover an image evenly and in each of which the gradient of a head is one number;
+/// `None` where every pixel has its own. The kind is not `auto`.
 pub fn windows(kind: HeadKind, shape: &[usize]) -> Option<[usize; 2]> {
     let &[_, _, h, w] = shape else { return None };
-    let side = first_pool(resolve(kind, shape.len()), h, w)?;
+    let side = first_pool(kind, h, w)?;
     let [rows, cols] = [side.min(h), side.min(w)];
     ([rows, cols] != [h, w] && h % rows == 0 && w % cols == 0).then_some([rows, cols])
 }
@@ -107,8 +107,7 @@ mod tests {
     use crate::ir::types::Type;
     use slrc_plan::random::Sequence;
 
-    const KINDS: [HeadKind; 5] =
-        [HeadKind::GapLinear, HeadKind::PoolLinear, HeadKind::Linear, HeadKind::MlpSr, HeadKind::Auto];
+    const KINDS: [HeadKind; 4] = [HeadKind::GapLinear, HeadKind::PoolLinear, HeadKind::Linear, HeadKind::MlpSr];
 
     /// The gradient of a random projection of a head's logits at its boundary, and what comes of it by `f`.
     fn gradient(kind: HeadKind, shape: [usize; 4], f: impl Fn(&mut Builder<'_>, NodeId) -> NodeId) -> [Tensor; 2] {

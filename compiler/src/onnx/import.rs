@@ -10,6 +10,7 @@ use onnx_protobuf::NodeProto;
 use crate::ir::builder::Builder;
 use crate::ir::graph::{Graph, Input, InputKind, NodeId, Root, RootKind};
 use crate::ir::types::{DType, Type};
+use crate::loss::class_dimension;
 use crate::nearest::nearest;
 use crate::onnx::file::OnnxFile;
 use crate::onnx::node::{Cx, Operand, Out, State, WeightRef, WeightSource, node_name};
@@ -146,7 +147,6 @@ impl Start {
 
 /// Imports the part of the model that the trained output needs.
 pub fn import(file: &OnnxFile, options: &ImportOptions) -> Result<Imported, OnnxError> {
-    let proto = &file.proto.graph;
     let Start { output, needed, batch, rebatch, mut graph, mut values } = Start::new(file, options)?;
     let mut state = State::new(file, &options.tie, &options.freeze, rebatch);
     if let Some((old, new)) = rebatch {
@@ -165,7 +165,7 @@ pub fn import(file: &OnnxFile, options: &ImportOptions) -> Result<Imported, Onnx
     for (variable, value) in std::mem::take(&mut state.updates) {
         graph.roots.push(Root { kind: RootKind::Update(variable), value });
     }
-    let logits = before_softmax(&proto.node, &output, &values).unwrap_or(value);
+    let logits = before_softmax(file, &graph, &output, &values).unwrap_or(value);
     if logits != value {
         state.note("the network ends in a softmax: the loss is computed from what goes into it");
     }
@@ -369,6 +369,17 @@ pub(crate) fn convert<'s>(
             }
         }
     }
+    if entry.op == "Add" {
+        for o in &mut operands {
+            // What cannot be read is reported where initial weights are.
+            if let Operand::Weight(w) = o
+                && let Ok(c) = read_constant(file, w)
+                && is_additive_mask(&c.data)
+            {
+                *o = Operand::Const(c);
+            }
+        }
+    }
     let constant = operands.iter().all(|o| matches!(o, Operand::Const(_) | Operand::Absent));
     let mut scratch = Graph::new("constants");
     // Building on the network's graph and on a scratch graph differ only in which graph it is.
@@ -393,6 +404,13 @@ pub(crate) fn convert<'s>(
 
 /// Operators that put numbers together from numbers: where all of them are known, they make a mask, not a weight.
 const MASK_MAKERS: &[&str] = &["Scatter", "ScatterElements", "ScatterND", "Where"];
+
+/// Whether what an Add adds is an attention mask, computed when the model was exported: some numbers so low that
+/// softmax makes nothing of them, and else 0. No weight is trained to such numbers.
+pub(crate) fn is_additive_mask(values: &[f64]) -> bool {
+    const LOWEST_SCORE: f64 = -9e3;
+    values.iter().all(|&v| v == 0.0 || v <= LOWEST_SCORE) && values.iter().any(|&v| v != 0.0)
+}
 
 /// The values of a float initializer that is no weight.
 pub(crate) fn read_constant(file: &OnnxFile, w: &WeightRef) -> Result<Const, OnnxError> {
@@ -427,15 +445,23 @@ fn run<'s>(
     }
 }
 
-/// The operand of a final softmax.
-fn before_softmax(nodes: &[NodeProto], output: &str, values: &Values) -> Option<NodeId> {
+/// The operand of a final softmax over the classes.
+fn before_softmax(file: &OnnxFile, graph: &Graph, output: &str, values: &Values) -> Option<NodeId> {
+    let nodes = &file.proto.graph.node;
     let mut name = output;
     loop {
         let n = nodes.iter().find(|n| n.output.first().is_some_and(|o| o == name))?;
         match (n.op_type.as_str(), n.input.first()) {
             ("Identity", Some(input)) => name = input,
             ("Softmax" | "LogSoftmax", Some(input)) => match values.get(input) {
-                Some(Slot::Ready(Operand::Node(id, Elem::Float))) => return Some(*id),
+                Some(Slot::Ready(Operand::Node(id, Elem::Float))) => {
+                    let (ty, old) = (graph.ty(*id), file.opset_of(&n.domain) < 13);
+                    let axis = n.attribute.iter().find(|a| a.name == "axis").map_or(if old { 1 } else { -1 }, |a| a.i);
+                    let axis = if axis < 0 { axis + ty.rank() as i64 } else { axis } as usize;
+                    // Before opset 13 an axis stands for all that follow it, too.
+                    let one = !old || axis + 1 == ty.rank();
+                    return (ty.rank() > 1 && axis == class_dimension(ty) && one).then_some(*id);
+                }
                 _ => return None,
             },
             _ => return None,

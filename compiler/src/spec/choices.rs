@@ -33,7 +33,8 @@ macro_rules! choice {
 choice! {
     /// A local head; sources are in docs/method.md.
     HeadKind {
-        /// By the boundary's shape: pool-linear for images, token for sequences, linear for vectors.
+        /// By the boundary's shape: pool-linear for images, token for sequences, linear for vectors; pixel where the
+        /// network classifies pixels.
         Auto = "auto",
         /// Global average pool, linear.
         GapLinear = "gap-linear",
@@ -47,6 +48,8 @@ choice! {
         MlpSr = "mlp-sr",
         /// Flatten (images: at most 4x4), linear.
         Linear = "linear",
+        /// A class for each pixel: convolution 1x1, of another size brought to the logits'.
+        Pixel = "pixel",
     }
 }
 

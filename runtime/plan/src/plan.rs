@@ -205,6 +205,9 @@ pub struct LabelsDecl {
     pub buffer: String,
     /// Legal labels are `0..classes`.
     pub classes: usize,
+    /// And this one, below 0, which counts in no mean.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ignored: Option<i32>,
 }
 
 /// What a parameter tensor is for.

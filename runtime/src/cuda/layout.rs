@@ -170,7 +170,7 @@ mod tests {
             kernels_sha256: None,
             memory,
             inputs: vec![],
-            labels: LabelsDecl { buffer: String::new(), classes: 1 },
+            labels: LabelsDecl { buffer: String::new(), classes: 1, ignored: None },
             scalars: vec![],
             parameters: vec![],
             optimizer_state: vec![],

@@ -145,9 +145,12 @@ impl Dataset {
             )));
         }
         let classes = plan.labels.classes;
-        if let Some(i) = self.labels.iter().position(|&l| l < 0 || l as usize >= classes) {
+        let ignored = plan.labels.ignored;
+        let illegal = |l: i32| (l < 0 || l as usize >= classes) && Some(l) != ignored;
+        if let Some(i) = self.labels.iter().position(|&l| illegal(l)) {
+            let or = ignored.map_or(String::new(), |l| format!(", and not {l}, which is ignored"));
             return Err(self.bad(format!(
-                "label {} of sample {} is outside 0..{classes}, the classes of the network",
+                "label {} of sample {} is outside 0..{classes}, the classes of the network{or}",
                 self.labels[i],
                 i / per_sample
             )));

@@ -2,8 +2,10 @@
 
 use crate::onnx::diagnose::gradient::is_weight;
 use crate::onnx::file::OnnxFile;
+use crate::onnx::import::is_additive_mask;
 use crate::onnx::links::Links;
 use crate::onnx::node::node_name;
+use crate::onnx::tensor::read_numbers;
 
 /// A weight with a name that an exporter made up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +30,9 @@ pub fn renamed(file: &OnnxFile) -> Vec<Renamed> {
             return None;
         }
         let n = &graph.node[node];
+        if n.op_type == "Add" && read_numbers(file, t).is_ok_and(|c| is_additive_mask(&c.data)) {
+            return None;
+        }
         Some(Renamed { name: t.name.clone(), node: node_name(n), transposed: n.op_type == "MatMul" && slot == 1 })
     });
     used.collect()

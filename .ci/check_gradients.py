@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""How far the gradients of a training step are from PyTorch's autograd, network by network. A table.
+
+    pip install torch torchvision timm transformers onnx onnxruntime onnxscript numpy safetensors pyyaml
+    cargo build --release && .ci/check_gradients.py [--slrc target/release/slrc] [--exports FOLDER] [--write] [NAME ..]
+
+The networks of .ci/networks.py, exported as there, with smaller images and fewer layers where they may be had, and with BatchNorm put back
+where exporting folded it. `slrc train --steps 1` leaves the step's gradients in its momentum buffers. PyTorch computes
+the same in f64 on the plan's own graph and weights (.ci/torch_step.py), and once more in f32, to tell what f32 itself
+costs. --write puts the rows into docs/models.md: those of networks that were not asked for stay.
+"""
+
+import argparse
+import pathlib
+import tempfile
+import time
+import warnings
+
+import networks
+import numpy
+import torch
+import torch_step
+from check_models import PAGE, ROOT, infer, partition_repaired, runner, write
+from safetensors.torch import load_file
+
+BEGIN = "<!-- table: .ci/check_gradients.py --write -->"
+# Modules, and the mode of `slrc partition --reconcile`.
+STEPS = [(1, "off"), (2, "exact"), (2, "finite-difference")]
+HEAD = ["network", "exporter", "BP", "exact, K = 2", "finite differences, K = 2"]
+
+
+def check(run, name, path, folder):
+    x = networks.sample(name, small=True)
+    y = networks.labels(name, x, infer(str(path), x).shape, numpy.random.default_rng(1))
+    numpy.savez(folder / "data.npz", y=y, **x)
+    cells = []
+    for i, (modules, mode) in enumerate(STEPS):
+        try:
+            partition_repaired(run, path, "--modules", str(modules), "--reconcile", mode, "-o", f"plan{i}")
+        except RuntimeError as e:
+            if "cut" not in str(e):
+                raise
+            cells.append("fewer cuts")
+            continue
+        run("train", f"plan{i}", "--data", "data.npz", "--steps", "1", "--no-shuffle", "-o", f"run{i}")
+        state = load_file(folder / f"run{i}" / "checkpoint" / "optimizer.safetensors")
+        ours = {n.removesuffix(".momentum_buffer"): t for n, t in state.items()}
+        double = torch_step.gradients(folder / f"plan{i}", mode, x, y)
+        single = torch_step.gradients(folder / f"plan{i}", mode, x, y, torch.float32)
+        single = {n: g for module in single for n, g in module.items()}
+        cells.append(f"{torch_step.worst(double, ours):.0e} ({torch_step.worst(double, single):.0e})")
+    return cells
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=list(networks.NETWORKS))
+    parser.add_argument("--slrc", default=ROOT / "target" / "release" / "slrc")
+    parser.add_argument("--exports", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "slrc-exports")
+    parser.add_argument("--exporter", default="torchscript")
+    parser.add_argument("--write", action="store_true")
+    a = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    a.exports.mkdir(parents=True, exist_ok=True)
+    slrc = str(pathlib.Path(a.slrc).resolve())
+    for name in a.names or networks.NETWORKS:
+        path = (a.exports / f"{name}.{a.exporter}.small.onnx").resolve()
+        start = time.time()
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                if not path.exists():
+                    networks.export(name, a.exporter, str(path), small=True)
+                cells = check(runner(slrc, folder), name, path, pathlib.Path(folder))
+            except RuntimeError as e:
+                cells = [" ".join(str(e).replace("|", "/").split())[:160]]
+        row = f"| {name} | {a.exporter} | " + " | ".join(cells) + " |"
+        print(row, f"{time.time() - start:.0f} s", flush=True)
+        if a.write:
+            write(PAGE, BEGIN, HEAD, [row], networks.NETWORKS)
+
+
+if __name__ == "__main__":
+    main()
