@@ -465,7 +465,7 @@ pub fn read_weight(file: &OnnxFile, source: &Source) -> Result<Vec<f32>, OnnxErr
     match source {
         Source::Values(v) => Ok(v.to_vec()),
         Source::Initializer(name) => {
-            let t = file.proto.graph.initializer.iter().find(|t| t.name == *name);
+            let t = file.initializer(name);
             tensor::read_f32(file, t.ok_or_else(|| OnnxError::Graph(format!("initializer \"{name}\" does not exist")))?)
         }
     }

@@ -255,8 +255,7 @@ impl Cx<'_, '_, '_> {
         let data = match &w.source {
             WeightSource::Values(v) => v.iter().map(|&x| f64::from(x)).collect(),
             WeightSource::Initializer(name) => {
-                let graph = &self.state.file.proto.graph;
-                let t = graph.initializer.iter().find(|t| t.name == *name).ok_or("its initializer does not exist")?;
+                let t = self.state.file.initializer(name).ok_or("its initializer does not exist")?;
                 tensor::read_numbers(self.state.file, t).map_err(|e| e.to_string())?.data
             }
         };
