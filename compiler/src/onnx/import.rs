@@ -392,7 +392,7 @@ pub(crate) fn convert<'s>(
 }
 
 /// Operators that put numbers together from numbers: where all of them are known, they make a mask, not a weight.
-const MASK_MAKERS: &[&str] = &["Scatter", "ScatterElements", "ScatterND", "Where"];
+const MASK_MAKERS: &[&str] = &["DequantizeLinear", "Scatter", "ScatterElements", "ScatterND", "Where"];
 
 /// The values of a float initializer that is no weight.
 pub(crate) fn read_constant(file: &OnnxFile, w: &WeightRef) -> Result<Const, OnnxError> {
