@@ -13,9 +13,9 @@ alone, each for something that could grow faster than the network:
     long skip      the first layer is used by the last, so that nothing between separates the network
     reshapes       shapes computed from shapes at every layer, as exporters write them
 
-Times are those of `slrc check --times`, the least of --runs; memory is the process's peak, mapped pages of the file
-included. Prints Markdown tables, and of every synthetic network the growth exponent: the slope of log(time) over log(nodes)
-by least squares, from GROWN nodes. --write puts them into docs/check.md.
+Times are those of `slrc check --times`, the least of --runs; memory is the peak of the process, mapped pages of the file
+included. Prints Markdown tables, and of every synthetic network the growth exponent: the slope of log(time) over
+log(nodes) by least squares, from GROWN nodes. --write puts them into docs/check.md.
 """
 
 import argparse

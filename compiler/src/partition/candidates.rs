@@ -128,7 +128,19 @@ const CONTINUES: &[&str] = &[
 
 /// Whether a node is a layer: something with a weight matrix.
 fn is_layer(n: &ImportedNode) -> bool {
-    const LAYERS: &[&str] = &["Conv", "ConvTranspose", "Einsum", "GRU", "Gather", "Gemm", "LSTM", "MatMul", "RNN"];
+    const LAYERS: &[&str] = &[
+        "CausalConvWithState",
+        "Conv",
+        "ConvTranspose",
+        "DeformConv",
+        "Einsum",
+        "GRU",
+        "Gather",
+        "Gemm",
+        "LSTM",
+        "MatMul",
+        "RNN",
+    ];
     n.weights > 0 && LAYERS.contains(&n.op.as_str())
 }
 

@@ -13,7 +13,6 @@ const SIGNALS: &str = "complex numbers and signals are not there";
 const OPS: &[(&str, &str)] = &[
     ("Bernoulli", RANDOM),
     ("BitCast", INTEGERS),
-    ("DeformConv", PLACES),
     ("ImageDecoder", "decoding of images is not part of a network"),
     ("LinearAttention", "an op newer than opset 26; its function form is a loop"),
     ("MelWeightMatrix", SIGNALS),

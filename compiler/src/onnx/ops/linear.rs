@@ -41,10 +41,7 @@ fn conv(cx: &mut Cx<'_, '_, '_>) -> R {
     let w = cx.weight(1, init, VarKind::Weight)?;
     let mut y = convolve(cx, x, w)?;
     if cx.present(2) {
-        if cx.shape(2)? != [ws[0]] {
-            return Err(format!("bias {:?} does not fit {} channels", cx.shape(2)?, ws[0]));
-        }
-        y = add_bias(cx, y, ws[0], init)?;
+        y = add_bias(cx, y, 2, ws[0], init)?;
     }
     let y = from_image(cx, y, xs.len());
     real(y)
@@ -78,9 +75,18 @@ pub(super) fn convolve(cx: &mut Cx<'_, '_, '_>, x: NodeId, w: NodeId) -> Result<
     })
 }
 
-/// Adds operand 2 to every channel.
-fn add_bias(cx: &mut Cx<'_, '_, '_>, y: NodeId, channels: usize, init: Init) -> Result<NodeId, String> {
-    let bias = bias(cx, 2, init)?;
+/// Adds operand `i` to every channel.
+pub(super) fn add_bias(
+    cx: &mut Cx<'_, '_, '_>,
+    y: NodeId,
+    i: usize,
+    channels: usize,
+    init: Init,
+) -> Result<NodeId, String> {
+    if cx.shape(i)? != [channels] {
+        return Err(format!("bias {:?} does not fit {channels} channels", cx.shape(i)?));
+    }
+    let bias = bias(cx, i, init)?;
     let full = cx.b.shape(y);
     let mut shape = vec![1; full.len()];
     shape[1] = channels;
@@ -145,7 +151,7 @@ fn without_depth(cx: &mut Cx<'_, '_, '_>, w: NodeId) -> NodeId {
 /// result, and the result is where it has its input.
 fn conv_transpose(cx: &mut Cx<'_, '_, '_>) -> R {
     let (xs, ws) = (cx.shape(0)?, cx.shape(1)?);
-    if xs.len() != ws.len() || !(3..=5).contains(&xs.len()) || xs[1] != ws[0] {
+    if xs.len() != ws.len() || !(3..=5).contains(&xs.len()) || xs[1] != ws[0] || ws[2..].contains(&0) {
         return Err(format!("input {xs:?} and weight {ws:?} do not belong together"));
     }
     let groups = usize::try_from(cx.int("group", 1)).ok().filter(|&g| g > 0).ok_or("group must be positive")?;
@@ -210,7 +216,7 @@ fn conv_transpose(cx: &mut Cx<'_, '_, '_>) -> R {
         }
     };
     if cx.present(2) {
-        y = add_bias(cx, y, ws[1] * groups, init)?;
+        y = add_bias(cx, y, 2, ws[1] * groups, init)?;
     }
     let y = from_image(cx, y, xs.len());
     real(y)
@@ -250,7 +256,7 @@ fn causal_conv(cx: &mut Cx<'_, '_, '_>) -> R {
     let window = Window { input: length + kernel - 1, output: length, kernel, stride: 1, pad: 0, dilation: 1 };
     let (image, w) = (as_image(cx, whole)?, as_image(cx, w)?);
     let y = cx.b.conv(image, w, &ConvShape { groups: channels, geometry: plane(&[window]) });
-    let y = if cx.present(2) { add_bias(cx, y, channels, init)? } else { y };
+    let y = if cx.present(2) { add_bias(cx, y, 2, channels, init)? } else { y };
     let y = match cx.string("activation", "none").as_str() {
         "none" => y,
         "silu" | "swish" => {

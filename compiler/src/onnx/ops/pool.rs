@@ -52,7 +52,7 @@ fn max_pool(cx: &mut Cx<'_, '_, '_>) -> R {
         let [y] = planes.apply(cx, [x], |cx, [x], g| [cx.b.max_pool(x, g)]);
         return Ok(vec![Out::Node(y, elem)]);
     }
-    let positions = positions(cx, x, column_major);
+    let positions = positions(cx, x, column_major)?;
     let [y, at] = planes.apply(cx, [x, positions], |cx, [x, positions], g| {
         let index = cx.b.emit(WindowMaxIndex(g.clone()), &[x]);
         [x, positions].map(|of| cx.b.window_select(of, index, g))
@@ -61,10 +61,12 @@ fn max_pool(cx: &mut Cx<'_, '_, '_>) -> R {
 }
 
 /// The place of every element of `x` among all of them. Within a channel the first spatial dimension may be fastest.
-fn positions(cx: &mut Cx<'_, '_, '_>, x: NodeId, column_major: bool) -> NodeId {
+fn positions(cx: &mut Cx<'_, '_, '_>, x: NodeId, column_major: bool) -> Result<NodeId, String> {
     let s = cx.b.shape(x);
     let spatial = &s[2..];
     let size: usize = spatial.iter().product();
+    cx.state.allowance.copy(size)?;
+    cx.state.allowance.copy(s[0] * s[1])?;
     let mut order: Vec<usize> = (0..spatial.len()).rev().collect();
     if column_major {
         order.reverse();
@@ -83,7 +85,7 @@ fn positions(cx: &mut Cx<'_, '_, '_>, x: NodeId, column_major: bool) -> NodeId {
     channels[..2].copy_from_slice(&s[..2]);
     let first = (0..s[0] * s[1]).map(|c| (c * size) as f64).collect();
     let first = cx.b.constant(Type::f32(channels), first);
-    cx.b.binary(ScalarFn::Add, first, inside)
+    Ok(cx.b.binary(ScalarFn::Add, first, inside))
 }
 
 /// Every element at its place among all elements of the result, zeros elsewhere. A larger result is asked for by its

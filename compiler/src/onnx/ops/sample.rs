@@ -2,14 +2,18 @@
 
 use slrc_plan::ScalarFn;
 
-use crate::ir::graph::NodeId;
+use crate::ir::graph::{NodeId, VarKind};
 use crate::ir::types::Type;
 use crate::onnx::node::{Cx, Out};
 use crate::onnx::ops::arrange::marks;
 use crate::onnx::ops::elementwise::nearest_even;
+use crate::onnx::ops::linear::add_bias;
+use crate::onnx::ops::shape::part;
+use crate::onnx::ops::window::windows;
 use crate::onnx::ops::{Entry, real};
 
 pub(super) const OPS: &[Entry] = &[
+    Entry { op: "DeformConv", note: "two spatial dimensions; as much work as GridSample", convert: deformable_conv },
     Entry { op: "AffineGrid", note: "size known at import", convert: affine_grid },
     Entry {
         op: "GridSample",
@@ -39,6 +43,7 @@ fn affine_grid(cx: &mut Cx<'_, '_, '_>) -> R {
         true => 2.0 * i as f64 / (n - 1) as f64 - 1.0,
         false => (2 * i + 1) as f64 / n as f64 - 1.0,
     };
+    cx.state.allowance.copy(places * (rank + 1))?;
     let mut base = Vec::with_capacity(places * (rank + 1));
     crate::ir::tensor::for_each_index(&extents[2..], |i| {
         // The last dimension is the first coordinate.
@@ -99,45 +104,129 @@ fn grid_sample(cx: &mut Cx<'_, '_, '_>) -> R {
     let places = places / gs[0].max(1);
     let (x, grid) = (cx.real(0)?, cx.real(1)?);
     let grid = cx.b.reshape(grid, &[gs[0], places, rank]);
-    let weights_of = |cx: &mut Cx<'_, '_, '_>, d: usize| {
-        let g = crate::onnx::ops::shape::part(cx, grid, 2, rank - 1 - d, 1);
-        let g = cx.b.reshape(g, &[gs[0], places]);
-        axis_weights(cx, g, xs[2 + d], corners, taps, padding)
-    };
-    // The last axis by a product, the others by sums.
-    let ahead: usize = xs[1..rank + 1].iter().product();
-    let y = cx.b.reshape(x, &[xs[0], ahead, xs[rank + 1]]);
-    let w = weights_of(cx, rank - 1);
-    let w = cx.b.matrix_transpose(w);
-    let mut y = cx.b.matmul(y, w);
-    for d in (0..rank - 1).rev() {
-        let ahead: usize = xs[1..2 + d].iter().product();
-        let parted = [xs[0], ahead, xs[2 + d], places];
-        let w = weights_of(cx, d);
-        let w = cx.b.matrix_transpose(w);
-        let w = cx.b.reshape(w, &[xs[0], 1, xs[2 + d], places]);
-        let w = cx.b.broadcast(w, &parted);
-        let parts = cx.b.reshape(y, &parted);
-        let products = cx.b.mul(parts, w);
-        let sum = cx.b.sum(products, &[2]);
-        y = cx.b.reshape(sum, &[xs[0], ahead, places]);
-    }
+    let weights: Vec<NodeId> = (0..rank)
+        .map(|d| {
+            let g = part(cx, grid, 2, rank - 1 - d, 1);
+            let g = cx.b.reshape(g, &[gs[0], places]);
+            // From [-1, 1], of centres or of edges, to elements.
+            let n = xs[2 + d] as f64;
+            let g = cx.b.scale(g, if corners { (n - 1.0) / 2.0 } else { n / 2.0 });
+            let g = cx.b.offset(g, (n - 1.0) / 2.0);
+            axis_weights(cx, g, xs[2 + d], corners, taps, padding)
+        })
+        .collect();
+    let y = read(cx, x, &weights);
     real(cx.b.reshape(y, &[&xs[..2], out].concat()))
 }
 
-/// Weights of the elements of an axis at places in [-1, 1]: `[N, P]` to `[N, P, extent]`.
+/// `[N, C, ..]` at places whose weights along each axis are given, `[N, P, extent]`: `[N, C, P]`. The last axis is
+/// summed by a product, the others one by one.
+fn read(cx: &mut Cx<'_, '_, '_>, x: NodeId, weights: &[NodeId]) -> NodeId {
+    let s = cx.b.shape(x);
+    let places = cx.b.shape(weights[0])[1];
+    let mut y = x;
+    for (d, &w) in weights.iter().enumerate().rev() {
+        let w = cx.b.matrix_transpose(w);
+        let ahead: usize = s[1..2 + d].iter().product();
+        y = if d + 1 == weights.len() {
+            let rows = cx.b.reshape(y, &[s[0], ahead, s[2 + d]]);
+            cx.b.matmul(rows, w)
+        } else {
+            let parted = [s[0], ahead, s[2 + d], places];
+            let w = cx.b.reshape(w, &[s[0], 1, s[2 + d], places]);
+            let w = cx.b.broadcast(w, &parted);
+            let parts = cx.b.reshape(y, &parted);
+            let products = cx.b.mul(parts, w);
+            let sum = cx.b.sum(products, &[2]);
+            cx.b.reshape(sum, &[s[0], ahead, places])
+        };
+    }
+    y
+}
+
+/// A convolution whose windows read at places that are moved: `offset [N, groups taps 2, ..]`, vertical before
+/// horizontal, and each element times one of `mask [N, groups taps, ..]`.
+fn deformable_conv(cx: &mut Cx<'_, '_, '_>) -> R {
+    let (xs, ws) = (cx.shape(0)?, cx.shape(1)?);
+    let (&[n, channels, _, _], &[out, each, kh, kw]) = (&xs[..], &ws[..]) else {
+        return Err(format!("input {xs:?} and weight {ws:?} are not of planes"));
+    };
+    let positive = |v: i64| usize::try_from(v).ok().filter(|&g| g > 0).ok_or("groups must be positive");
+    let (groups, moved) = (positive(cx.int("group", 1))?, positive(cx.int("offset_group", 1))?);
+    if each.checked_mul(groups) != Some(channels) || out % groups != 0 || channels % moved != 0 {
+        return Err(format!("weight {ws:?} in {groups} groups, offsets in {moved}, does not fit {xs:?}"));
+    }
+    if cx.ints("kernel_shape").is_some_and(|k| k != [kh as i64, kw as i64]) {
+        return Err(format!("kernel_shape is not that of weight {ws:?}"));
+    }
+    let windows = windows(cx, &xs[2..], &ws[2..])?;
+    let (taps, places) = (kh * kw, windows[0].output * windows[1].output);
+    let spatial = [windows[0].output, windows[1].output];
+    let of = |per: usize| [n, moved * taps * per, spatial[0], spatial[1]];
+    if cx.shape(2)? != of(2) || (cx.present(4) && cx.shape(4)? != of(1)) {
+        return Err(format!("its offsets are not {:?}, or its mask not {:?}", of(2), of(1)));
+    }
+    let all = n.checked_mul(taps * places).and_then(|p| p.checked_mul(xs[2].max(xs[3])));
+    if all.is_none_or(|m| m > MOST_WEIGHTS) {
+        return Err(format!("{places} places over {xs:?} are too many"));
+    }
+    cx.state.allowance.copy(2 * moved * taps * places)?;
+    let x = cx.real(0)?;
+    let init = crate::layers::fan_in(each * taps);
+    let w = cx.weight(1, init, VarKind::Weight)?;
+    let offset = cx.real(2)?;
+    let offset = cx.b.reshape(offset, &[n, moved, taps, 2, places]);
+    let mut parts = Vec::new();
+    for g in 0..moved {
+        let weights: Vec<NodeId> = (0..2)
+            .map(|d| {
+                let w = &windows[d];
+                let mut still = Vec::with_capacity(taps * places);
+                for tap in 0..taps {
+                    let at = if d == 0 { tap / kw } else { tap % kw };
+                    let first = |p: usize| if d == 0 { p / spatial[1] } else { p % spatial[1] };
+                    still.extend((0..places).map(|p| (first(p) * w.stride + at * w.dilation) as f64 - w.pad as f64));
+                }
+                let still = cx.b.constant(Type::f32([1, taps * places]), still);
+                let by = part(cx, offset, 1, g, 1);
+                let by = part(cx, by, 3, d, 1);
+                let by = cx.b.reshape(by, &[n, taps * places]);
+                let at = cx.b.binary(ScalarFn::Add, by, still);
+                axis_weights(cx, at, xs[2 + d], false, Taps::Linear, Padding::Zeros)
+            })
+            .collect();
+        let some = part(cx, x, 1, g * (channels / moved), channels / moved);
+        let read = read(cx, some, &weights);
+        parts.push(cx.b.reshape(read, &[n, channels / moved, taps, places]));
+    }
+    let mut read = cx.b.concat(&parts, 1);
+    if cx.present(4) {
+        let mask = cx.real(4)?;
+        let mask = cx.b.reshape(mask, &[n, moved, 1, taps, places]);
+        let mask = cx.b.broadcast(mask, &[n, moved, channels / moved, taps, places]);
+        let mask = cx.b.reshape(mask, &[n, channels, taps, places]);
+        read = cx.b.mul(read, mask);
+    }
+    let read = cx.b.reshape(read, &[n, groups, each * taps, places]);
+    let w = cx.b.reshape(w, &[1, groups, out / groups, each * taps]);
+    let w = cx.b.broadcast(w, &[n, groups, out / groups, each * taps]);
+    let y = cx.b.matmul(w, read);
+    let mut y = cx.b.reshape(y, &[n, out, spatial[0], spatial[1]]);
+    if cx.present(3) {
+        y = add_bias(cx, y, 3, out, init)?;
+    }
+    real(y)
+}
+
+/// Weights of the elements of an axis at places counted in elements: `[N, P]` to `[N, P, extent]`.
 fn axis_weights(
     cx: &mut Cx<'_, '_, '_>,
-    place: NodeId,
+    x: NodeId,
     extent: usize,
     corners: bool,
     taps: Taps,
     padding: Padding,
 ) -> NodeId {
-    let n = extent as f64;
-    let (scale, offset) = if corners { ((n - 1.0) / 2.0, (n - 1.0) / 2.0) } else { (n / 2.0, (n - 1.0) / 2.0) };
-    let x = cx.b.scale(place, scale);
-    let x = cx.b.offset(x, offset);
     let first = if taps == Taps::Nearest { nearest_even(cx, x) } else { cx.b.map(ScalarFn::Floor, &[x]) };
     let rest = cx.b.sub(x, first);
     let range = match taps {

@@ -29,11 +29,12 @@ struct Transform {
 }
 
 impl Transform {
-    fn apply(self, cx: &mut Cx<'_, '_, '_>, x: NodeId) -> NodeId {
+    fn apply(self, cx: &mut Cx<'_, '_, '_>, x: NodeId) -> Result<NodeId, String> {
         let Transform { axis, length, inverse, half } = self;
         let s = cx.b.shape(x);
         let (last, from, n) = (s.len() - 1, s[axis], length as f64);
         let to = if half && !inverse { length / 2 + 1 } else { length };
+        cx.state.allowance.copy(from.saturating_mul(2 * to))?;
         // Of a half, every frequency but the first and the middle one stands for two.
         let twice = |j: usize| if half && inverse && j != 0 && 2 * j != length { 2.0 } else { 1.0 };
         let scale = if inverse { 1.0 / n } else { 1.0 };
@@ -54,7 +55,7 @@ impl Transform {
             re = cx.b.add(re, more_re);
             im = cx.b.add(im, more_im);
         }
-        if half && inverse { re } else { cx.b.concat(&[re, im], last) }
+        Ok(if half && inverse { re } else { cx.b.concat(&[re, im], last) })
     }
 }
 
@@ -88,7 +89,7 @@ fn dft(cx: &mut Cx<'_, '_, '_>) -> R {
     let said = if cx.present(1) { cx.known_number(1, "the length")? as i64 } else { all as i64 };
     let transform = Transform { axis, length: length(said)?, inverse, half };
     let x = cx.real(0)?;
-    real(transform.apply(cx, x))
+    real(transform.apply(cx, x)?)
 }
 
 /// Transforms of overlapping frames of a signal `[N, length, 1 or 2]`.
@@ -109,6 +110,7 @@ fn stft(cx: &mut Cx<'_, '_, '_>) -> R {
     }
     let step = step as usize;
     let frames = (whole - frame) / step + 1;
+    cx.state.allowance.copy(frames.saturating_mul(frame))?;
     let at: Vec<usize> = (0..frames).flat_map(|f| (0..frame).map(move |i| f * step + i)).collect();
     let x = cx.real(0)?;
     let x = take(cx, x, 1, &at);
@@ -123,5 +125,5 @@ fn stft(cx: &mut Cx<'_, '_, '_>) -> R {
         let window = cx.b.broadcast(window, &full);
         x = cx.b.mul(x, window);
     }
-    real(Transform { axis: 2, length: frame, inverse: false, half }.apply(cx, x))
+    real(Transform { axis: 2, length: frame, inverse: false, half }.apply(cx, x)?)
 }
