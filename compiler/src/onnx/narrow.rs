@@ -159,8 +159,8 @@ impl Format {
         codes.into_iter().find(|&c| self.value(c).is_finite()).unwrap_or(0)
     }
 
-    /// Halves go to the even code. What is too large is the largest number, or, unless that is wanted, an infinity or no
-    /// number.
+    /// Halves go to the even code. What is too large is the largest number, or, unless that is wanted, an infinity or
+    /// no number.
     fn nearest(self, x: f64, saturate: bool) -> f64 {
         let sign = if x.is_sign_negative() { -1.0 } else { 1.0 };
         let (a, last) = (x.abs(), self.largest());

@@ -7,8 +7,8 @@ use crate::ir::op::Op;
 use crate::onnx::import::{Imported, ImportedNode};
 use crate::partition::candidates::differentiable;
 
-/// Nodes that may be looked at for the reasons of a network, for each of its own: where nothing separates a long part of
-/// it, every value there is asked about everything before it.
+/// Nodes that may be looked at for the reasons of a network, for each of its own: where nothing separates a long part
+/// of it, every value there is asked about everything before it.
 const LOOKS: usize = 64;
 /// Nodes that a network is taken to have at least.
 const FEWEST_LOOKS: usize = 1 << 14;

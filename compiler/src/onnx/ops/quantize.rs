@@ -39,8 +39,8 @@ fn range(code: i32) -> Result<(f64, f64), String> {
     }
 }
 
-/// A scale or zero point in the shape of what it belongs to: one number, one an element of `axis`, one a block along it,
-/// or whatever broadcasts.
+/// A scale or zero point in the shape of what it belongs to: one number, one an element of `axis`, one a block along
+/// it, or whatever broadcasts.
 fn aligned(cx: &mut Cx<'_, '_, '_>, v: NodeId, shape: &[usize], axis: usize, block: usize) -> Result<NodeId, String> {
     let s = cx.b.shape(v);
     if s.iter().product::<usize>() == 1 {
