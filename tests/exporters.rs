@@ -51,9 +51,9 @@ fn filled(c: &Compiled) -> Vec<NamedTensor> {
         NamedTensor { name: p.name.clone(), shape, data }
     });
     let parameters: Vec<NamedTensor> = parameters.collect();
-    let constants = c.names.constants.iter().map(|(constant, id)| {
+    let constants = c.names.constants().map(|(constant, id)| {
         let data = constant.data.iter().map(|&x| x as f32).collect();
-        NamedTensor { name: id.clone(), shape: constant.ty.shape.clone(), data }
+        NamedTensor { name: id, shape: constant.ty.shape.clone(), data }
     });
     parameters.into_iter().chain(constants).collect()
 }

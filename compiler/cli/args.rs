@@ -102,6 +102,9 @@ pub(crate) struct CheckArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Report on stderr how long it took to open, to import and to simplify the model.
+    #[arg(long)]
+    pub(crate) times: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,10 +1,13 @@
 //! `slrc check`
 
 use std::fmt::Write as _;
+use std::time::{Duration, Instant};
 
 use slrc_compiler::diagnose::{Finding, Network, Report, diagnose};
 use slrc_compiler::onnx::diagnose::{Missing, Opset, Port, Tensors};
 use slrc_compiler::onnx::file::OnnxFile;
+use slrc_compiler::pipeline::Planner;
+use slrc_compiler::simplify::{Mode, close, specialise};
 
 use crate::args::{CheckArgs, CutArgs, SpecArgs};
 use crate::compile::Request;
@@ -18,7 +21,12 @@ pub(crate) fn run(a: &CheckArgs) -> Result<(), Failure> {
     // A spec that makes no sense is told apart from a model that does not.
     request.spec.resolve()?;
     request.spec.import_options()?;
+    let started = Instant::now();
     let file = OnnxFile::open(&request.model)?;
+    let opened = started.elapsed();
+    if a.times {
+        times(&file, &request, opened)?;
+    }
     let diagnosis = diagnose(&file, &request.spec);
     if a.json {
         let json = serde_json::to_string_pretty(&diagnosis.report).map_err(|e| Failure::Run(e.to_string()))?;
@@ -28,6 +36,20 @@ pub(crate) fn run(a: &CheckArgs) -> Result<(), Failure> {
         output::print(&text(&name.to_string_lossy(), &diagnosis.report));
     }
     diagnosis.error.map_or(Ok(()), |e| Err(e.into()))
+}
+
+/// How long the stages take that come before any cut: to a graph in which every cut is known, and to the one of
+/// inference.
+fn times(file: &OnnxFile, request: &Request, opened: Duration) -> Result<(), Failure> {
+    let started = Instant::now();
+    let planner = Planner::new(file, &request.spec)?;
+    let imported = started.elapsed();
+    let started = Instant::now();
+    let nodes = close(&specialise(&planner.network().graph, Mode::Eval)).len();
+    let simplified = started.elapsed();
+    let [opened, imported, simplified] = [opened, imported, simplified].map(|t| t.as_secs_f64());
+    eprintln!("opened in {opened:.3} s, imported in {imported:.3} s, simplified in {simplified:.3} s to {nodes} nodes");
+    Ok(())
 }
 
 /// Widest line of running text.

@@ -41,7 +41,7 @@ impl Known {
     /// Cost of a training step. `names` are those of its lowering.
     fn of(&mut self, train: &Graph, head: &BTreeSet<String>, draft: &Draft, arena: &Arena, names: &Names) -> Cost {
         let metrics = draft.reports.len() * align(Type::f32([]).bytes());
-        let constants = names.constants.iter().map(|(c, _)| (self.names.constant(c), c.ty.bytes()));
+        let constants = names.constants().map(|(c, _)| (self.names.constant(c), c.ty.bytes()));
         let mut read: Vec<(String, usize)> = constants.collect();
         read.extend(names.scalars.iter().map(|(s, _)| (self.names.scalar(s), Type::f32([]).bytes())));
         let mut shared = Shared::default();

@@ -1,6 +1,6 @@
 //! Initial values of everything a plan loads: the model's own, random ones, and replacements by name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use slrc_plan::random::{Sequence, stream_of};
 
@@ -81,15 +81,12 @@ pub fn initial_weights(
         }
         out.push(WeightTensor { name: p.name.clone(), shape: v.ty.shape.clone(), data });
     }
-    for (constant, id) in &c.names.constants {
+    for (constant, id) in c.names.constants() {
         let data = constant.data.iter().map(|&x| x as f32).collect();
-        out.push(WeightTensor { name: id.clone(), shape: constant.ty.shape.clone(), data });
+        out.push(WeightTensor { name: id, shape: constant.ty.shape.clone(), data });
     }
-    let unused = replacements
-        .iter()
-        .filter(|t| !c.plan.parameters.iter().any(|p| p.name == t.name))
-        .map(|t| t.name.clone())
-        .collect();
+    let known: BTreeSet<&str> = c.plan.parameters.iter().map(|p| p.name.as_str()).collect();
+    let unused = replacements.iter().filter(|t| !known.contains(t.name.as_str())).map(|t| t.name.clone()).collect();
     Ok((out, unused))
 }
 

@@ -102,8 +102,8 @@ impl GraphPlan {
             buffers.push(buffer(&id, Space::Parameter, v.ty.dtype, &v.ty.shape, Some(order), &mut memory.parameter));
             parameters.push(ParameterDecl { name: v.name.clone(), buffer: id, role: Role::Weight, module: 1 });
         }
-        for (c, id) in &names.constants {
-            buffers.push(buffer(id, Space::Constant, c.ty.dtype, &c.ty.shape, None, &mut memory.constant));
+        for (c, id) in names.constants() {
+            buffers.push(buffer(&id, Space::Constant, c.ty.dtype, &c.ty.shape, None, &mut memory.constant));
         }
         for (_, id) in &names.scalars {
             buffers.push(buffer(id, Space::Scalar, DType::F32, &[], None, &mut memory.scalar));
@@ -184,8 +184,8 @@ impl GraphPlan {
             let t = &variables[given.variable(&v.name).expect("variables keep their names").index()];
             put(&names.variable(&v.name), &t.data);
         }
-        for (c, id) in &names.constants {
-            put(id, &c.data);
+        for (c, id) in names.constants() {
+            put(&id, &c.data);
         }
         for (s, id) in &names.scalars {
             put(id, &[s.schedule.at(0, 1)]);

@@ -82,9 +82,9 @@ pub(crate) fn golden_weights(g: &Goldens, c: &Compiled) -> Vec<NamedTensor> {
         };
         NamedTensor { name: p.name.clone(), shape, data }
     });
-    let constants = c.names.constants.iter().map(|(constant, id)| {
+    let constants = c.names.constants().map(|(constant, id)| {
         let data = constant.data.iter().map(|&x| x as f32).collect();
-        NamedTensor { name: id.clone(), shape: constant.ty.shape.clone(), data }
+        NamedTensor { name: id, shape: constant.ty.shape.clone(), data }
     });
     parameters.chain(constants).collect()
 }

@@ -193,9 +193,9 @@ fn variables(
 fn constants(names: &Names, buffers: &mut Vec<Buffer>, memory: &mut Memory) -> Vec<ConstantDecl> {
     let mut space = SpaceLayout::new(Space::Constant);
     let mut out = Vec::new();
-    for (c, id) in &names.constants {
+    for (c, id) in names.constants() {
         buffers.push(space.add(id.clone(), &c.ty, (0..c.ty.rank()).collect()));
-        out.push(ConstantDecl { name: id.clone(), buffer: id.clone() });
+        out.push(ConstantDecl { name: id.clone(), buffer: id });
     }
     memory.constant = space.end;
     out

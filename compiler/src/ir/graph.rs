@@ -9,8 +9,9 @@ use petgraph::graph::{DiGraph, NodeIndex};
 use slrc_plan::kernel::Phase;
 use slrc_plan::schedule::{Pass, Schedule};
 
+use crate::ir::constants::Constants;
 use crate::ir::op::Op;
-use crate::ir::types::{DType, Number, Type};
+use crate::ir::types::{DType, Type};
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
@@ -215,7 +216,13 @@ pub struct Root {
 }
 
 /// FNV-1a, word by word: no input chooses what a graph's nodes are told apart by, and this is asked for every one.
-struct Fnv(u64);
+pub(super) struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Fnv {
+        Fnv(0xcbf2_9ce4_8422_2325)
+    }
+}
 
 impl Hasher for Fnv {
     fn finish(&self) -> u64 {
@@ -270,7 +277,7 @@ impl Hasher for AsItIs {
 }
 
 fn hash_of(op: &Op, operands: &[NodeId]) -> u64 {
-    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
+    let mut hasher = Fnv::default();
     op.hash(&mut hasher);
     operands.hash(&mut hasher);
     hasher.finish()
@@ -286,7 +293,7 @@ pub struct Graph {
     /// Variables, by [`VarId`].
     pub variables: Vec<Variable>,
     /// Constants, by [`ConstId`].
-    pub constants: Vec<Constant>,
+    pub constants: Constants,
     /// Step scalars, by [`ScalarId`].
     pub scalars: Vec<StepScalar>,
     /// Names of ONNX nodes, by [`OriginId`]; entry 0 is empty: work slrc added.
@@ -313,7 +320,7 @@ impl Graph {
             name: name.into(),
             inputs: Vec::new(),
             variables: Vec::new(),
-            constants: Vec::new(),
+            constants: Constants::default(),
             scalars: Vec::new(),
             origins: vec![String::new()],
             roots: Vec::new(),
@@ -446,14 +453,7 @@ impl Graph {
 
     /// Registers a constant, or returns the equal one that exists.
     pub fn add_constant(&mut self, constant: Constant) -> ConstId {
-        let same = |c: &Constant| {
-            c.ty == constant.ty && c.data.iter().zip(&constant.data).all(|(a, b)| Number(*a) == Number(*b))
-        };
-        if let Some(i) = self.constants.iter().position(same) {
-            return ConstId(i as u32);
-        }
-        self.constants.push(constant);
-        ConstId(self.constants.len() as u32 - 1)
+        self.constants.add(constant)
     }
 
     /// Registers a step scalar, or returns the one of the same name.

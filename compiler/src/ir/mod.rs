@@ -10,6 +10,7 @@
 //! Begin with [`graph::Graph`], [`op::Op`] and [`builder::Builder`].
 
 pub mod builder;
+pub mod constants;
 pub mod graph;
 pub mod identities;
 pub mod interp;

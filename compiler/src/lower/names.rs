@@ -4,16 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use slrc_plan::view::buffer_id_from;
 
+use crate::ir::constants::Constants;
 use crate::ir::graph::{Constant, Input, InputKind, StepScalar};
-use crate::ir::types::Number;
 
 /// Hands out ids for variables, constants and scalars, and remembers them.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     /// Variable name to buffer id.
     pub variables: BTreeMap<String, String>,
-    /// Constants met, in order, with their ids.
-    pub constants: Vec<(Constant, String)>,
+    constants: Constants,
     /// Step scalars met, in order, with their ids.
     pub scalars: Vec<(StepScalar, String)>,
     taken: BTreeSet<String>,
@@ -73,14 +72,16 @@ impl Names {
 
     /// A constant; equal ones share a buffer.
     pub fn constant(&mut self, c: &Constant) -> String {
-        let same =
-            |d: &Constant| d.ty == c.ty && d.data.iter().map(|&x| Number(x)).eq(c.data.iter().map(|&x| Number(x)));
-        if let Some((_, id)) = self.constants.iter().find(|(d, _)| same(d)) {
-            return id.clone();
-        }
-        let id = format!("const/{}", self.constants.len());
-        self.constants.push((c.clone(), id.clone()));
-        id
+        Names::of_constant(self.constants.add(c.clone()).index())
+    }
+
+    fn of_constant(index: usize) -> String {
+        format!("const/{index}")
+    }
+
+    /// Constants met, in order, with their ids.
+    pub fn constants(&self) -> impl Iterator<Item = (&Constant, String)> {
+        self.constants.iter().enumerate().map(|(i, c)| (c, Names::of_constant(i)))
     }
 
     /// A step scalar; equal names are equal scalars.

@@ -1,5 +1,6 @@
 //! An ONNX file on disk: mapped, guarded, decoded; tensors are read when asked for.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,6 +26,8 @@ pub struct OnnxFile {
     /// The decoded model, large raw data left in the file, functions in place of their calls, branches open.
     pub(crate) proto: ModelProto,
     map: Arc<Bytes>,
+    /// Positions of initializers, by name, as the file was opened: repairs may have changed them since.
+    initializers: Arc<BTreeMap<String, usize>>,
 }
 
 /// The file's bytes: mapped, or held (an empty file cannot be mapped).
@@ -102,12 +105,26 @@ impl OnnxFile {
         names_are_unique(&proto.graph).map_err(malformed)?;
         open_branches(proto.graph.mut_or_insert_default());
         let sha256 = sha256_hex(&map);
-        Ok(OnnxFile { path: path.to_path_buf(), sha256, proto, map: Arc::new(map) })
+        let initializers = proto.graph.initializer.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        Ok(OnnxFile {
+            path: path.to_path_buf(),
+            sha256,
+            proto,
+            map: Arc::new(map),
+            initializers: Arc::new(initializers),
+        })
     }
 
     /// Name of the first output.
     pub fn first_output(&self) -> Option<&str> {
         self.proto.graph.output.first().map(|o| o.name.as_str())
+    }
+
+    /// The initializer of this name.
+    pub(crate) fn initializer(&self, name: &str) -> Option<&TensorProto> {
+        let all = &self.proto.graph.initializer;
+        let at = self.initializers.get(name).and_then(|&i| all.get(i)).filter(|t| t.name == name);
+        at.or_else(|| all.iter().find(|t| t.name == name))
     }
 
     /// Bytes of the file.

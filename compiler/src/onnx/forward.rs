@@ -82,7 +82,7 @@ pub fn forward(file: &OnnxFile, given: &BTreeMap<String, Given>) -> Result<Forwa
         Some(Slot::Ready(Operand::Node(id, elem))) => Ok(Value::Node(*id, *elem)),
         Some(Slot::Ready(Operand::Const(c))) => Ok(Value::Known(c.clone())),
         Some(Slot::Ready(Operand::Weight(w))) => {
-            let t = proto.initializer.iter().find(|t| t.name == w.name);
+            let t = taken.file.initializer(&w.name);
             let t = t.ok_or_else(|| OnnxError::Graph(format!("output \"{name}\" is another name for a weight")))?;
             tensor::read_numbers(file, t).map(Value::Known)
         }

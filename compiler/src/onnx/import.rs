@@ -403,7 +403,7 @@ pub(crate) fn convert<'s>(
 }
 
 /// Operators that put numbers together from numbers: where all of them are known, they make a mask, not a weight.
-const MASK_MAKERS: &[&str] = &["Scatter", "ScatterElements", "ScatterND", "Where"];
+const MASK_MAKERS: &[&str] = &["DequantizeLinear", "Scatter", "ScatterElements", "ScatterND", "Where"];
 
 /// Whether what an Add adds is an attention mask, computed when the model was exported: some numbers so low that
 /// softmax makes nothing of them, and else 0. No weight is trained to such numbers.
@@ -491,7 +491,7 @@ pub fn read_weight(file: &OnnxFile, source: &Source) -> Result<Vec<f32>, OnnxErr
     match source {
         Source::Values(v) => Ok(v.to_vec()),
         Source::Initializer(name) => {
-            let t = file.proto.graph.initializer.iter().find(|t| t.name == *name);
+            let t = file.initializer(name);
             tensor::read_f32(file, t.ok_or_else(|| OnnxError::Graph(format!("initializer \"{name}\" does not exist")))?)
         }
     }

@@ -16,6 +16,7 @@ mod habits;
 pub mod import;
 mod inline;
 mod links;
+mod narrow;
 mod node;
 pub mod ops;
 pub mod repair;

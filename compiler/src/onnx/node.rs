@@ -85,6 +85,8 @@ pub(crate) struct State<'a> {
     pub(crate) updates: Vec<(crate::ir::graph::VarId, NodeId)>,
     /// What constants may still cost.
     pub(crate) allowance: Allowance,
+    /// Element types, as ONNX codes, of values for which the file declares one.
+    pub(crate) types: BTreeMap<&'a str, i32>,
 }
 
 impl<'a> State<'a> {
@@ -95,7 +97,18 @@ impl<'a> State<'a> {
         rebatch: Option<(usize, usize)>,
     ) -> State<'a> {
         let (sources, notes, updates) = (BTreeMap::new(), Vec::new(), Vec::new());
-        State { file, tie, freeze, rebatch, sources, notes, streams: 0, updates, allowance: Allowance::default() }
+        let graph = &file.proto.graph;
+        let values = graph.input.iter().chain(&graph.value_info).chain(&graph.output);
+        let declared = values.filter_map(|v| Some((v.name.as_str(), v.type_.as_ref()?.tensor_type().elem_type)));
+        // A cast says it itself.
+        let cast = |n: &'a NodeProto| {
+            let to = n.attribute.iter().find(|a| n.op_type == "Cast" && a.name == "to")?;
+            Some((n.output.first()?.as_str(), i32::try_from(to.i).ok()?))
+        };
+        let declared = graph.node.iter().filter_map(cast).chain(declared);
+        let types = declared.chain(graph.initializer.iter().map(|t| (t.name.as_str(), t.data_type))).collect();
+        let allowance = Allowance::default();
+        State { file, tie, freeze, rebatch, sources, notes, streams: 0, updates, allowance, types }
     }
 
     pub(crate) fn note(&mut self, text: impl Into<String>) {
@@ -255,8 +268,7 @@ impl Cx<'_, '_, '_> {
         let data = match &w.source {
             WeightSource::Values(v) => v.iter().map(|&x| f64::from(x)).collect(),
             WeightSource::Initializer(name) => {
-                let graph = &self.state.file.proto.graph;
-                let t = graph.initializer.iter().find(|t| t.name == *name).ok_or("its initializer does not exist")?;
+                let t = self.state.file.initializer(name).ok_or("its initializer does not exist")?;
                 tensor::read_numbers(self.state.file, t).map_err(|e| e.to_string())?.data
             }
         };
@@ -288,6 +300,18 @@ impl Cx<'_, '_, '_> {
             Operand::Node(..) => Err(format!("{what} depend on the data; slrc needs them known at import")),
             Operand::Absent => Err(self.missing(i)),
         }
+    }
+
+    /// The element type that the file declares for operand `i`, an ONNX code: its own conversions keep only its kind.
+    pub(crate) fn declared(&self, i: usize) -> Option<i32> {
+        let name = self.proto.input.get(i)?;
+        self.state.types.get(name.as_str()).copied()
+    }
+
+    /// The same of an output.
+    pub(crate) fn declared_output(&self, i: usize) -> Option<i32> {
+        let name = self.proto.output.get(i)?;
+        self.state.types.get(name.as_str()).copied()
     }
 
     /// A single number that must be known at import.

@@ -5,6 +5,7 @@ use protobuf::Enum;
 
 use crate::onnx::OnnxError;
 use crate::onnx::file::OnnxFile;
+use crate::onnx::narrow::Narrow;
 
 /// What a tensor's elements are, as far as the importer distinguishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,20 +67,18 @@ pub fn shape(t: &TensorProto) -> Result<Vec<usize>, OnnxError> {
     count.map(|_| shape).ok_or_else(|| bad(format!("shape {:?} is too large", t.dims)))
 }
 
-fn data_type(t: &TensorProto) -> Result<DataType, OnnxError> {
-    DataType::from_i32(t.data_type).filter(|d| elem_of(*d).is_some()).ok_or_else(|| OnnxError::Tensor {
-        name: t.name.clone(),
-        reason: type_name(t.data_type) + " data is not supported",
-    })
+fn unsupported(t: &TensorProto) -> OnnxError {
+    OnnxError::Tensor { name: t.name.clone(), reason: type_name(t.data_type) + " data is not supported" }
 }
 
 /// A type code's name, for messages.
 pub fn type_name(code: i32) -> String {
-    DataType::from_i32(code).map_or(format!("type {code}"), |d| format!("{d:?}").to_lowercase())
+    let newer = Narrow::name(code).map_or(format!("type {code}"), str::to_string);
+    DataType::from_i32(code).map_or(newer, |d| format!("{d:?}").to_lowercase())
 }
 
 /// What the importer makes of an ONNX element type.
-pub fn elem_of(d: DataType) -> Option<Elem> {
+fn elem_of(d: DataType) -> Option<Elem> {
     match d {
         DataType::FLOAT | DataType::FLOAT16 | DataType::DOUBLE | DataType::BFLOAT16 => Some(Elem::Float),
         DataType::UINT8
@@ -91,33 +90,34 @@ pub fn elem_of(d: DataType) -> Option<Elem> {
         | DataType::UINT32
         | DataType::UINT64 => Some(Elem::Int),
         DataType::BOOL => Some(Elem::Bool),
-        DataType::UNDEFINED
-        | DataType::STRING
-        | DataType::COMPLEX64
-        | DataType::COMPLEX128
-        | DataType::FLOAT8E4M3FN
+        DataType::UNDEFINED | DataType::STRING | DataType::COMPLEX64 | DataType::COMPLEX128 => None,
+        // Whatever is narrower.
+        DataType::FLOAT8E4M3FN
         | DataType::FLOAT8E4M3FNUZ
         | DataType::FLOAT8E5M2
         | DataType::FLOAT8E5M2FNUZ
         | DataType::UINT4
-        | DataType::INT4 => None,
+        | DataType::INT4 => Narrow::of(d.value()).map(Narrow::elem),
     }
 }
 
 /// Element kind of a type code.
 pub fn elem(code: i32) -> Option<Elem> {
-    DataType::from_i32(code).and_then(elem_of)
+    match DataType::from_i32(code) {
+        Some(d) => elem_of(d),
+        None => Narrow::of(code).map(Narrow::elem),
+    }
 }
 
 /// Element kind of a tensor.
 pub fn tensor_elem(t: &TensorProto) -> Result<Elem, OnnxError> {
-    data_type(t).map(|d| elem_of(d).expect("invariant: data_type checks this"))
+    elem(t.data_type).ok_or_else(|| unsupported(t))
 }
 
 /// A tensor's elements as f32: exact for f32, f16 and bf16, rounded for f64.
 pub fn read_f32(file: &OnnxFile, t: &TensorProto) -> Result<Vec<f32>, OnnxError> {
     let count: usize = shape(t)?.iter().product();
-    if data_type(t)? == DataType::FLOAT
+    if t.data_type == DataType::FLOAT.value()
         && let Some(raw) = file.raw(t)?
     {
         check_length(t, raw.len(), count, 4)?;
@@ -127,28 +127,36 @@ pub fn read_f32(file: &OnnxFile, t: &TensorProto) -> Result<Vec<f32>, OnnxError>
 }
 
 fn check_length(t: &TensorProto, bytes: usize, count: usize, size: usize) -> Result<(), OnnxError> {
-    if count.checked_mul(size) == Some(bytes) {
+    check_bits(t, bytes, count, 8 * size)
+}
+
+fn check_bits(t: &TensorProto, bytes: usize, count: usize, bits: usize) -> Result<(), OnnxError> {
+    if count.checked_mul(bits).map(|n| n.div_ceil(8)) == Some(bytes) {
         return Ok(());
     }
-    let reason = format!("{bytes} bytes of data for {count} elements of {size} bytes");
+    let size = if bits < 8 { format!("{bits} bits") } else { format!("{} bytes", bits / 8) };
+    let reason = format!("{bytes} bytes of data for {count} elements of {size}");
     Err(OnnxError::Tensor { name: t.name.clone(), reason })
 }
 
-/// Bytes of an element in raw data, of types that are read.
-fn raw_size(d: DataType) -> Option<usize> {
-    match d {
-        DataType::DOUBLE | DataType::INT64 | DataType::UINT64 => Some(8),
-        DataType::FLOAT | DataType::INT32 | DataType::UINT32 => Some(4),
-        DataType::FLOAT16 | DataType::BFLOAT16 | DataType::INT16 | DataType::UINT16 => Some(2),
-        DataType::INT8 | DataType::UINT8 | DataType::BOOL => Some(1),
+/// Bits of an element in raw data, of types that are read.
+fn raw_bits(code: i32) -> Option<usize> {
+    if let Some(narrow) = Narrow::of(code) {
+        return Some(narrow.bits());
+    }
+    match DataType::from_i32(code)? {
+        DataType::DOUBLE | DataType::INT64 | DataType::UINT64 => Some(64),
+        DataType::FLOAT | DataType::INT32 | DataType::UINT32 => Some(32),
+        DataType::FLOAT16 | DataType::BFLOAT16 | DataType::INT16 | DataType::UINT16 => Some(16),
+        DataType::INT8 | DataType::UINT8 | DataType::BOOL => Some(8),
         _ => None,
     }
 }
 
 /// Fails where a tensor cannot have so many bytes of raw data.
 pub(crate) fn check_bytes(t: &TensorProto, bytes: usize) -> Result<(), OnnxError> {
-    match DataType::from_i32(t.data_type).and_then(raw_size) {
-        Some(size) => check_length(t, bytes, shape(t)?.iter().product(), size),
+    match raw_bits(t.data_type) {
+        Some(bits) => check_bits(t, bytes, shape(t)?.iter().product(), bits),
         None => Ok(()),
     }
 }
@@ -157,17 +165,24 @@ pub(crate) fn check_bytes(t: &TensorProto, bytes: usize) -> Result<(), OnnxError
 pub fn read_numbers(file: &OnnxFile, t: &TensorProto) -> Result<Const, OnnxError> {
     let shape = shape(t)?;
     let count: usize = shape.iter().product();
-    let dtype = data_type(t)?;
-    let data: Vec<f64> = match file.raw(t)? {
-        Some(raw) => from_raw(t, dtype, &raw, count)?,
-        None => from_fields(dtype, t),
+    let elem = tensor_elem(t)?;
+    let raw = file.raw(t)?;
+    let data: Vec<f64> = match (Narrow::of(t.data_type), DataType::from_i32(t.data_type), raw) {
+        (Some(narrow), _, Some(raw)) => {
+            check_bits(t, raw.len(), count, narrow.bits())?;
+            narrow.unpack(raw.iter().copied(), count)
+        }
+        (Some(narrow), _, None) => narrow.unpack(t.int32_data.iter().map(|&x| x as u8), count),
+        (None, Some(dtype), Some(raw)) => from_raw(t, dtype, &raw, count)?,
+        (None, Some(dtype), None) => from_fields(dtype, t),
+        (None, None, _) => return Err(unsupported(t)),
     };
     if data.len() != count {
         let hint = if data.is_empty() { "; was the file stripped of its weights?" } else { "" };
         let reason = format!("{} values for {count} elements{hint}", data.len());
         return Err(OnnxError::Tensor { name: t.name.clone(), reason });
     }
-    Ok(Const { elem: elem_of(dtype).expect("invariant: checked by data_type"), shape, data })
+    Ok(Const { elem, shape, data })
 }
 
 fn from_raw(t: &TensorProto, dtype: DataType, raw: &[u8], count: usize) -> Result<Vec<f64>, OnnxError> {

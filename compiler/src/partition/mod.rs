@@ -10,6 +10,7 @@ mod choose;
 mod long;
 mod search;
 mod segments;
+mod separation;
 mod split;
 
 pub use candidates::{Candidate, Candidates, Rejected, candidates};

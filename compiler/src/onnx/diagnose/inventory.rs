@@ -5,6 +5,7 @@ use protobuf::Enum as _;
 use serde::Serialize;
 
 use crate::onnx::file::OnnxFile;
+use crate::onnx::narrow::Narrow;
 use crate::onnx::tensor::type_name;
 
 /// What a file holds.
@@ -131,17 +132,8 @@ fn bits(code: i32) -> usize {
         Some(DataType::COMPLEX128) => 128,
         Some(DataType::FLOAT | DataType::INT32 | DataType::UINT32) => 32,
         Some(DataType::FLOAT16 | DataType::BFLOAT16 | DataType::INT16 | DataType::UINT16) => 16,
-        Some(DataType::UINT4 | DataType::INT4) => 4,
-        Some(
-            DataType::INT8
-            | DataType::UINT8
-            | DataType::BOOL
-            | DataType::FLOAT8E4M3FN
-            | DataType::FLOAT8E4M3FNUZ
-            | DataType::FLOAT8E5M2
-            | DataType::FLOAT8E5M2FNUZ,
-        ) => 8,
+        Some(DataType::INT8 | DataType::UINT8 | DataType::BOOL) => 8,
         // Strings have no size of their own, and codes of later versions none that is known.
-        Some(DataType::UNDEFINED | DataType::STRING) | None => 0,
+        _ => Narrow::of(code).map_or(0, Narrow::bits),
     }
 }

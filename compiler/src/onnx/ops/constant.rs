@@ -1,11 +1,14 @@
 //! Ops whose result is known at import, and ops that only pass values on.
 
 use onnx_protobuf::attribute_proto::AttributeType;
+use onnx_protobuf::tensor_proto::DataType;
+use protobuf::Enum as _;
 use slrc_plan::ScalarFn;
 
 use crate::ir::graph::NodeId;
 use crate::ir::types::{DType, Type};
 use crate::onnx::import::int_const;
+use crate::onnx::narrow::Narrow;
 use crate::onnx::node::{Cx, Operand, Out};
 use crate::onnx::ops::Entry;
 use crate::onnx::tensor::{Const, Elem, elem, read_numbers, type_name};
@@ -19,7 +22,7 @@ pub(super) const OPS: &[Entry] = &[
     Entry { op: "Identity", note: "passed through", convert: identity },
     Entry {
         op: "Cast",
-        note: "between floats: none (all are f32); to integers: truncated, and of no use as indices",
+        note: "between floats: none (all are f32); to integers: truncated, and of no use as indices; to types of less than 16 bits: known at import",
         convert: cast,
     },
     Entry { op: "CastLike", note: "as Cast", convert: cast_like },
@@ -119,17 +122,36 @@ fn identity(cx: &mut Cx<'_, '_, '_>) -> R {
 
 fn cast(cx: &mut Cx<'_, '_, '_>) -> R {
     let to = cx.int("to", 0) as i32;
-    let kind = elem(to).ok_or_else(|| format!("casts to {} are not supported", type_name(to)))?;
-    cast_to(cx, kind)
+    cast_to(cx, to)
 }
 
 fn cast_like(cx: &mut Cx<'_, '_, '_>) -> R {
     let kind = cx.elem(1)?;
-    cast_to(cx, kind)
+    let plain = match kind {
+        Elem::Float => DataType::FLOAT,
+        Elem::Int => DataType::INT64,
+        Elem::Bool => DataType::BOOL,
+    };
+    let to = cx.declared(1).filter(|&code| elem(code) == Some(kind));
+    cast_to(cx, to.unwrap_or(plain.value()))
 }
 
-fn cast_to(cx: &mut Cx<'_, '_, '_>, to: Elem) -> R {
+fn cast_to(cx: &mut Cx<'_, '_, '_>, code: i32) -> R {
+    let to = elem(code).ok_or_else(|| format!("casts to {} are not supported", type_name(code)))?;
     let from = cx.elem(0)?;
+    if let Some(narrow) = Narrow::of(code) {
+        let saturate = cx.int("saturate", 1) != 0;
+        let up = match cx.string("round_mode", "up").as_str() {
+            "up" => Some(true),
+            "down" => Some(false),
+            _ => None,
+        };
+        let c = cx.fixed_values(0)?.ok_or_else(|| {
+            format!("a cast to {} rounds to its few numbers, and has to be known at import", type_name(code))
+        })?;
+        let data = c.data.iter().map(|&x| narrow.cast(x, saturate, up)).collect();
+        return Ok(vec![Out::Const(Const { elem: to, shape: c.shape, data })]);
+    }
     match (cx.operand(0).clone(), to) {
         (Operand::Const(c), _) => {
             let data = c

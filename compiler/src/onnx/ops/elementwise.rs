@@ -24,7 +24,14 @@ pub(super) const OPS: &[Entry] = &[
     Entry { op: "Sign", note: "", convert: |cx| unary(cx, ScalarFn::Sign) },
     Entry { op: "Floor", note: "", convert: |cx| unary(cx, ScalarFn::Floor) },
     Entry { op: "Ceil", note: "-floor(-x)", convert: ceil },
-    Entry { op: "Round", note: "halves to the even side", convert: round },
+    Entry {
+        op: "Round",
+        note: "halves to the even side",
+        convert: |cx| {
+            let x = cx.real(0)?;
+            real(nearest_even(cx, x))
+        },
+    },
     Entry { op: "IsNaN", note: "", convert: is_nan },
     Entry { op: "IsInf", note: "", convert: is_inf },
     Entry { op: "Exp", note: "", convert: |cx| unary(cx, ScalarFn::Exp) },
@@ -106,8 +113,7 @@ fn ceil(cx: &mut Cx<'_, '_, '_>) -> R {
 }
 
 /// `floor(x + 1/2)`, less one where that is an odd number half away.
-fn round(cx: &mut Cx<'_, '_, '_>) -> R {
-    let x = cx.real(0)?;
+pub(super) fn nearest_even(cx: &mut Cx<'_, '_, '_>, x: NodeId) -> NodeId {
     let up = cx.b.offset(x, 0.5);
     let up = cx.b.map(ScalarFn::Floor, &[up]);
     let distance = cx.b.sub(up, x);
@@ -119,7 +125,7 @@ fn round(cx: &mut Cx<'_, '_, '_>) -> R {
     let odd = cx.b.map(ScalarFn::Not, &[even]);
     let less = cx.b.map(ScalarFn::And, &[tie, odd]);
     let down = cx.b.offset(up, -1.0);
-    real(cx.b.select(less, down, up))
+    cx.b.select(less, down, up)
 }
 
 fn is_nan(cx: &mut Cx<'_, '_, '_>) -> R {

@@ -1,127 +1,55 @@
 //! Convolutions and matrix products.
 
-use slrc_plan::Dims;
-use slrc_plan::kernel::WindowGeometry;
-use slrc_plan::validate::MAX_GEOMETRY;
+use slrc_plan::ScalarFn;
 
 use crate::ir::builder::common_shape;
 use crate::ir::graph::{Init, NodeId, VarKind};
 use crate::ir::ops::contract::ConvShape;
 use crate::layers::fan_in;
 use crate::onnx::node::{Cx, Out};
+use crate::onnx::ops::shape::part;
+use crate::onnx::ops::window::{LARGEST, Window, as_image, choose, from_image, place, plane, windows};
 use crate::onnx::ops::{Entry, real};
+use crate::onnx::tensor::Elem;
 
 pub(super) const OPS: &[Entry] = &[
-    Entry { op: "Conv", note: "one or two spatial dimensions, groups, dilations", convert: conv },
+    Entry {
+        op: "Conv",
+        note: "up to three spatial dimensions, groups, dilations; a volume slice by slice of its kernel",
+        convert: conv,
+    },
     Entry {
         op: "ConvTranspose",
-        note: "one or two spatial dimensions: a convolution's gradient",
+        note: "up to three spatial dimensions: a convolution's gradient",
         convert: conv_transpose,
     },
+    Entry { op: "CausalConvWithState", note: "a convolution of each channel behind its past", convert: causal_conv },
+    Entry { op: "Det", note: "by minors; at most 5 rows", convert: determinant },
     Entry { op: "Gemm", note: "alpha A B + beta C", convert: gemm },
     Entry { op: "MatMul", note: "batched, broadcast", convert: matmul },
 ];
 
 type R = Result<Vec<Out>, String>;
 
-/// Largest extent, stride, padding or reach of a window: what follows from such numbers fits in a plan.
-const LARGEST: usize = MAX_GEOMETRY / 4;
-
-/// Geometry of a windowed op from its attributes. `spatial` are the input's two spatial extents; one-dimensional
-/// attributes describe the second.
-pub(super) fn geometry(cx: &Cx<'_, '_, '_>, spatial: [usize; 2], kernel: &[usize]) -> Result<WindowGeometry, String> {
-    let rank = kernel.len();
-    let list = |name: &str, default: usize| -> Result<Vec<usize>, String> {
-        let v = cx.ints(name).unwrap_or_else(|| vec![default as i64; rank]);
-        let v: Vec<usize> = v
-            .iter()
-            .map(|&x| usize::try_from(x).map_err(|_| format!("{name} {x} is negative")))
-            .collect::<Result<_, _>>()?;
-        if v.len() == rank {
-            Ok(v)
-        } else {
-            Err(format!("{name} has {} numbers for {rank} spatial dimensions", v.len()))
-        }
-    };
-    let lift = |v: &[usize], fill: usize| if rank == 1 { vec![fill, v[0]] } else { v.to_vec() };
-    let (kernel, strides, dilations) =
-        (lift(kernel, 1), lift(&list("strides", 1)?, 1), lift(&list("dilations", 1)?, 1));
-    if kernel.contains(&0) || strides.contains(&0) || dilations.contains(&0) {
-        return Err("kernel extents, strides and dilations are at least 1".into());
-    }
-    let pads: Vec<usize> = match cx.ints("pads") {
-        None => vec![0; 4],
-        Some(p) if p.len() == 2 * rank => {
-            let p: Vec<usize> = p
-                .iter()
-                .map(|&x| usize::try_from(x).map_err(|_| format!("pad {x} is negative")))
-                .collect::<Result<_, _>>()?;
-            if rank == 1 { vec![0, p[0], 0, p[1]] } else { p }
-        }
-        Some(p) => return Err(format!("pads has {} numbers for {rank} spatial dimensions", p.len())),
-    };
-    let all = [&kernel[..], &strides, &dilations, &pads, &spatial].concat();
-    if let Some(n) = all.iter().find(|&&n| n > LARGEST) {
-        return Err(format!("{n} in the geometry of its windows is too large"));
-    }
-    let ceil = cx.int("ceil_mode", 0) != 0;
-    let mut output = [0; 2];
-    let mut begin = [pads[0], pads[1]];
-    for d in 0..2 {
-        let reach = dilations[d] * (kernel[d] - 1) + 1;
-        if reach > LARGEST {
-            return Err(format!("a window of {reach} is too large"));
-        }
-        let auto = cx.string("auto_pad", "NOTSET");
-        let (lo, hi) = match auto.as_str() {
-            "NOTSET" => (pads[d], pads[d + 2]),
-            "VALID" => (0, 0),
-            "SAME_UPPER" | "SAME_LOWER" => {
-                let out = spatial[d].div_ceil(strides[d]);
-                let total = (out.saturating_sub(1) * strides[d] + reach).saturating_sub(spatial[d]);
-                let small = total / 2;
-                if auto == "SAME_UPPER" { (small, total - small) } else { (total - small, small) }
-            }
-            other => return Err(format!("auto_pad = \"{other}\" does not exist")),
-        };
-        let padded = spatial[d] + lo + hi;
-        let room = padded
-            .checked_sub(reach)
-            .ok_or_else(|| format!("a window of {reach} does not fit {} elements padded to {padded}", spatial[d]))?;
-        output[d] = room / strides[d] + 1;
-        if ceil && room % strides[d] != 0 && output[d] * strides[d] < spatial[d] + lo {
-            output[d] += 1;
-        }
-        begin[d] = lo;
-    }
-    Ok(WindowGeometry {
-        input: Dims(spatial.to_vec()),
-        output: Dims(output.to_vec()),
-        kernel: Dims(kernel),
-        strides: Dims(strides),
-        pads: Dims(begin.to_vec()),
-        dilations: Dims(dilations),
-    })
-}
-
-/// An image tensor as `[N, C, H, W]`; a sequence `[N, C, L]` becomes height 1. Returns it with its spatial extents.
-pub(super) fn as_image(cx: &mut Cx<'_, '_, '_>, x: NodeId) -> Result<(NodeId, [usize; 2]), String> {
-    let s = cx.b.shape(x);
-    match s[..] {
-        [n, c, l] => Ok((cx.b.reshape(x, &[n, c, 1, l]), [1, l])),
-        [_, _, h, w] => Ok((x, [h, w])),
-        _ => Err(format!("{} spatial dimensions are not supported", s.len().saturating_sub(2))),
-    }
-}
-
-/// Back from `[N, C, 1, L]` where the operand had three dimensions.
-pub(super) fn from_image(cx: &mut Cx<'_, '_, '_>, y: NodeId, rank: usize) -> NodeId {
-    let s = cx.b.shape(y);
-    if rank == 3 && s.len() == 4 { cx.b.reshape(y, &[s[0], s[1], s[3]]) } else { y }
-}
-
 fn conv(cx: &mut Cx<'_, '_, '_>) -> R {
     let (xs, ws) = (cx.shape(0)?, cx.shape(1)?);
+    if ws.len() < 3 {
+        return Err(format!("weight {ws:?} has no spatial dimensions"));
+    }
+    let init = fan_in(ws[1..].iter().product());
+    let x = cx.real(0)?;
+    let w = cx.weight(1, init, VarKind::Weight)?;
+    let mut y = convolve(cx, x, w)?;
+    if cx.present(2) {
+        y = add_bias(cx, y, 2, ws[0], init)?;
+    }
+    let y = from_image(cx, y, xs.len());
+    real(y)
+}
+
+/// A convolution as the attributes say it; its result is an image where it is of a sequence or of planes.
+pub(super) fn convolve(cx: &mut Cx<'_, '_, '_>, x: NodeId, w: NodeId) -> Result<NodeId, String> {
+    let (xs, ws) = (cx.b.shape(x), cx.b.shape(w));
     if xs.len() != ws.len() || xs.len() < 3 {
         return Err(format!("input {xs:?} and weight {ws:?} do not belong together"));
     }
@@ -137,32 +65,93 @@ fn conv(cx: &mut Cx<'_, '_, '_>) -> R {
     {
         return Err(format!("kernel_shape {k:?} is not that of weight {ws:?}"));
     }
-    let init = fan_in(ws[1..].iter().product());
-    let x = cx.real(0)?;
-    let w = cx.weight(1, init, VarKind::Weight)?;
-    let (x, spatial) = as_image(cx, x)?;
-    let (w, _) = as_image(cx, w)?;
-    let shape = ConvShape { groups, geometry: geometry(cx, spatial, &ws[2..])? };
-    let mut y = cx.b.conv(x, w, &shape);
-    if cx.present(2) {
-        if cx.shape(2)? != [ws[0]] {
-            return Err(format!("bias {:?} does not fit {} channels", cx.shape(2)?, ws[0]));
+    let windows = windows(cx, &xs[2..], &ws[2..])?;
+    Ok(match windows[..] {
+        [_, _, _] => by_slices(cx, x, w, groups, &windows),
+        _ => {
+            let (x, w) = (as_image(cx, x)?, as_image(cx, w)?);
+            cx.b.conv(x, w, &ConvShape { groups, geometry: plane(&windows) })
         }
-        let bias = bias(cx, 2, init)?;
-        let bias = cx.b.reshape(bias, &[1, ws[0], 1, 1]);
-        let full = cx.b.shape(y);
-        let bias = cx.b.broadcast(bias, &full);
-        y = cx.b.add(y, bias);
+    })
+}
+
+/// Adds operand `i` to every channel.
+pub(super) fn add_bias(
+    cx: &mut Cx<'_, '_, '_>,
+    y: NodeId,
+    i: usize,
+    channels: usize,
+    init: Init,
+) -> Result<NodeId, String> {
+    if cx.shape(i)? != [channels] {
+        return Err(format!("bias {:?} does not fit {channels} channels", cx.shape(i)?));
     }
-    let y = from_image(cx, y, xs.len());
-    real(y)
+    let bias = bias(cx, i, init)?;
+    let full = cx.b.shape(y);
+    let mut shape = vec![1; full.len()];
+    shape[1] = channels;
+    let bias = cx.b.reshape(bias, &shape);
+    let bias = cx.b.broadcast(bias, &full);
+    Ok(cx.b.add(y, bias))
+}
+
+/// A convolution of volumes: of every slice of the kernel one of planes, added up.
+fn by_slices(cx: &mut Cx<'_, '_, '_>, x: NodeId, w: NodeId, groups: usize, windows: &[Window]) -> NodeId {
+    let depth = &windows[0];
+    let shape = ConvShape { groups, geometry: plane(&windows[1..]) };
+    let mut sum: Option<NodeId> = None;
+    for tap in 0..depth.kernel {
+        let planes = choose(cx, x, 2, depth, tap);
+        let planes = depth_to_batch(cx, planes);
+        let slice = part(cx, w, 2, tap, 1);
+        let slice = without_depth(cx, slice);
+        let y = cx.b.conv(planes, slice, &shape);
+        sum = Some(sum.map_or(y, |sum| cx.b.add(sum, y)));
+    }
+    let sum = sum.expect("invariant: a kernel has an extent");
+    batch_to_depth(cx, sum, depth.output)
+}
+
+/// Its gradient with respect to the operand: of every slice of the kernel that of planes, each where it belongs.
+fn by_slices_transposed(cx: &mut Cx<'_, '_, '_>, x: NodeId, w: NodeId, groups: usize, windows: &[Window]) -> NodeId {
+    let depth = &windows[0];
+    let shape = ConvShape { groups, geometry: plane(&windows[1..]) };
+    let planes = depth_to_batch(cx, x);
+    let mut sum: Option<NodeId> = None;
+    for tap in 0..depth.kernel {
+        let slice = part(cx, w, 2, tap, 1);
+        let slice = without_depth(cx, slice);
+        let y = cx.b.conv_input_grad(slice, planes, &shape);
+        let y = batch_to_depth(cx, y, depth.output);
+        let y = place(cx, y, 2, depth, tap);
+        sum = Some(sum.map_or(y, |sum| cx.b.add(sum, y)));
+    }
+    sum.expect("invariant: a kernel has an extent")
+}
+
+/// `[N, C, D, H, W]` as `[N D, C, H, W]`.
+fn depth_to_batch(cx: &mut Cx<'_, '_, '_>, x: NodeId) -> NodeId {
+    let x = cx.b.transpose(x, &[0, 2, 1, 3, 4]);
+    let s = cx.b.shape(x);
+    cx.b.reshape(x, &[s[0] * s[1], s[2], s[3], s[4]])
+}
+
+fn batch_to_depth(cx: &mut Cx<'_, '_, '_>, x: NodeId, depth: usize) -> NodeId {
+    let s = cx.b.shape(x);
+    let x = cx.b.reshape(x, &[s[0] / depth.max(1), depth, s[1], s[2], s[3]]);
+    cx.b.transpose(x, &[0, 2, 1, 3, 4])
+}
+
+fn without_depth(cx: &mut Cx<'_, '_, '_>, w: NodeId) -> NodeId {
+    let s = cx.b.shape(w);
+    cx.b.reshape(w, &[s[0], s[1], s[3], s[4]])
 }
 
 /// The gradient of a convolution with respect to its input, as an op of its own: `x` is where the convolution has its
 /// result, and the result is where it has its input.
 fn conv_transpose(cx: &mut Cx<'_, '_, '_>) -> R {
     let (xs, ws) = (cx.shape(0)?, cx.shape(1)?);
-    if xs.len() != ws.len() || !(3..=4).contains(&xs.len()) || xs[1] != ws[0] {
+    if xs.len() != ws.len() || !(3..=5).contains(&xs.len()) || xs[1] != ws[0] || ws[2..].contains(&0) {
         return Err(format!("input {xs:?} and weight {ws:?} do not belong together"));
     }
     let groups = usize::try_from(cx.int("group", 1)).ok().filter(|&g| g > 0).ok_or("group must be positive")?;
@@ -206,28 +195,28 @@ fn conv_transpose(cx: &mut Cx<'_, '_, '_>) -> R {
         let extent = usize::try_from(whole - low - high).ok().filter(|&n| n > 0 && n <= LARGEST);
         (begin[d], out[d]) = (low as usize, extent.ok_or("nothing is left of its output")?);
     }
-    let lift = |v: &[usize], fill: usize| Dims(if rank == 1 { vec![fill, v[0]] } else { v.to_vec() });
-    let sizes = |v: &[i64]| v.iter().map(|&x| x as usize).collect::<Vec<usize>>();
-    let geometry = WindowGeometry {
-        input: lift(&out, 1),
-        output: lift(&xs[2..], 1),
-        kernel: lift(&ws[2..], 1),
-        strides: lift(&sizes(&strides), 1),
-        pads: lift(&begin, 0),
-        dilations: lift(&sizes(&dilations), 1),
-    };
+    let windows: Vec<Window> = (0..rank)
+        .map(|d| Window {
+            input: out[d],
+            output: xs[2 + d],
+            kernel: ws[2 + d],
+            stride: strides[d] as usize,
+            pad: begin[d],
+            dilation: dilations[d] as usize,
+        })
+        .collect();
     let init = fan_in(ws[1..].iter().product());
     let x = cx.real(0)?;
     let w = cx.weight(1, init, VarKind::Weight)?;
-    let (x, _) = as_image(cx, x)?;
-    let (w, _) = as_image(cx, w)?;
-    let mut y = cx.b.conv_input_grad(w, x, &ConvShape { groups, geometry });
+    let mut y = match rank {
+        3 => by_slices_transposed(cx, x, w, groups, &windows),
+        _ => {
+            let (x, w) = (as_image(cx, x)?, as_image(cx, w)?);
+            cx.b.conv_input_grad(w, x, &ConvShape { groups, geometry: plane(&windows) })
+        }
+    };
     if cx.present(2) {
-        let bias = bias(cx, 2, init)?;
-        let full = cx.b.shape(y);
-        let bias = cx.b.reshape(bias, &[1, ws[1] * groups, 1, 1]);
-        let bias = cx.b.broadcast(bias, &full);
-        y = cx.b.add(y, bias);
+        y = add_bias(cx, y, 2, ws[1] * groups, init)?;
     }
     let y = from_image(cx, y, xs.len());
     real(y)
@@ -243,6 +232,78 @@ pub(super) fn bias(cx: &mut Cx<'_, '_, '_>, i: usize, init: Init) -> Result<Node
         }
         _ => cx.weight(i, init, VarKind::Weight),
     }
+}
+
+/// Every channel of a sequence convolved behind its past, and the end of both, which is the past of what comes next.
+fn causal_conv(cx: &mut Cx<'_, '_, '_>) -> R {
+    let (xs, ws) = (cx.shape(0)?, cx.shape(1)?);
+    let ([n, channels, length], [wide, 1, kernel]) = (&xs[..], &ws[..]) else {
+        return Err(format!("input {xs:?} and weight {ws:?} do not belong together"));
+    };
+    let (n, channels, length, kernel) = (*n, *channels, *length, *kernel);
+    if *wide != channels || kernel == 0 || length == 0 {
+        return Err(format!("input {xs:?} and weight {ws:?} do not belong together"));
+    }
+    let past = [n, channels, kernel - 1];
+    let x = cx.real(0)?;
+    let init = fan_in(kernel);
+    let w = cx.weight(1, init, VarKind::Weight)?;
+    let before = if cx.present(3) { cx.real(3)? } else { cx.b.splat(0.0, &past) };
+    if cx.b.shape(before) != past {
+        return Err(format!("a past of {:?} is not {past:?}", cx.b.shape(before)));
+    }
+    let whole = if kernel > 1 { cx.b.concat(&[before, x], 2) } else { x };
+    let window = Window { input: length + kernel - 1, output: length, kernel, stride: 1, pad: 0, dilation: 1 };
+    let (image, w) = (as_image(cx, whole)?, as_image(cx, w)?);
+    let y = cx.b.conv(image, w, &ConvShape { groups: channels, geometry: plane(&[window]) });
+    let y = if cx.present(2) { add_bias(cx, y, 2, channels, init)? } else { y };
+    let y = match cx.string("activation", "none").as_str() {
+        "none" => y,
+        "silu" | "swish" => {
+            let gate = cx.b.map(ScalarFn::Sigmoid, &[y]);
+            cx.b.mul(y, gate)
+        }
+        other => return Err(format!("activation = \"{other}\" is not supported")),
+    };
+    let y = from_image(cx, y, 3);
+    let present = part(cx, whole, 2, length, kernel - 1);
+    Ok(vec![Out::Node(y, Elem::Float), Out::Node(present, Elem::Float)])
+}
+
+/// Most rows of a determinant: there are as many products as orders of its rows.
+const MOST_ROWS: usize = 5;
+
+fn determinant(cx: &mut Cx<'_, '_, '_>) -> R {
+    let s = cx.shape(0)?;
+    let (rank, rows) = (s.len(), s.last().copied().unwrap_or(0));
+    if rank < 2 || s[rank - 2] != rows || !(1..=MOST_ROWS).contains(&rows) {
+        return Err(format!("{s:?} is not of square matrices with at most {MOST_ROWS} rows"));
+    }
+    let x = cx.real(0)?;
+    let batch: usize = s[..rank - 2].iter().product();
+    let x = cx.b.reshape(x, &[batch, rows, rows]);
+    let columns: Vec<usize> = (0..rows).collect();
+    let det = minor(cx, x, 0, &columns);
+    real(cx.b.reshape(det, &s[..rank - 2]))
+}
+
+/// The determinant of the rows from `row` on in some columns, `[batch, 1, 1]`, along its first row.
+fn minor(cx: &mut Cx<'_, '_, '_>, x: NodeId, row: usize, columns: &[usize]) -> NodeId {
+    let line = part(cx, x, 1, row, 1);
+    let mut sum: Option<NodeId> = None;
+    for (i, &column) in columns.iter().enumerate() {
+        let element = part(cx, line, 2, column, 1);
+        let rest: Vec<usize> = columns.iter().copied().filter(|&c| c != column).collect();
+        let term = if rest.is_empty() {
+            element
+        } else {
+            let minor = minor(cx, x, row + 1, &rest);
+            cx.b.mul(element, minor)
+        };
+        let term = if i % 2 == 1 { cx.b.neg(term) } else { term };
+        sum = Some(sum.map_or(term, |sum| cx.b.add(sum, term)));
+    }
+    sum.expect("invariant: there is a column")
 }
 
 fn gemm(cx: &mut Cx<'_, '_, '_>) -> R {

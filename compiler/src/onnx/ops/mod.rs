@@ -4,6 +4,7 @@
 mod activation;
 mod arrange;
 mod attention;
+mod bits;
 mod constant;
 mod control;
 mod einsum;
@@ -13,12 +14,16 @@ mod linear;
 mod loss;
 mod norm;
 mod pool;
+mod quantize;
 mod recurrent;
 mod reduce;
 mod resize;
+mod sample;
 mod search;
 mod shape;
+mod signal;
 mod trigonometry;
+mod window;
 
 use onnx_protobuf::NodeProto;
 
@@ -40,6 +45,7 @@ const FAMILIES: &[&[Entry]] = &[
     activation::OPS,
     arrange::OPS,
     attention::OPS,
+    bits::OPS,
     constant::OPS,
     control::OPS,
     einsum::OPS,
@@ -49,11 +55,14 @@ const FAMILIES: &[&[Entry]] = &[
     loss::OPS,
     norm::OPS,
     pool::OPS,
+    quantize::OPS,
     recurrent::OPS,
     reduce::OPS,
     resize::OPS,
+    sample::OPS,
     search::OPS,
     shape::OPS,
+    signal::OPS,
     trigonometry::OPS,
 ];
 

@@ -69,7 +69,22 @@ fn batch_norm(cx: &mut Cx<'_, '_, '_>) -> R {
         cx.state.updates.push((variable, new));
     }
     let mut outs = vec![Out::Node(out.y, Elem::Float)];
+    // ONNX's running variance takes the biased one.
+    let statistics = cx.opset >= 14 && cx.int("training_mode", 0) != 0;
+    let batch = (statistics && (cx.wants(1) || cx.wants(2))).then(|| {
+        let mean = cx.b.mean(x, &axes);
+        let centred = layers::centre(cx.b, x, mean);
+        let square = cx.b.mul(centred, centred);
+        [mean, cx.b.mean(square, &axes)]
+    });
     for i in 1..cx.proto.output.len() {
+        if let Some(batch) = batch.filter(|_| i <= 2 && cx.wants(i)) {
+            let new = cx.b.reshape(batch[i - 1], &[xs[1]]);
+            let new = cx.b.scale(new, 1.0 - momentum);
+            let old = cx.b.scale([running_mean, running_var][i - 1], momentum);
+            outs.push(Out::Node(cx.b.add(old, new), Elem::Float));
+            continue;
+        }
         outs.push(if cx.wants(i) {
             Out::Unavailable("batch statistics")
         } else {
