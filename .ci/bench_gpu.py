@@ -60,9 +60,13 @@ def plans(a, model, folder):
         target = "cpu" if a.device == "cpu" else "cuda"
         if a.device != "cpu":
             options += ["--precision", a.precision]
-        slrc(a.slrc, "partition", model, "--modules", modules, "--batch", a.batch, "--init", "random", "--target", target,
-             *options, "-o", plan)
+        # Libraries lack sums along columns.
+        sums = {libraries: "auto" if libraries == "none" else "kernels" for libraries in a.libraries}
+        for where in sorted(set(sums.values())):
+            slrc(a.slrc, "partition", model, "--modules", modules, "--batch", a.batch, "--init", "random", "--target", target,
+                 "--column-sums", where, *options, "-o", plan.with_name(f"{plan.name}-{where}"))
         for libraries in a.libraries:
+            plan = folder / f"plan-{modules}-{sums[libraries]}"
             options = ["--libraries", libraries.replace("+", ",")]
             rows += json.loads(slrc(a.slrc, "bench", plan, "--device", a.device, "--steps", a.steps, *options, "--json"))
     return rows
@@ -204,7 +208,7 @@ def main():
             model = folder / a.model.stem
             model.write_bytes(gzip.decompress(a.model.read_bytes()))
         rows = plans(a, model, folder)
-        whole = folder / "plan-1"
+        whole = next(folder.glob("plan-1-*"), folder / "plan-1")
         if not whole.exists():
             slrc(a.slrc, "partition", model, "--modules", 1, "--batch", a.batch, "--init", "random", "-o", whole)
         trained = json.loads(slrc(a.slrc, "plan", "show", whole, "--json"))["totals"]["parameters"]

@@ -19,9 +19,14 @@ use support::cuda_host::{Counts, Options, Streams, real};
 
 /// A workspace with a small plan for CUDA and data for it.
 fn workspace() -> Workspace {
+    workspace_with("")
+}
+
+/// The same, partitioned with more options.
+fn workspace_with(more: &str) -> Workspace {
     let work = Workspace::new();
     work.write("data.npz", npz(&samples("mnist_mlp", 40, 3)));
-    work.ok("partition MODELS/mnist_mlp/model.onnx --batch 8 --modules 2 --target cuda -o plan");
+    work.ok(&format!("partition MODELS/mnist_mlp/model.onnx --batch 8 --modules 2 --target cuda {more} -o plan"));
     work
 }
 

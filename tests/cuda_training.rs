@@ -22,7 +22,7 @@ use onnx_protobuf::{Message as _, ModelProto, NodeProto};
 use serde::{Deserialize, Serialize};
 use slrc_compiler::onnx::file::OnnxFile;
 use slrc_compiler::pipeline::{Compiled, compile};
-use slrc_compiler::spec::SpecFile;
+use slrc_compiler::spec::{ColumnSums, SpecFile};
 use slrc_compiler::weights::initial_weights;
 use slrc_plan::plan::InputDecl;
 use slrc_plan::random::{Sequence, stream_of};
@@ -140,6 +140,10 @@ fn compiled(case: &Case, target: &str) -> (Compiled, Vec<NamedTensor>) {
     if target == "cpu" {
         // Which rounds nothing: the reference of all precisions.
         spec.precision = None;
+    }
+    if case.libraries != "none" {
+        // They lack sums along columns.
+        spec.column_sums = Some(ColumnSums::Kernels);
     }
     let c = compile(&file, &spec, &mut |_, _| {}).unwrap_or_else(|e| panic!("{e}"));
     let (weights, _) = initial_weights(&c, &file, &[]).expect("weights");

@@ -117,7 +117,7 @@ fn conformance() -> String {
          importer and the f64 interpreter. `compiler/tests/conformance/cases.txt` says of each that it passes, or why it \
          is left out; a change in either direction fails the build. Of a case that passes, first and second derivative are \
          compared with differences where floats depend on floats. *Of numbers* leaves out strings, sequences, optionals and \
-         types narrower than 16 bits.\n\n\
+         types that are not read.\n\n\
          | package | cases | pass | of all | of numbers | derivatives agree | at a kink, or infinite |\n|---|---|---|---|---|---|---|\n",
     );
     for suite in cases.iter().map(|c| c.0).collect::<BTreeSet<_>>() {

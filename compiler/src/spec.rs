@@ -4,6 +4,7 @@
 //! choice made. Defaults are made in one place, [`SpecFile::resolve`], and echoed in the plan.
 
 mod choices;
+mod products;
 mod repair;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use slrc_plan::Precision;
 use slrc_plan::schedule::{Decay, Schedule};
 
-use crate::lower::{Convolutions, Products};
 use crate::onnx::import::{Extent, ImportOptions};
 use crate::size::{Size, written};
 pub use choices::{
@@ -333,23 +333,6 @@ fn bad<T>(field: &str, reason: impl Into<String>) -> Result<T, SpecError> {
 
 fn at_least(field: &str, x: f64, low: f64) -> Result<f64, SpecError> {
     if x.is_finite() && x >= low { Ok(x) } else { bad(field, format!("{x} is not a number of at least {low}")) }
-}
-
-impl Spec {
-    /// How its plan computes products.
-    pub fn products(&self) -> Products {
-        let convolutions = match (&self.target, self.convolution) {
-            (Target::Cpu, Convolution::Auto) => Convolutions::Fastest,
-            (Target::Cpu, Convolution::Direct) => Convolutions::Direct,
-            (Target::Cuda { .. }, _) => Convolutions::Tiled,
-        };
-        let columns = match (self.column_sums, &self.target) {
-            (ColumnSums::Products, _) | (ColumnSums::Auto, Target::Cuda { .. }) => true,
-            // A tile that is reduced at once costs what reading it again from a cache does: docs/performance.md.
-            (ColumnSums::Kernels, _) | (ColumnSums::Auto, Target::Cpu) => false,
-        };
-        Products { convolutions, columns }
-    }
 }
 
 /// Modules where nothing is said.

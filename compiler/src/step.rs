@@ -7,13 +7,14 @@ use crate::heads;
 use crate::ir::builder::Builder;
 use crate::ir::graph::{Graph, Input, InputKind, NodeId, Root, RootKind, VarKind};
 use crate::ir::op::Op;
+use crate::ir::ops::keep::Keep;
 use crate::ir::types::Type;
 use crate::ir::verify::{Spec as VerifySpec, VerifyError, verify};
 use crate::loss::{add_labels, cross_entropy};
 use crate::optimizer;
 use crate::recompute::recompute;
 use crate::reconcile::{Objective, ReconcileError, reconcile};
-use crate::simplify::{Mode, close, specialise};
+use crate::simplify::{Mode, close, close_about, specialise};
 use crate::spec::{Recompute, ReconcileMode, Spec};
 
 /// Names of [`RootKind::Report`] roots.
@@ -80,20 +81,68 @@ pub struct ModuleGraphs {
 }
 
 /// Puts a module's programs together from its part of the network (see [`crate::partition::module_graph`]).
-pub fn build(mut module: Graph, place: &Place, spec: &Spec) -> Result<ModuleGraphs, StepError> {
-    let (head, head_variables) = attach_head(&mut module, place, spec)?;
-    let train = train_graph(&module, place, spec)?;
+pub fn build(module: Graph, place: &Place, spec: &Spec) -> Result<ModuleGraphs, StepError> {
+    let Headed { module, train, head, variables } = with_head(module, place, spec)?;
     let eval = eval_graph(&module, spec)?;
-    Ok(ModuleGraphs { train, eval, head, head_variables })
+    Ok(ModuleGraphs { train: train_graph(train, place, spec)?, eval, head, head_variables: variables })
 }
 
 /// The same of its training step only: its graph, and the names of the variables of its head.
-pub fn build_train(mut module: Graph, place: &Place, spec: &Spec) -> Result<(Graph, BTreeSet<String>), StepError> {
-    let (_, head_variables) = attach_head(&mut module, place, spec)?;
-    Ok((train_graph(&module, place, spec)?, head_variables))
+pub fn build_train(module: Graph, place: &Place, spec: &Spec) -> Result<(Graph, BTreeSet<String>), StepError> {
+    let Headed { train, variables, .. } = with_head(module, place, spec)?;
+    Ok((train_graph(train, place, spec)?, variables))
 }
 
-/// Gives a module its logits: returns the kind of its head, and the names of the variables that it brought.
+/// A module with its logits.
+struct Headed {
+    /// In both modes.
+    module: Graph,
+    /// In training.
+    train: Graph,
+    /// Kind of the head.
+    head: &'static str,
+    /// Names of the variables that it brought.
+    variables: BTreeSet<String>,
+}
+
+/// Gives a module its logits, and sees to it that they depend on its input by way of its output alone: a law may let a
+/// head that sums over what was reshaped read it as it was before, and the output's gradient would then lack that part.
+fn with_head(module: Graph, place: &Place, spec: &Spec) -> Result<Headed, StepError> {
+    let attach = |mut module: Graph, keep: bool| -> Result<Headed, StepError> {
+        if keep {
+            let output = output_of(&module);
+            let kept = Builder::new(&mut module).emit(Keep { later: false }, &[output]);
+            module.roots.iter_mut().filter(|r| r.value == output).for_each(|r| r.value = kept);
+        }
+        let (head, variables) = attach_head(&mut module, place, spec)?;
+        let train = specialise(&module, Mode::Train);
+        Ok(Headed { module, train, head, variables })
+    };
+    if place.last {
+        return attach(module, false);
+    }
+    let headed = attach(module.clone(), false)?;
+    if bypasses_output(&headed.train) { attach(module, true) } else { Ok(headed) }
+}
+
+/// Whether logits depend on an input other than through the output that is handed on.
+fn bypasses_output(g: &Graph) -> bool {
+    let Some(output) = boundary_of(g) else { return false };
+    let mut met = vec![false; g.len()];
+    let mut open = vec![logits_of(g)];
+    while let Some(id) = open.pop() {
+        if id == output || std::mem::replace(&mut met[id.index()], true) {
+            continue;
+        }
+        if matches!(g.node(id).op, Op::Input(_)) {
+            return true;
+        }
+        open.extend(&g.node(id).operands);
+    }
+    false
+}
+
+/// Attaches a module's head: returns its kind, and the names of the variables that it brought.
 fn attach_head(module: &mut Graph, place: &Place, spec: &Spec) -> Result<(&'static str, BTreeSet<String>), StepError> {
     let output = output_of(module);
     let mut head = "network";
@@ -120,8 +169,8 @@ fn boundary_of(g: &Graph) -> Option<NodeId> {
     g.root(|k| *k == RootKind::Output(OUTPUT.into()))
 }
 
-fn train_graph(module: &Graph, place: &Place, spec: &Spec) -> Result<Graph, StepError> {
-    let mut g = specialise(module, Mode::Train);
+/// The training step of a module in training mode.
+fn train_graph(mut g: Graph, place: &Place, spec: &Spec) -> Result<Graph, StepError> {
     let (logits, output) = (logits_of(&g), boundary_of(&g));
     let logits_ty = g.ty(logits).clone();
     let labels = add_labels(&mut g, &logits_ty);
@@ -168,7 +217,7 @@ fn train_graph(module: &Graph, place: &Place, spec: &Spec) -> Result<Graph, Step
     g.roots = roots;
     optimizer::apply(&mut g, &weights, &grads.weights, &spec.optimizer, spec.micro_batches);
     verify(&g, VerifySpec::one_mode("optimizer"))?;
-    let closed = close(&g);
+    let closed = close_about(&g, spec.products().columns);
     Ok(match spec.recompute {
         Recompute::Elementwise => recompute(&closed),
         Recompute::None => closed,
@@ -197,4 +246,62 @@ pub fn parameter_counts(train: &Graph, head_variables: &BTreeSet<String>) -> (us
     let all = weights().map(|v| v.ty.count()).sum();
     let head = weights().filter(|v| head_variables.contains(&v.name)).map(|v| v.ty.count()).sum();
     (all, head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::graph::{Init, Variable};
+    use crate::spec::{HeadKind, SpecFile};
+
+    /// Channels shuffled as ShuffleNet does, behind a layer: a head that pools reads them as well before the last
+    /// reshape as after it.
+    fn shuffled() -> Graph {
+        let mut g = Graph::new("shuffled");
+        let x = g.add_input(Input { name: "x".into(), kind: InputKind::Data, ty: Type::f32([2, 4, 4, 4]) });
+        let scale = Variable {
+            name: "scale".into(),
+            kind: VarKind::Weight,
+            ty: Type::f32([1, 4, 1, 1]),
+            init: Init::Constant(1.0),
+        };
+        let scale = g.add_variable(scale);
+        let mut b = Builder::new(&mut g);
+        let (x, scale) = (b.input(x), b.variable(scale));
+        let wide = b.broadcast(scale, &[2, 4, 4, 4]);
+        let y = b.mul(x, wide);
+        let y = b.reshape(y, &[2, 2, 2, 4, 4]);
+        let y = b.transpose(y, &[0, 2, 1, 3, 4]);
+        let y = b.reshape(y, &[2, 4, 4, 4]);
+        g.roots = vec![Root { kind: RootKind::Output(OUTPUT.into()), value: y }];
+        g
+    }
+
+    #[test]
+    fn what_is_handed_back_is_the_gradient_of_what_is_handed_on() {
+        let spec = SpecFile::default().resolve().expect("the default");
+        let place = Place { index: 1, last: false, logits: Type::f32([2, 10]) };
+        for kind in [HeadKind::GapLinear, HeadKind::PoolLinear, HeadKind::Linear, HeadKind::Conv] {
+            let spec = Spec { head: kind, ..spec.clone() };
+            let headed = with_head(shuffled(), &place, &spec).expect("a head");
+            assert!(!bypasses_output(&headed.train), "{kind:?}");
+            let (train, variables) = build_train(shuffled(), &place, &spec).expect("a step");
+            let e = train.root(|k| *k == RootKind::OutputGradient).expect("e");
+            let needed = train.needed([e]);
+            // A linear head's gradient is made of its weights.
+            let of_head = |id: NodeId| matches!(train.node(id).op, Op::Variable(v) if variables.contains(&train.variables[v.index()].name));
+            assert!(train.ids().any(|id| needed[id.index()] && of_head(id)), "{kind:?}: e does not depend on the head");
+        }
+    }
+
+    #[test]
+    fn a_head_that_bypasses_the_output_is_noticed() {
+        let place = Place { index: 1, last: false, logits: Type::f32([2, 10]) };
+        let spec = SpecFile::default().resolve().expect("the default");
+        let spec = Spec { head: HeadKind::PoolLinear, ..spec };
+        let mut module = shuffled();
+        attach_head(&mut module, &place, &spec).expect("a head");
+        // If no law does that any more, the test above tests nothing.
+        assert!(bypasses_output(&specialise(&module, Mode::Train)));
+    }
 }

@@ -11,7 +11,9 @@ use super::{TRAIN, fails, ok, slrc};
 fn workspace(more: &str) -> Workspace {
     let work = Workspace::new();
     work.write("data.npz", npz(&samples("mnist_cnn", 40, 3)));
-    work.ok(&format!("partition MODELS/mnist_cnn/model.onnx --batch 4 --modules 2 --target cuda {more} -o plan"));
+    work.ok(&format!(
+        "partition MODELS/mnist_cnn/model.onnx --batch 4 --modules 2 --target cuda --column-sums kernels {more} -o plan"
+    ));
     work
 }
 

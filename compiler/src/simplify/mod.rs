@@ -34,13 +34,21 @@ pub fn specialise(graph: &Graph, mode: Mode) -> Graph {
 /// Writes composites in terms of what kernels compute, removes gradient barriers (they have done their work), and drops
 /// updates that leave a variable as it is, unused nodes and table entries.
 pub fn close(graph: &Graph) -> Graph {
+    close_about(graph, false)
+}
+
+/// The same, variances summed about what means are expected to be near where `expected` says so: their sums then need
+/// no element of what they are of, and can be taken while that is computed.
+pub fn close_about(graph: &Graph, expected: bool) -> Graph {
     // Log-sum-exp node (new) -> its shifted exponentials and their sum, for softmaxes of the same operand.
     let mut expanded: BTreeMap<NodeId, (NodeId, NodeId, NodeId)> = BTreeMap::new();
     let mut about = variance::About::default();
     let closed = rebuild(graph, |b, id, x| match &graph.node(id).op {
         Op::Detach(_) => Some(x[0]),
         Op::Near(_) => {
-            about.learn(x[0], x[1]);
+            if expected {
+                about.learn(x[0], x[1]);
+            }
             Some(x[0])
         }
         Op::LogSumExp(l) => {

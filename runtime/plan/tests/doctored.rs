@@ -181,7 +181,8 @@ fn epilogues() {
         &[
             ("space: 2x3", "space: 3x2", "does not fit a product of 2 rows of 3"),
             ("space: 2x3", "space: 1x3", "does not fit a product of 2 rows of 3"),
-            ("space: 2x3", "space: 2x3\n          reduce:\n          - 0", "a map reduces nothing"),
+            ("space: 2x3", "space: 2x3\n          reduce:\n          - 1", "reduces all dimensions but the last"),
+            ("space: 2x3", "space: 2x3\n          reduce:\n          - 0", "reduces in groups of rows"),
             ("x0 = m2/z(3,1)", "x0 = m2/z(1,2)", "is not the product"),
             ("x0 = m2/z(3,1)", "x0 = m2/z@1(3,1)", "is not the product"),
             ("x0 = m2/z(3,1)", "x0 = m2/p(3,1)", "not live"),
