@@ -3,10 +3,10 @@
 //! Where rows do not stay in cache, as in BatchNorm, the mean costs one pass over memory and the variance another one.
 //! For any number s a channel, sum((x - m)^2) = sum((x - s)^2) - n (m - s)^2, and that needs no m. With s = 0 most
 //! digits would cancel where the mean is large: as many bits as (m - s)^2 is larger than the variance. So s is an
-//! element of x, which is within some deviations of m; x has to lie in memory for that. Where sums are to be taken while
-//! x is computed, s is what m is expected to be near ([`crate::ir::ops::mode::Near`]): the running mean, or the mean of
-//! the same layer in the pass before. The first steps of a network whose running means are still those it began with
-//! lose some bits, until they have followed: after n steps 0.9^n of the distance is left.
+//! element of x, which is within some deviations of m; x has to lie in memory for that. Where sums are to be taken
+//! while x is computed, s is what m is expected to be near ([`crate::ir::ops::mode::Near`]): the running mean, or the
+//! mean of the same layer in the pass before. The first steps of a network whose running means are still those it
+//! began with lose some bits, until they have followed: after n steps 0.9^n of the distance is left.
 
 use std::collections::BTreeMap;
 

@@ -182,7 +182,7 @@ fn epilogues() {
             ("space: 2x3", "space: 3x2", "does not fit a product of 2 rows of 3"),
             ("space: 2x3", "space: 1x3", "does not fit a product of 2 rows of 3"),
             ("space: 2x3", "space: 2x3\n          reduce:\n          - 1", "reduces all dimensions but the last"),
-            ("space: 2x3", "space: 2x3\n          reduce:\n          - 0", "reduces in groups of rows"),
+            ("space: 2x3", "space: 2x3\n          reduce:\n          - 0", "needs a reduction"),
             ("x0 = m2/z(3,1)", "x0 = m2/z(1,2)", "is not the product"),
             ("x0 = m2/z(3,1)", "x0 = m2/z@1(3,1)", "is not the product"),
             ("x0 = m2/z(3,1)", "x0 = m2/p(3,1)", "not live"),
@@ -206,6 +206,10 @@ fn epilogues() {
             ("out_channels: 4\n        groups: 1", "out_channels: 6\n        groups: 3", "in groups has no epilogue"),
         ],
     );
+    // A reduction of columns, of a plan that says nothing of groups of rows.
+    let old = kernel(2, "k0");
+    let reduced = old.replace("space: 2x3", "space: 2x3\n          reduce:\n          - 0");
+    refused(PLAN, old, &reduced.replace("mul x0 x1", "reduce-sum x0"), "reduces in groups of rows");
 }
 
 #[test]

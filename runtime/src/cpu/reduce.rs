@@ -200,8 +200,8 @@ impl Reduce {
         });
     }
 
-    /// Reduces columns `cols` of the rows that `blocks` hands on, which are group `group` of a split: all dimensions but
-    /// the last are reduced. A block is where it begins, its rows, and its columns, at most [`TILE`] elements.
+    /// Reduces columns `cols` of the rows that `blocks` hands on, which are group `group` of a split: all dimensions
+    /// but the last are reduced. A block is where it begins, its rows, and its columns, at most [`TILE`] elements.
     pub(super) fn reduce_rows(
         &self,
         group: usize,
