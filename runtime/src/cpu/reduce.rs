@@ -162,7 +162,7 @@ impl Reduce {
         self.split.as_ref().map_or(1, |s| s.0)
     }
 
-    /// f32 scratch that [`Reduce::add_rows`] needs.
+    /// f32 scratch that [`Reduce::reduce_rows`] needs.
     pub(super) fn rows_scratch(&self) -> usize {
         TILE + self.head.scratch(TILE)
     }
