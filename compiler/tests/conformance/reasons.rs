@@ -18,8 +18,6 @@ const OPS: &[(&str, &str)] = &[
     ("MelWeightMatrix", SIGNALS),
     ("NonMaxSuppression", BOXES),
     ("NonZero", "its result's shape depends on the data"),
-    ("OptionalGetElement", "sequences, optionals and maps"),
-    ("OptionalHasElement", "sequences, optionals and maps"),
     ("RandomUniformLike", RANDOM),
     ("RoiAlign", BOXES),
     ("TensorScatter", PLACES),

@@ -81,11 +81,8 @@ pub(crate) fn find(n: &NodeProto) -> Option<&'static Entry> {
 }
 
 pub(crate) fn unsupported(n: &NodeProto) -> String {
-    let nested = n.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty());
     if !(n.domain.is_empty() || n.domain == "ai.onnx") {
         "only ONNX's own operators are supported".into()
-    } else if nested {
-        "loops are not supported: export the model with the loop unrolled, as tracing does".into()
     } else {
         "not supported".into()
     }
