@@ -11,8 +11,10 @@ mod einsum;
 mod elementwise;
 mod index;
 mod linear;
+mod linear_attention;
 mod loss;
 mod norm;
+mod place;
 mod pool;
 mod quantize;
 mod recurrent;
@@ -52,8 +54,10 @@ const FAMILIES: &[&[Entry]] = &[
     elementwise::OPS,
     index::OPS,
     linear::OPS,
+    linear_attention::OPS,
     loss::OPS,
     norm::OPS,
+    place::OPS,
     pool::OPS,
     quantize::OPS,
     recurrent::OPS,
