@@ -19,9 +19,9 @@ use crate::loss::class_dimension;
 use crate::lower::{Draft, Names, Products, Program, Purpose, lower};
 use crate::memory::{Arena, Ends, place};
 use crate::onnx::OnnxError;
-use crate::onnx::branches::take_branches;
 use crate::onnx::file::{OnnxFile, sha256_hex};
 use crate::onnx::import::{Imported, import};
+use crate::onnx::place::put_in_place;
 use crate::onnx::repair::{Repaired, repair};
 use crate::parallel;
 use crate::partition::{
@@ -98,7 +98,7 @@ pub fn compile(
 
 /// A model and a spec, ready to be cut in any way. What segments cost is found out once for all partitions.
 pub struct Planner<'a> {
-    /// As it was given, before branches were taken and repairs made.
+    /// As it was given, before nodes were put in place and repairs made.
     pub(crate) original: &'a OnnxFile,
     repaired: Repaired<'a>,
     spec_file: SpecFile,
@@ -112,17 +112,17 @@ impl<'a> Planner<'a> {
     pub fn new(file: &'a OnnxFile, spec_file: &SpecFile) -> Result<Planner<'a>, CompileError> {
         spec_file.resolve()?;
         let options = spec_file.import_options()?;
-        let taken = take_branches(file, &options)?;
-        let repaired = repair(taken.file, &spec_file.repair.resolve()?, spec_file.output.as_deref())?;
+        let placed = put_in_place(file, &options)?;
+        let repaired = repair(placed.file, &spec_file.repair.resolve()?, spec_file.output.as_deref())?;
         let mut network = import(&repaired.file, &options)?;
-        network.notes.extend(taken.note);
+        network.notes.extend(placed.notes);
         verify(&network.graph, VerifySpec::open("import"))?;
         check_network(&network)?;
         let found = cuts(&network, spec_file.partition.allow_skips.unwrap_or(0));
         Ok(Planner { original: file, repaired, spec_file: spec_file.clone(), network, found, known: Known::default() })
     }
 
-    /// The model after repairs, with branches in place: what weights are read from, and exported into.
+    /// The model after repairs, with branches and steps in place: what weights are read from, and exported into.
     pub fn file(&self) -> &OnnxFile {
         &self.repaired.file
     }
