@@ -4,10 +4,11 @@
     pip install torch torchvision timm transformers onnx onnxruntime onnxscript numpy safetensors pyyaml
     cargo build --release && .ci/check_gradients.py [--slrc target/release/slrc] [--exports FOLDER] [--write] [NAME ..]
 
-The networks of .ci/networks.py, exported as there, with smaller images and fewer layers where they may be had, and with BatchNorm put back
-where exporting folded it. `slrc train --steps 1` leaves the step's gradients in its momentum buffers. PyTorch computes
-the same in f64 on the plan's own graph and weights (.ci/torch_step.py), and once more in f32, to tell what f32 itself
-costs. --write puts the rows into docs/models.md: those of networks that were not asked for stay.
+The networks of .ci/networks.py, exported as there, with smaller images and fewer layers where they may be had, and with
+BatchNorm put back where exporting folded it. `slrc train --steps 1` leaves the step's gradients in its momentum buffers.
+PyTorch computes the same in f64 on the plan's own graph and weights (.ci/torch_step.py), and once more in f32, to tell
+what f32 itself costs. Where slrc is further away than `EXPLAINED`, the choices that explain it are looked for
+(.ci/torch_kinks.py). --write puts the rows into docs/models.md: those that were not asked for stay.
 """
 
 import argparse
@@ -19,14 +20,20 @@ import warnings
 import networks
 import numpy
 import torch
+import torch_kinks
 import torch_step
 from check_models import PAGE, ROOT, infer, partition_repaired, runner, write
 from safetensors.torch import load_file
 
 BEGIN = "<!-- table: .ci/check_gradients.py --write -->"
 # Modules, and the mode of `slrc partition --reconcile`.
-STEPS = [(1, "off"), (2, "exact"), (2, "finite-difference")]
-HEAD = ["network", "exporter", "BP", "exact, K = 2", "finite differences, K = 2"]
+STEPS = [
+    (1, "off"), (2, "exact"), (2, "finite-difference"), (4, "exact"), (8, "exact"), (8, "finite-difference")
+]  # fmt: skip
+SHORT = {"exact": "exact", "finite-difference": "fd"}
+HEAD = ["network", "exporter", "BP", *(f"{SHORT[mode]}, K = {modules}" for modules, mode in STEPS[1:])]
+# Differences that are looked into, and those that are taken for rounding.
+EXPLAINED, ROUNDING = 2e-3, 3e-4
 
 
 def check(run, name, path, folder):
@@ -48,7 +55,12 @@ def check(run, name, path, folder):
         double = torch_step.gradients(folder / f"plan{i}", mode, x, y)
         single = torch_step.gradients(folder / f"plan{i}", mode, x, y, torch.float32)
         single = {n: g for module in single for n, g in module.items()}
-        cells.append(f"{torch_step.worst(double, ours):.0e} ({torch_step.worst(double, single):.0e})")
+        worst = torch_step.worst(double, ours)
+        cell = f"{worst:.0e} ({torch_step.worst(double, single):.0e})"
+        if worst > EXPLAINED:
+            found = torch_kinks.explain(folder / f"plan{i}", mode, x, y, ours, ROUNDING)
+            cell += f"; {len(found.moved)} of {found.near} moved: {found.left:.0e}"
+        cells.append(cell)
     return cells
 
 
@@ -57,7 +69,7 @@ def main():
     parser.add_argument("names", nargs="*", default=list(networks.NETWORKS))
     parser.add_argument("--slrc", default=ROOT / "target" / "release" / "slrc")
     parser.add_argument("--exports", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "slrc-exports")
-    parser.add_argument("--exporter", default="torchscript")
+    parser.add_argument("--exporter", default="torchscript", choices=networks.EXPORTERS)
     parser.add_argument("--write", action="store_true")
     a = parser.parse_args()
     warnings.filterwarnings("ignore")

@@ -115,14 +115,15 @@ def check(run, name, path, folder):
 
 
 def write(page, begin, head, rows, names):
-    """Replaces rows of the table after `begin`; each begins with its network's name."""
+    """Replaces rows of the table after `begin`; each begins with its network's name and its exporter's."""
     before, rest = page.read_text().split(begin)
     table, after = rest.split(END, 1)
-    name = lambda row: row.split("|")[1].strip()
-    kept = [line for line in table.splitlines()[2:] if line.startswith("|") and name(line) not in set(map(name, rows))]
-    kept = [line for line in kept[(1 if kept and kept[0].startswith("|---") else 0) :] if name(line) in names]
-    order = list(names)
-    rows = sorted(rows + kept, key=lambda row: order.index(name(row)))
+    key = lambda row: tuple(cell.strip() for cell in row.split("|")[1:3])
+    replaced = set(map(key, rows))
+    kept = [line for line in table.splitlines() if line.startswith("|")]
+    kept = [line for line in kept if key(line)[0] in names and key(line) not in replaced]
+    order = [(name, exporter) for name in names for exporter in networks.EXPORTERS]
+    rows = sorted(rows + kept, key=lambda row: order.index(key(row)))
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *rows]
     page.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + END + after)
 

@@ -48,12 +48,29 @@ class Call:
             self.choices.kept[key] = make().detach()
         return self.choices.kept[key]
 
+    def at_kink(self, x, away):
+        """The operand of a kink, moved where the pass is told to; `away` says of each element how far the kink is."""
+        key = self.node.output[0]
+        if self.choices.seen is not None and key not in self.choices.seen:
+            self.choices.seen[key] = x.detach(), away(x.detach())
+        if key in self.choices.moved:
+            places, by = self.choices.moved[key]
+            x = x + torch.zeros_like(x.detach()).flatten().index_add(0, places, by.to(x.dtype)).reshape(x.shape)
+        return x
+
 
 class Choices:
-    """What was chosen in a pass: another pass with the same object chooses the same."""
+    """What was chosen in a pass: another pass with the same object chooses the same. Operands of kinks are moved by
+    `moved`: by the kink's output, flat indices and what is added there. `seen` takes the operands as they were, and how
+    far each was from its kink."""
 
-    def __init__(self):
-        self.kept = {}
+    def __init__(self, moved=None, seen=None):
+        self.kept, self.moved, self.seen = {}, moved or {}, seen
+
+
+def nearer(low, high):
+    """How far the nearer of two bounds is."""
+    return lambda x: torch.where((low - x).abs() < (high - x).abs(), low - x, high - x)
 
 
 def elementwise(names):
@@ -92,15 +109,17 @@ def power(c):
 
 @op("Relu")
 def relu(c):
-    return c[0] * c.chosen(lambda: c[0] > 0).to(c[0].dtype)
+    x = c.at_kink(c[0], torch.neg)
+    return x * c.chosen(lambda: x > 0).to(x.dtype)
 
 
 @op("Clip")
 def clip(c):
     low = c[1].item() if c[1] is not None else c.get("min", -torch.inf)
     high = c[2].item() if c[2] is not None else c.get("max", torch.inf)
-    side = c.chosen(lambda: (c[0] >= high).to(torch.int8) - (c[0] <= low).to(torch.int8))
-    inside = torch.where(side == 0, c[0], 0.0)
+    x = c.at_kink(c[0], nearer(low, high))
+    side = c.chosen(lambda: (x >= high).to(torch.int8) - (x <= low).to(torch.int8))
+    inside = torch.where(side == 0, x, 0.0)
     return inside + (side > 0) * (high if high < torch.inf else 0.0) + (side < 0) * (low if low > -torch.inf else 0.0)
 
 
@@ -108,6 +127,7 @@ def clip(c):
 def hard_sigmoid(c, x=None, alpha=None, beta=None):
     x = c[0] if x is None else x
     y = (c.get("alpha", 0.2) if alpha is None else alpha) * x + (c.get("beta", 0.5) if beta is None else beta)
+    y = c.at_kink(y, nearer(0.0, 1.0))
     side = c.chosen(lambda: (y >= 1).to(torch.int8) - (y <= 0).to(torch.int8))
     return torch.where(side == 0, y, (side > 0).to(y.dtype))
 
@@ -186,10 +206,32 @@ def conv_transpose(c):
 @op("MaxPool")
 def max_pool(c):
     """By the position of the winners, each of which is kept."""
-    x = padded(c, c[0], -torch.inf)
     kernel, strides, ceil = c.get("kernel_shape"), c.get("strides", [1, 1]), bool(c.get("ceil_mode", 0))
-    place = c.chosen(lambda: F.max_pool2d(x, kernel, strides, 0, c.get("dilations", 1), ceil, return_indices=True)[1])
+
+    def best(x):
+        x = padded(c, x, -torch.inf)
+        return x, F.max_pool2d(x, kernel, strides, 0, c.get("dilations", 1), ceil, return_indices=True)[1]
+
+    x, place = best(c.at_kink(c[0], lambda x: behind(c, x, kernel, strides, *best(x))))
+    place = c.chosen(lambda: place)
     return x.flatten(2).gather(2, place.flatten(2)).reshape(place.shape)
+
+
+def behind(c, x, kernel, strides, wide, places):
+    """How far an element is behind the winner of a window whose second it is; of others infinity."""
+    assert c.get("dilations", [1, 1]) == [1, 1]
+
+    def windows(x):
+        ends = [(n - 1) * s + k - size for n, s, k, size in zip(places.shape[2:], strides, kernel, x.shape[2:])]
+        x = F.pad(x, (0, ends[1], 0, ends[0]), value=0 if x.dtype == torch.int64 else -torch.inf)
+        return x.unfold(2, kernel[0], strides[0]).unfold(3, kernel[1], strides[1]).flatten(4)
+
+    two = windows(wide).topk(2)
+    index = windows(padded(c, torch.arange(x.numel()).reshape(x.shape), 0))
+    second = index.gather(-1, two.indices)[..., 1]
+    lag = two.values[..., 0] - two.values[..., 1]
+    away = torch.full_like(x, torch.inf).flatten()
+    return away.scatter_reduce(0, second.flatten(), lag.flatten(), "amin").reshape(x.shape)
 
 
 @op("AveragePool")
@@ -361,7 +403,9 @@ def trilu(c):
 def extreme(c):
     assert len(c.operands) == 2
     greater = torch.ge if c.node.op_type == "Max" else torch.le
-    return torch.where(c.chosen(lambda: greater(c[0], c[1])), *torch.broadcast_tensors(c[0], c[1]))
+    a, b = torch.broadcast_tensors(c[0], c[1])
+    a = c.at_kink(a, lambda a: b.detach() - a) if a.is_floating_point() else a
+    return torch.where(c.chosen(lambda: greater(a, b)), a, b)
 
 
 def has_numbers(t):

@@ -72,9 +72,9 @@ class Module:
         logits = z if self.last else head_logits(self.plan.heads[self.k], z, self.head, per_token)
         return cross_entropy(logits, self.y), z
 
-    def step(self, mode, x, e):
+    def step(self, mode, x, e, choices):
         """Gradients of the weights, output and the output's gradient."""
-        choices, names, weights = Choices(), list(self.weights), list(self.weights.values())
+        names, weights = list(self.weights), list(self.weights.values())
         x = x.requires_grad_() if x is not None else None
         loss, z = self.pass_(x, choices)
         reconciled = mode != "off" and self.k > 0
@@ -98,14 +98,14 @@ class Module:
         return found, z.detach(), output_gradient
 
 
-def gradients(folder, mode, inputs, y, real=torch.float64):
-    """Of every weight by name, module by module."""
+def gradients(folder, mode, inputs, y, real=torch.float64, moved=None, seen=None):
+    """Of every weight by name, module by module; `moved` and `seen` are those of torch_onnx.Choices."""
     plan = Plan(folder, real)
     inputs = {n: torch.from_numpy(v) for n, v in inputs.items()}
     inputs = {n: v.to(real) if v.is_floating_point() else v for n, v in inputs.items()}
     y, x, e, out = torch.from_numpy(y).long(), None, None, []
     for k in range(len(plan.heads)):
-        found, x, e = Module(plan, k, inputs, y).step(mode, x, e)
+        found, x, e = Module(plan, k, inputs, y).step(mode, x, e, Choices(moved, seen))
         out.append(found)
     return out
 

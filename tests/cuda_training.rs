@@ -56,6 +56,7 @@ const DIFFERENCES: Limits = Limits { loss: 2e-6, gradient: 3e-4, later: 3e-5 };
 /// What is trained, and how the device runs it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Case {
+    /// A folder of `models/`, or a golden network.
     model: String,
     /// A value of the model behind which a Dropout node is put.
     dropout: Option<String>,
@@ -130,7 +131,9 @@ fn with_dropout(model: &Path, value: &str, folder: &Path) -> PathBuf {
 }
 
 fn compiled(case: &Case, target: &str) -> (Compiled, Vec<NamedTensor>) {
-    let path = support::root().join("models").join(&case.model).join("model.onnx");
+    let own = support::root().join("models").join(&case.model).join("model.onnx");
+    let golden = support::root().join("tests/goldens").join(format!("{}.onnx", case.model));
+    let path = if own.exists() { own } else { golden };
     let folder = tempfile::tempdir().expect("a folder");
     let path = match &case.dropout {
         Some(value) => with_dropout(&path, value, folder.path()),
@@ -383,6 +386,13 @@ fn vision_transformer() {
 fn token_classifier() {
     let spec = "{batch: 3, partition: {modules: 2}, reconcile: {mode: tangent}}";
     check("token_classifier", case("tokens_bert", spec, 2), EXACT);
+}
+
+/// Two skips across three cuts: copied from one boundary to the next.
+#[test]
+fn skips() {
+    let spec = "{batch: 4, partition: {modules: 4, allow-skips: 2}, reconcile: {mode: exact}}";
+    check("skips", case("unet", spec, 2), EXACT);
 }
 
 /// End-to-end backpropagation, and the other optimizer. It divides a gradient by its size: without a large `eps`, the

@@ -131,6 +131,16 @@ fn transformer() {
     compare(&g, "exact_cosine", &reconcile("exact", "cosine", 0.3));
 }
 
+#[test]
+fn unet() {
+    let g = Goldens::load("unet");
+    compare(&g, "bp", &format!("{SGD}\npartition: {{modules: 1}}"));
+    compare(&g, "local", &reconcile("off", "cosine", 0.3));
+    compare(&g, "exact_squared", &reconcile("exact", "squared", 1.0));
+    compare(&g, "exact_relative", &reconcile("exact", "relative", 0.1));
+    compare(&g, "exact_cosine", &reconcile("exact", "cosine", 0.3));
+}
+
 /// The finite difference divides by a step of 1e-2 of the input's length, so f32's rounding of both gradients is
 /// enlarged by about |G| lambda / t; measured 1.3e-6 of the gradient, within the bound for every method.
 #[test]
@@ -148,7 +158,7 @@ fn free_finite_difference() {
 /// The directional derivative is double backward's gradient.
 #[test]
 fn tangent() {
-    for case in ["convnet", "transformer"] {
+    for case in ["convnet", "transformer", "unet"] {
         let g = Goldens::load(case);
         for (distance, lambda) in [("squared", 1.0), ("relative", 0.1), ("cosine", 0.3)] {
             compare(&g, &format!("exact_{distance}"), &reconcile("tangent", distance, lambda));
@@ -169,7 +179,7 @@ fn first_gradients(g: &Goldens, text: &str) -> BTreeMap<String, Vec<f64>> {
 /// curved.
 #[test]
 fn frozen_finite_difference_is_nearly_exact() {
-    for (case, bound) in [("convnet", 5e-3), ("transformer", 3e-2)] {
+    for (case, bound) in [("convnet", 5e-3), ("transformer", 3e-2), ("unet", 3e-2)] {
         let g = Goldens::load(case);
         for (distance, lambda) in [("squared", 1.0), ("cosine", 0.3)] {
             let of = |mode: &str| first_gradients(&g, &reconcile(mode, distance, lambda));
@@ -215,7 +225,7 @@ fn running_statistics_are_updated_once_a_step() {
 /// Inference by running statistics, after five steps of exact reconciliation. PyTorch in f32 stays within 2e-6.
 #[test]
 fn inference() {
-    for case in ["convnet", "transformer"] {
+    for case in ["convnet", "transformer", "unet"] {
         let g = Goldens::load(case);
         let (_, mut session) = build(&g, &reconcile("exact", "cosine", 0.3));
         for s in 0..5 {

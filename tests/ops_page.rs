@@ -54,8 +54,8 @@ fn page() -> String {
         "# Operators\n\n\
          Written by `tests/ops_page.rs` from the code; `SLRC_BLESS=1 cargo test --test ops_page` rewrites it.\n\n\
          ## ONNX operators\n\n\
-         Operators of other domains and loops are not supported; model-local functions are inlined. A model with operators \
-         that are not listed is refused with all of them at once. *Networks* counts those of [models/](../models) whose \
+         Operators of other domains are not supported; model-local functions are inlined. A model with operators that are \
+         not listed is refused with all of them at once. *Networks* counts those of [models/](../models) whose \
          files hold the operator: their import is compared with PyTorch's parameter counts and between exporters. All are \
          held to ONNX's own [node tests](#conformance). What a node says that a conversion does not look at, an attribute \
          or an input that a later opset added, is an error.\n\n\

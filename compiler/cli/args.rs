@@ -158,6 +158,10 @@ pub(crate) struct CutArgs {
 /// Other options that override a spec.
 #[derive(Debug, Default, Args)]
 pub(crate) struct SpecArgs {
+    /// Cut also where up to N tensors cross beside the one that a head reads, such as the skips of a U-Net: they are
+    /// detached and carried along to the modules that need them [default: 0].
+    #[arg(long, value_name = "N", help_heading = "Partition")]
+    pub(crate) allow_skips: Option<usize>,
     /// Kind of the local heads: auto, gap-linear, pool-linear, token, conv, mlp-sr, linear, pixel [default: auto, by
     /// the boundary's shape].
     #[arg(long, value_name = "KIND", help_heading = "Partition")]

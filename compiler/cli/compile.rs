@@ -51,9 +51,10 @@ impl Request {
             per_layer: cuts.per_layer,
             at: cuts.at.clone(),
             memory_budget: cuts.memory_budget.map(|size| size.to_string()),
+            allow_skips: None,
         };
         if cuts != PartitionFile::default() {
-            spec.partition = cuts;
+            spec.partition = PartitionFile { allow_skips: spec.partition.allow_skips, ..cuts };
         }
         apply(options, &mut spec)?;
         Ok(Request { spec, model, init_from })
@@ -66,6 +67,7 @@ fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
             *to = from;
         }
     }
+    set(&mut spec.partition.allow_skips, o.allow_skips);
     match o.rebn.as_deref() {
         None => {}
         Some([]) => spec.repair.rebn = Some(RebnFile::Found(true)),

@@ -61,8 +61,12 @@ pub(crate) fn report(c: &Compiled) -> String {
         .iter()
         .map(|k| {
             let taken = c.cuts.iter().position(|x| x.value == k.value).map(|i| format!("module {} ends here", i + 1));
-            let shape = slrc_plan::Dims(c.network.graph.shape(k.value).to_vec());
-            vec![k.node.clone(), shape.to_string(), taken.unwrap_or_default()]
+            let mut boundary = slrc_plan::Dims(c.network.graph.shape(k.value).to_vec()).to_string();
+            for carried in &k.carried {
+                let shape = slrc_plan::Dims(c.network.graph.shape(carried.value).to_vec());
+                let _ = write!(boundary, " + {shape} of {}", carried.name);
+            }
+            vec![k.node.clone(), boundary, taken.unwrap_or_default()]
         })
         .collect();
     out.push_str(&table(&["after node", "boundary", ""], &[], rows));

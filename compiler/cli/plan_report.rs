@@ -93,11 +93,12 @@ fn boundaries(plan: &Plan) -> Section {
     let rows: Vec<Vec<String>> = plan
         .boundaries
         .iter()
-        .map(|d| {
-            let (x, e) = (find(&d.x), d.e.as_deref().and_then(find));
+        .flat_map(|d| d.tensors().map(move |tensor| (d.index, tensor)))
+        .map(|(index, (value, x, e))| {
+            let (x, e) = (find(x), e.and_then(find));
             vec![
-                format!("{} to {}", d.index, d.index + 1),
-                d.value.clone(),
+                format!("{index} to {}", index + 1),
+                value.to_string(),
                 x.map_or(String::new(), |b| describe(b.dtype, &b.shape)),
                 bytes(of(x) + of(e)),
                 if e.is_some() { "x and e" } else { "x" }.to_string(),

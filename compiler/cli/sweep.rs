@@ -95,14 +95,16 @@ fn plans<'a>(
     gpu: Option<&'a Gpu>,
 ) -> Result<Sweep<'a>, Failure> {
     let compiled = |planner: &mut Planner<'_>, modules: usize, what: &str| {
-        let partition = PartitionFile { modules: Some(modules), ..PartitionFile::default() };
+        let allow_skips = spec.partition.allow_skips;
+        let partition = PartitionFile { modules: Some(modules), allow_skips, ..PartitionFile::default() };
         compile_shown(planner, &partition, what).map_err(|e| match Failure::from(e) {
             Failure::Model(text) => Failure::Model(format!("with {modules} modules: {text}")),
             other => other,
         })
     };
     let planner = |recompute: Option<Recompute>| {
-        let spec = SpecFile { recompute, partition: PartitionFile::default(), ..spec.clone() };
+        let partition = PartitionFile { allow_skips: spec.partition.allow_skips, ..PartitionFile::default() };
+        let spec = SpecFile { recompute, partition, ..spec.clone() };
         Planner::new(file, &spec)
     };
     let first = compiled(&mut planner(Some(Recompute::None))?, 1, "1 module")?;

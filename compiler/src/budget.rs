@@ -252,7 +252,8 @@ fn fewer_samples(planner: &Planner<'_>, budget: usize, spec_file: &SpecFile, sma
         return None;
     }
     let peak = |batch: usize| {
-        let partition = PartitionFile { at: at.clone(), ..PartitionFile::default() };
+        let allow_skips = spec_file.partition.allow_skips;
+        let partition = PartitionFile { at: at.clone(), allow_skips, ..PartitionFile::default() };
         let partition = if at.is_empty() { PartitionFile { modules: Some(1), ..partition } } else { partition };
         let spec = SpecFile { batch: Some(batch), partition: partition.clone(), ..spec_file.clone() };
         let plan =

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use slrc_plan::buffer::align;
 
 use crate::emit::CompiledModule;
-use crate::ir::graph::{Graph, VarKind};
+use crate::ir::graph::{Graph, RootKind, VarKind};
 use crate::ir::op::{Class, Op};
 use crate::ir::types::{DType, Type};
 use crate::lower::{Draft, Names, Program};
@@ -167,16 +167,18 @@ pub fn pieces(network: &Imported, found: &Candidates) -> Pieces {
             results[k - 1] += n.ty.bytes();
         }
     }
-    let mut seen: BTreeMap<(DType, &[usize]), usize> = BTreeMap::new();
+    let mut seen: BTreeMap<Vec<(DType, &[usize])>, usize> = BTreeMap::new();
     let between = found.cuts.iter().map(|c| {
-        let ty = network.graph.ty(c.value);
+        let types = c.values().map(|v| network.graph.ty(v)).map(|ty| (ty.dtype, &ty.shape[..])).collect();
         let next = seen.len() + 2;
-        *seen.entry((ty.dtype, &ty.shape)).or_insert(next)
+        *seen.entry(types).or_insert(next)
     });
     let types = std::iter::once(0).chain(between).chain([1]).collect();
-    let between = found.cuts.iter().map(|c| network.graph.ty(c.value).bytes());
+    let between = found.cuts.iter().map(|c| c.values().map(|v| network.graph.ty(v).bytes()).sum());
     let boundaries = std::iter::once(0).chain(between).chain([0]).collect();
-    Pieces { work, results, boundaries, types }
+    let beside = |c: &Candidate| c.carried.iter().map(|c| network.graph.ty(c.value).bytes()).sum();
+    let carried = std::iter::once(0).chain(found.cuts.iter().map(beside)).chain([0]).collect();
+    Pieces { work, results, boundaries, carried, types }
 }
 
 /// By piece, bytes of the weights it uses.
@@ -210,7 +212,8 @@ fn structure(g: &Graph) -> String {
         };
         out.push_str(&format!("{what}{:?}:{};", n.operands, n.ty));
     }
-    out.push_str(&format!("{:?}", g.roots.iter().map(|r| r.value).collect::<Vec<_>>()));
+    let handed_on = g.roots.iter().filter(|r| matches!(r.kind, RootKind::Boundary(_))).count();
+    out.push_str(&format!("{handed_on}{:?}", g.roots.iter().map(|r| r.value).collect::<Vec<_>>()));
     sha256_hex(out.as_bytes())
 }
 

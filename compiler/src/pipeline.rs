@@ -12,20 +12,21 @@ use crate::fuse::layout::{Layouts, layout};
 use crate::fuse::merge::merge;
 use crate::fuse::store::store;
 use crate::heads;
-use crate::ir::graph::Graph;
+use crate::ir::graph::{Graph, NodeId};
+use crate::ir::op::Op;
 use crate::ir::verify::{Spec as VerifySpec, VerifyError, verify};
 use crate::loss::class_dimension;
 use crate::lower::{Draft, Names, Products, Program, Purpose, lower};
 use crate::memory::{Arena, Ends, place};
 use crate::onnx::OnnxError;
-use crate::onnx::branches::take_branches;
 use crate::onnx::file::{OnnxFile, sha256_hex};
 use crate::onnx::import::{Imported, import};
+use crate::onnx::place::put_in_place;
 use crate::onnx::repair::{Repaired, repair};
 use crate::parallel;
 use crate::partition::{
-    Candidate, Candidates, IsolationError, PartitionError, Partitioned, apply, candidates, choose, module_graph,
-    verify_isolation,
+    Candidate, Candidates, IsolationError, PartitionError, Partitioned, apply, candidates, check_path, choose,
+    module_graph, verify_isolation,
 };
 use crate::schedule::schedule;
 use crate::size::Size;
@@ -97,7 +98,7 @@ pub fn compile(
 
 /// A model and a spec, ready to be cut in any way. What segments cost is found out once for all partitions.
 pub struct Planner<'a> {
-    /// As it was given, before branches were taken and repairs made.
+    /// As it was given, before nodes were put in place and repairs made.
     pub(crate) original: &'a OnnxFile,
     repaired: Repaired<'a>,
     spec_file: SpecFile,
@@ -111,20 +112,17 @@ impl<'a> Planner<'a> {
     pub fn new(file: &'a OnnxFile, spec_file: &SpecFile) -> Result<Planner<'a>, CompileError> {
         spec_file.resolve()?;
         let options = spec_file.import_options()?;
-        let taken = take_branches(file, &options)?;
-        let repaired = repair(taken.file, &spec_file.repair.resolve()?, spec_file.output.as_deref())?;
+        let placed = put_in_place(file, &options)?;
+        let repaired = repair(placed.file, &spec_file.repair.resolve()?, spec_file.output.as_deref())?;
         let mut network = import(&repaired.file, &options)?;
-        network.notes.extend(taken.note);
+        network.notes.extend(placed.notes);
         verify(&network.graph, VerifySpec::open("import"))?;
         check_network(&network)?;
-        let mut found = candidates(&network);
-        found.rule_out(&network.nodes, |c| {
-            heads::missing(network.graph.shape(c.value), network.graph.ty(network.logits)).map(|m| m.to_string())
-        });
+        let found = cuts(&network, spec_file.partition.allow_skips.unwrap_or(0));
         Ok(Planner { original: file, repaired, spec_file: spec_file.clone(), network, found, known: Known::default() })
     }
 
-    /// The model after repairs, with branches in place: what weights are read from, and exported into.
+    /// The model after repairs, with branches and steps in place: what weights are read from, and exported into.
     pub fn file(&self) -> &OnnxFile {
         &self.repaired.file
     }
@@ -144,7 +142,14 @@ impl<'a> Planner<'a> {
         &self.found
     }
 
-    /// Compiles with a partition, whatever the spec says of it. `progress` is that of [`compile`].
+    /// How many places there are if up to 1, 2, .. `most` tensors may cross beside the one that a head reads.
+    pub(crate) fn cuts_with_skips(&self, most: usize) -> Vec<usize> {
+        let all = cuts(&self.network, most).cuts;
+        (1..=most).map(|n| all.iter().filter(|c| c.carried.len() <= n).count()).collect()
+    }
+
+    /// Compiles with a partition, whatever the spec says of it, but for where the network can be cut. `progress` is
+    /// that of [`compile`].
     pub fn compile(
         &mut self,
         partition: &PartitionFile,
@@ -166,6 +171,7 @@ impl<'a> Planner<'a> {
         let spec = spec_file.resolve()?;
         let network = self.network.clone();
         check_lambdas(&spec, cuts.len() + 1)?;
+        check_path(&network.graph, &cuts)?;
         let parts = apply(&network, &cuts);
         verify(&parts.graph, VerifySpec::open("partition"))?;
         verify_isolation(&parts)?;
@@ -186,6 +192,15 @@ impl<'a> Planner<'a> {
         validate(&plan)?;
         Ok(Compiled { plan, kernels, network, candidates: self.found.clone(), cuts, modules, names, spec })
     }
+}
+
+/// Where a network can be cut and a head can be put.
+fn cuts(network: &Imported, skips: usize) -> Candidates {
+    let mut found = candidates(network, skips);
+    found.rule_out(&network.nodes, |c| {
+        heads::missing(network.graph.shape(c.value), network.graph.ty(network.logits)).map(|m| m.to_string())
+    });
+    found
 }
 
 fn check_network(n: &Imported) -> Result<(), CompileError> {
@@ -316,7 +331,7 @@ fn compile_modules(
             head_variables,
             first: nodes.first().cloned().unwrap_or_default(),
             last: nodes.last().cloned().unwrap_or_default(),
-            output: cuts.get(k - 1).map(|c| c.name.clone()),
+            outputs: cuts.get(k - 1).map_or_else(Vec::new, |c| c.names().map(str::to_string).collect()),
             step,
             inference,
         });
@@ -339,8 +354,10 @@ fn fuse_module(network: &Imported, parts: &Partitioned, k: usize, spec: &Spec) -
 
 /// Names of the ONNX nodes of module `k`, in the model's order.
 fn nodes_of(network: &Imported, parts: &Partitioned, k: usize) -> Vec<String> {
+    // What is only carried on was made in another module.
+    let made = |id: &NodeId| parts.module[id.index()] == Some(k) && !matches!(parts.graph.node(*id).op, Op::Detach(_));
     let present: std::collections::BTreeSet<&str> =
-        parts.graph.ids().filter(|id| parts.module[id.index()] == Some(k)).map(|id| parts.graph.origin(id)).collect();
+        parts.graph.ids().filter(made).map(|id| parts.graph.origin(id)).collect();
     network.nodes.iter().filter(|n| present.contains(n.name.as_str())).map(|n| n.name.clone()).collect()
 }
 
@@ -348,6 +365,16 @@ fn nodes_of(network: &Imported, parts: &Partitioned, k: usize) -> Vec<String> {
 pub fn spec_sha256(file: &SpecFile) -> String {
     let anonymous = SpecFile { model: None, init_from: None, ..file.clone() };
     sha256_hex(slrc_plan::yaml::to_string(&anonymous).unwrap_or_default().as_bytes())
+}
+
+fn partition_text(partition: &PartitionSpec, skips: usize) -> String {
+    let how = match partition {
+        PartitionSpec::Modules(k) => format!("modules {k}"),
+        PartitionSpec::PerLayer => "per-layer".into(),
+        PartitionSpec::At(names) => format!("at {}", names.join(", ")),
+        PartitionSpec::Budget(bytes) => format!("memory-budget {}", Size(*bytes)),
+    };
+    if skips == 0 { how } else { format!("{how}, allow-skips {skips}") }
 }
 
 fn settings(file: &SpecFile, spec: &Spec, batch: usize, repairs: &[String]) -> Settings {
@@ -372,12 +399,7 @@ fn settings(file: &SpecFile, spec: &Spec, batch: usize, repairs: &[String]) -> S
         micro_batches: spec.micro_batches,
         seed: spec.seed,
         repairs: repairs.to_vec(),
-        partition: match &spec.partition {
-            PartitionSpec::Modules(k) => format!("modules {k}"),
-            PartitionSpec::PerLayer => "per-layer".into(),
-            PartitionSpec::At(names) => format!("at {}", names.join(", ")),
-            PartitionSpec::Budget(bytes) => format!("memory-budget {}", Size(*bytes)),
-        },
+        partition: partition_text(&spec.partition, file.partition.allow_skips.unwrap_or(0)),
         reconcile: spec.reconcile.mode.name().into(),
         distance: spec.reconcile.distance.name().into(),
         optimizer,

@@ -76,7 +76,7 @@ pub struct SpecFile {
     pub precision: Option<Precision>,
 }
 
-/// How to cut; at most one of the four.
+/// How to cut; at most one of the first four.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct PartitionFile {
@@ -89,6 +89,9 @@ pub struct PartitionFile {
     /// As few modules as a step of this many bytes needs.
     #[serde(deserialize_with = "written", skip_serializing_if = "Option::is_none")]
     pub memory_budget: Option<String>,
+    /// Most tensors that may cross a cut beside the one a head reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_skips: Option<usize>,
 }
 
 /// Local heads.

@@ -1,11 +1,12 @@
 //! A module's two programs as graphs: its training step, and inference. This is where head, loss, reconciliation and
 //! optimizer meet; each is a pass of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::heads;
 use crate::ir::builder::Builder;
 use crate::ir::graph::{Graph, Input, InputKind, NodeId, Root, RootKind, VarKind};
+use crate::ir::numbered::numbered;
 use crate::ir::op::Op;
 use crate::ir::ops::keep::Keep;
 use crate::ir::types::Type;
@@ -37,8 +38,6 @@ pub mod report {
     pub const SAMPLE_CORRECT: &str = "sample_correct";
 }
 
-/// Name of the root that carries a module's output.
-pub const OUTPUT: &str = "x";
 /// Name of the root that carries a head's logits while a module is being put together.
 pub const LOGITS: &str = "logits";
 
@@ -112,7 +111,7 @@ fn with_head(module: Graph, place: &Place, spec: &Spec) -> Result<Headed, StepEr
         if keep {
             let output = output_of(&module);
             let kept = Builder::new(&mut module).emit(Keep { later: false }, &[output]);
-            module.roots.iter_mut().filter(|r| r.value == output).for_each(|r| r.value = kept);
+            module.roots.iter_mut().filter(|r| r.kind == RootKind::Boundary(0)).for_each(|r| r.value = kept);
         }
         let (head, variables) = attach_head(&mut module, place, spec)?;
         let train = specialise(&module, Mode::Train);
@@ -156,9 +155,9 @@ fn attach_head(module: &mut Graph, place: &Place, spec: &Spec) -> Result<(&'stat
     Ok((head, module.variables[own..].iter().map(|v| v.name.clone()).collect()))
 }
 
-/// The first output root: the boundary value, or the logits of the last module.
+/// What the module hands on, the value that its head reads; or the logits of the last module.
 fn output_of(g: &Graph) -> NodeId {
-    g.root(|k| matches!(k, RootKind::Output(_))).expect("invariant: a module has an output")
+    boundary_of(g).unwrap_or_else(|| logits_of(g))
 }
 
 fn logits_of(g: &Graph) -> NodeId {
@@ -166,12 +165,18 @@ fn logits_of(g: &Graph) -> NodeId {
 }
 
 fn boundary_of(g: &Graph) -> Option<NodeId> {
-    g.root(|k| *k == RootKind::Output(OUTPUT.into()))
+    g.root(|k| *k == RootKind::Boundary(0))
+}
+
+/// Everything that the module hands on, its own output first.
+fn handed_on(g: &Graph) -> Vec<NodeId> {
+    let tensors = g.roots.iter().filter(|r| matches!(r.kind, RootKind::Boundary(_)));
+    tensors.map(|r| r.value).collect()
 }
 
 /// The training step of a module in training mode.
 fn train_graph(mut g: Graph, place: &Place, spec: &Spec) -> Result<Graph, StepError> {
-    let (logits, output) = (logits_of(&g), boundary_of(&g));
+    let (logits, outputs) = (logits_of(&g), handed_on(&g));
     let logits_ty = g.ty(logits).clone();
     let labels = add_labels(&mut g, &logits_ty);
     let loss = cross_entropy(&mut g, logits, labels, spec.ignore_label);
@@ -179,35 +184,41 @@ fn train_graph(mut g: Graph, place: &Place, spec: &Spec) -> Result<Graph, StepEr
         .ids()
         .filter(|&id| matches!(g.node(id).op, Op::Variable(v) if g.variables[v.index()].kind == VarKind::Weight))
         .collect();
-    let input = g.input_of(InputKind::Boundary).and_then(|i| g.input_node(i));
     let compared = spec.reconcile.monitor || spec.reconcile.mode != ReconcileMode::Off;
-    let upstream = input.filter(|_| compared).map(|x| {
-        let shape = g.shape(x).to_vec();
-        let windows = heads::windows(heads::resolve(spec.head, shape.len(), logits_ty.rank()), &shape);
-        let handed = windows.map_or(shape.clone(), |[rows, cols]| vec![shape[0], shape[1], rows, cols]);
-        let ty = Type::f32(handed);
-        let id = g.add_input(Input { name: "@e".into(), kind: InputKind::BoundaryGradient, ty });
-        let mut b = Builder::new(&mut g);
-        let e = b.input(id);
-        if windows.is_some() { heads::spread(&mut b, e, &shape) } else { e }
-    });
+    let windows = |shape: &[usize], i: usize| {
+        // What is carried along may be read by others than the head.
+        (i == 0).then(|| heads::windows(heads::resolve(spec.head, shape.len(), logits_ty.rank()), shape)).flatten()
+    };
+    let upstream = if compared { add_upstream(&mut g, windows) } else { BTreeMap::new() };
+    let of_loss = g.needed([loss.mean]);
+    let (inputs, came) = upstream.iter().filter(|(x, _)| of_loss[x.index()]).unzip();
+    // Of what only passes through, the gradient does too.
+    let base: Vec<NodeId> = outputs.iter().map(|&x| behind_views(&g, x)).collect();
+    let own: Vec<usize> = (0..outputs.len()).filter(|&i| compared && !upstream.contains_key(&base[i])).collect();
     let objective = Objective {
         index: place.index,
-        input,
-        upstream,
-        output: output.filter(|_| compared),
+        inputs,
+        upstream: came,
+        outputs: own.iter().map(|&i| if i == 0 { outputs[i] } else { base[i] }).collect(),
         loss: loss.mean,
         weights: weights.clone(),
     };
     let grads = reconcile(&mut g, &objective, &spec.reconcile)?;
+    let of_own: BTreeMap<usize, NodeId> = own.into_iter().zip(grads.outputs).collect();
     let mut roots: Vec<Root> = Vec::new();
-    roots.extend(output.map(|value| Root { kind: RootKind::Output(OUTPUT.into()), value }));
-    roots.extend(grads.output.map(|e| {
-        let kind = heads::resolve(spec.head, g.ty(e).rank(), logits_ty.rank());
-        let windows = heads::windows(kind, g.shape(e));
-        let value = windows.map_or(e, |w| heads::gather(&mut Builder::new(&mut g), e, w));
-        Root { kind: RootKind::OutputGradient, value }
-    }));
+    roots.extend(outputs.iter().enumerate().map(|(i, &value)| Root { kind: RootKind::Boundary(i), value }));
+    if compared {
+        for (i, &x) in outputs.iter().enumerate() {
+            let e = of_own.get(&i).copied().unwrap_or_else(|| upstream[&base[i]]);
+            let mut b = Builder::new(&mut g);
+            let value = match windows(&b.shape(x), i) {
+                Some(w) => heads::gather(&mut b, e, w),
+                None if i == 0 => e,
+                None => viewed_as(&mut b, x, e),
+            };
+            roots.push(Root { kind: RootKind::OutputGradient(i), value });
+        }
+    }
     let mut reports = vec![(report::LOSS, loss.mean), (report::ACCURACY, loss.accuracy)];
     if let Some(n) = grads.boundary {
         reports.extend([(report::DISCORD, n.discord), (report::COSINE, n.cosine), (report::RATIO, n.ratio)]);
@@ -224,14 +235,61 @@ fn train_graph(mut g: Graph, place: &Place, spec: &Spec) -> Result<Graph, StepEr
     })
 }
 
+/// Adds an input for the gradient that comes with every tensor from the module before, as large as that tensor:
+/// `windows` says where it crosses as one number a window. Returns it for each tensor.
+fn add_upstream(g: &mut Graph, windows: impl Fn(&[usize], usize) -> Option<[usize; 2]>) -> BTreeMap<NodeId, NodeId> {
+    let received: Vec<(usize, NodeId)> = g
+        .ids()
+        .filter_map(|id| match g.node(id).op {
+            Op::Input(i) => match g.inputs[i.index()].kind {
+                InputKind::Boundary(tensor) => Some((tensor, id)),
+                _ => None,
+            },
+            _ => None,
+        })
+        .collect();
+    let mut out = BTreeMap::new();
+    for (i, x) in received {
+        let shape = g.shape(x).to_vec();
+        let windows = windows(&shape, i);
+        let handed = windows.map_or(shape.clone(), |[rows, cols]| vec![shape[0], shape[1], rows, cols]);
+        let (name, ty) = (numbered("@e", i), Type::f32(handed));
+        let id = g.add_input(Input { name, kind: InputKind::BoundaryGradient(i), ty });
+        let mut b = Builder::new(g);
+        let e = b.input(id);
+        out.insert(x, if windows.is_some() { heads::spread(&mut b, e, &shape) } else { e });
+    }
+    out
+}
+
+/// What a value is a reshaped or transposed form of. Laws may let others read that instead of the value.
+fn behind_views(g: &Graph, mut id: NodeId) -> NodeId {
+    while let Op::Reshape(_) | Op::Transpose(_) = g.node(id).op {
+        id = g.node(id).operands[0];
+    }
+    id
+}
+
+/// A gradient of what lies behind `x`, reshaped and transposed as `x` is.
+fn viewed_as(b: &mut Builder<'_>, x: NodeId, gradient: NodeId) -> NodeId {
+    let node = b.graph().node(x).clone();
+    match node.op {
+        Op::Reshape(_) | Op::Transpose(_) => {
+            let behind = viewed_as(b, node.operands[0], gradient);
+            b.replay(&node.op, &[behind])
+        }
+        _ => gradient,
+    }
+}
+
 fn eval_graph(module: &Graph, spec: &Spec) -> Result<Graph, StepError> {
     let mut g = specialise(module, Mode::Eval);
-    let (logits, output) = (logits_of(&g), boundary_of(&g));
+    let (logits, outputs) = (logits_of(&g), handed_on(&g));
     let ty = g.ty(logits).clone();
     let labels = add_labels(&mut g, &ty);
     let loss = cross_entropy(&mut g, logits, labels, spec.ignore_label);
     let mut roots: Vec<Root> = Vec::new();
-    roots.extend(output.map(|value| Root { kind: RootKind::Output(OUTPUT.into()), value }));
+    roots.extend(outputs.into_iter().enumerate().map(|(i, value)| Root { kind: RootKind::Boundary(i), value }));
     let reports =
         [(report::LOGITS, logits), (report::SAMPLE_LOSS, loss.per_sample), (report::SAMPLE_CORRECT, loss.correct)];
     roots.extend(reports.map(|(name, value)| Root { kind: RootKind::Report(name.into()), value }));
@@ -273,7 +331,7 @@ mod tests {
         let y = b.reshape(y, &[2, 2, 2, 4, 4]);
         let y = b.transpose(y, &[0, 2, 1, 3, 4]);
         let y = b.reshape(y, &[2, 4, 4, 4]);
-        g.roots = vec![Root { kind: RootKind::Output(OUTPUT.into()), value: y }];
+        g.roots = vec![Root { kind: RootKind::Boundary(0), value: y }];
         g
     }
 
@@ -286,7 +344,7 @@ mod tests {
             let headed = with_head(shuffled(), &place, &spec).expect("a head");
             assert!(!bypasses_output(&headed.train), "{kind:?}");
             let (train, variables) = build_train(shuffled(), &place, &spec).expect("a step");
-            let e = train.root(|k| *k == RootKind::OutputGradient).expect("e");
+            let e = train.root(|k| *k == RootKind::OutputGradient(0)).expect("e");
             let needed = train.needed([e]);
             // A linear head's gradient is made of its weights.
             let of_head = |id: NodeId| matches!(train.node(id).op, Op::Variable(v) if variables.contains(&train.variables[v.index()].name));

@@ -100,7 +100,7 @@ proptest! {
             well_formed("rebuilt", &rebuilt, Spec::open("rebuild"))?;
             let env = recipe.env(&g);
             agree(what, &roots(&g, &g, &env), &roots(&rebuilt, &g, &env))?;
-            let extracted = extract(&g, &g.roots, None, Graph::new("extracted"));
+            let extracted = extract(&g, &g.roots, &BTreeMap::new(), Graph::new("extracted"));
             well_formed("extracted", &extracted, Spec::open("extract"))?;
             agree(what, &roots(&g, &g, &env), &roots(&extracted, &g, &env))?;
         }

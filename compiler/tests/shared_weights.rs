@@ -61,7 +61,7 @@ fn transposed_once_and_used_twice() {
     ];
     let file = open(nodes, vec![floats("w", &[6, 6]), floats("v", &[6, 5]), floats("u", &[5, 3])]);
     let net = import(&file, &ImportOptions::default()).expect("a network");
-    let found = candidates(&net);
+    let found = candidates(&net, 0);
     let cuts: Vec<&str> = found.cuts.iter().map(|c| c.node.as_str()).collect();
     assert_eq!(cuts, ["d"]);
     let between = found.rejected.iter().find(|r| r.node == "b").expect("a rejected place");

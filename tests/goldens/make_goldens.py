@@ -6,6 +6,7 @@ README.md beside this file says what each array means. Run with no arguments to 
 `check_goldens.py` proves them. Order of reading: the nets, the heads, `train_step`, `METHODS`, the writers.
 """
 
+import contextlib
 import copy
 import io
 import warnings
@@ -150,6 +151,60 @@ class Transformer(nn.Module):
         return x
 
 
+class Layer(nn.Sequential):
+    """Convolution 3x3, BatchNorm, SiLU: smooth, so that no seed is near a kink."""
+
+    def __init__(self, c_in, c_out, stride=1):
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(c_out)
+        self.act = nn.SiLU()
+
+
+class UNet(nn.Module):
+    """[B, 2, 8, 8] -> 5 classes; modules: enter + down | bottom | merge1 | merge2 .. end, with two skips across them."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.down, self.bottom = Layer(2, 4), Layer(4, 6, stride=2), Layer(6, 8, stride=2)
+        self.up1, self.merge1 = nn.ConvTranspose2d(8, 6, 2, stride=2), Layer(12, 6)
+        self.up2, self.merge2 = nn.ConvTranspose2d(6, 4, 2, stride=2), Layer(8, 4)
+        self.gap = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(4, 5)
+
+    def first(self, x):
+        wide = self.enter(x)
+        return self.down(wide), wide
+
+    def second(self, x, wide):
+        return self.bottom(x), wide, x
+
+    def third(self, x, wide, middle):
+        return self.merge1(torch.cat([self.up1(x), middle], 1)), wide
+
+    def fourth(self, x, wide):
+        x = self.merge2(torch.cat([self.up2(x), wide], 1))
+        return self.fc(torch.flatten(self.gap(x), 1))
+
+    def segments(self):
+        return [
+            (self.first, ("enter.", "down.")),
+            (self.second, ("bottom.",)),
+            (self.third, ("up1.", "merge1.")),
+            (self.fourth, ("up2.", "merge2.", "fc.")),
+        ]
+
+    def forward(self, x):
+        x = (x,)
+        for segment, _ in self.segments():
+            x = as_tuple(segment(*x))
+        return x[0]
+
+
+def as_tuple(x):
+    return x if isinstance(x, tuple) else (x,)
+
+
 # ---------------------------------------------------------------- the local heads
 
 
@@ -231,6 +286,10 @@ def make_case(name, seed=None):
         net = ConvNet()
         heads = nn.ModuleDict({"1": PoolLinearHead(8, 5), "2": PoolLinearHead(12, 5)})
         shape, classes = (8, 2, 8, 8), 5
+    elif name == "unet":
+        net = UNet()
+        heads = nn.ModuleDict({str(k): PoolLinearHead(c, 5) for k, c in ((1, 6), (2, 8), (3, 6))})
+        shape, classes = (8, 2, 8, 8), 5
     else:
         net = Transformer()
         heads = nn.ModuleDict({"1": TokenHead(16, 4)})
@@ -265,26 +324,39 @@ def cosine_similarity(g, e):
 DISTANCES = {"squared": squared, "relative": relative, "cosine": cosine}
 
 
+def together(tensors):
+    """The tensors of a boundary as one, [B, all their elements]."""
+    return torch.cat([t.flatten(1) for t in tensors], 1)
+
+
+def apart(whole, tensors):
+    """The other way round: parts of `whole` in the shapes of the tensors."""
+    parts = whole.split([t[0].numel() for t in tensors], 1)
+    return [part.reshape(t.shape) for part, t in zip(parts, tensors)]
+
+
 @dataclass
 class Part:
-    """One gradient-isolated module: its forward, its head (None: its output is the logits), its parameters."""
+    """One gradient-isolated module: its forward (tensors -> its output and what is carried along, or its output alone),
+    its head (None: its output is the logits), its parameters."""
 
     forward: object
     head: object
     parameters: dict
+    norms: list  # every BatchNorm of the network
 
 
 def make_parts(net, heads, whole):
     """The modules in data order; `whole` is K = 1, plain backpropagation."""
     if whole:
-        return [Part(net, None, dict(net.named_parameters()))]
-    parts = []
+        return [Part(net, None, dict(net.named_parameters()), [])]
+    norms, parts = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)], []
     for k, (forward, prefixes) in enumerate(net.segments(), 1):
         head = heads[str(k)] if str(k) in heads else None
         parameters = {n: p for n, p in net.named_parameters() if n.startswith(prefixes)}
         if head is not None:
             parameters |= {f"head.{k}.{n}": p for n, p in head.named_parameters()}
-        parts.append(Part(forward, head, parameters))
+        parts.append(Part(forward, head, parameters, norms))
     return parts
 
 
@@ -320,20 +392,28 @@ METHODS = {
 }
 FD_FREE_STEP = 1e-2  # s in t = s * |x| / |v|
 
+CASES = ("convnet", "transformer", "unet")
 SEEDS = {
     "convnet": 1481,  # of 17000 seeds tried: no ReLU or max-pool input within 2.9e-5 of a kink in any method and step
     "transformer": 19,
+    "unet": 5,
 }
 LAMBDAS = {
+    "unet": {"squared": 1.0, "relative": 0.1, "cosine": 0.3},
     "convnet": {"squared": 1.0, "relative": 0.1, "cosine": 0.3},
     "transformer": {"squared": 1.0, "relative": 0.1, "cosine": 0.3},
 }
-EXTRA_METHODS = {"convnet": ("local_adamw", "local_sgd_nesterov"), "transformer": ("fd_free_cosine",)}
+EXTRA_METHODS = {
+    "convnet": ("local_adamw", "local_sgd_nesterov"),
+    "transformer": ("fd_free_cosine",),
+    "unet": ("fd_free_cosine",),
+}
 
 
 @dataclass
 class StepRecord:
-    """What one step showed: one entry per module in `loss`, `accuracy`, `x`, `e`; one per boundary in the rest."""
+    """What one step showed: one entry per module in `loss`, `accuracy`, `x`, `e`; one per boundary in the rest.
+    `x`, `e` and `g` are of every tensor that crosses; of one that the module does not use, g is None."""
 
     loss: list = field(default_factory=list)
     accuracy: list = field(default_factory=list)
@@ -348,14 +428,41 @@ class StepRecord:
 
 
 def local_loss(part, x_in, y):
-    """(L_k, x_k, logits): mean softmax cross-entropy of module and head."""
-    x_out = part.forward(x_in)
-    logits = x_out if part.head is None else part.head(x_out)
+    """(L_k, x_k and what is carried along, logits): mean softmax cross-entropy of module and head."""
+    x_out = as_tuple(part.forward(*x_in))
+    logits = x_out[0] if part.head is None else part.head(x_out[0])
     return F.cross_entropy(logits, y), x_out, logits
 
 
-def total_gradient(part, method, lambda_, loss, g, e_prev, x_in, y):
-    """d(L_k + lambda D(g_k, e_{k-1})) / d parameters, by the method's way; e_{k-1} is a constant."""
+@contextlib.contextmanager
+def running_statistics_kept(norms):
+    """They are updated once a step, by the first pass."""
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    yield
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+
+
+def output_gradients(loss, x_out, x_in, e_prev):
+    """dL_k by every tensor that is handed on. What only passes through was not made here: its gradient passes too."""
+    passed = {id(x): e for x, e in zip(x_in, e_prev or [])}
+    own = [x for x in x_out if id(x) not in passed]
+    passed |= dict(zip(map(id, own), torch.autograd.grad(loss, own, retain_graph=True)))
+    return [passed[id(x)] for x in x_out]
+
+
+def compared(loss, x_in, e_prev, create_graph=True):
+    """(tensors that the module uses, g, e of these, g of every tensor): what is compared at the boundary before it."""
+    g = torch.autograd.grad(loss, x_in, create_graph=create_graph, allow_unused=True)
+    used = [(x, g, e) for x, g, e in zip(x_in, g, e_prev) if g is not None]
+    return [x for x, _, _ in used], together([g for _, g, _ in used]), together([e for _, _, e in used]), g
+
+
+def total_gradient(part, method, lambda_, loss, g, e_prev, x_in, used, y):
+    """d(L_k + lambda D(g_k, e_{k-1})) / d parameters, by the method's way; e_{k-1} is a constant. `used` are the
+    tensors of x_in that g is of."""
     parameters = list(part.parameters.values())
     if not method.distance or g is None:
         return torch.autograd.grad(loss, parameters)
@@ -365,9 +472,11 @@ def total_gradient(part, method, lambda_, loss, g, e_prev, x_in, y):
     # Free finite difference: (lambda / t) [G(x + t v) - G(x)] with v = dD/dg held constant.
     g_leaf = g.detach().requires_grad_()
     (v,) = torch.autograd.grad(distance(g_leaf, e_prev), g_leaf)
-    t = FD_FREE_STEP * x_in.detach().norm() / v.norm()
+    t = FD_FREE_STEP * together(used).detach().norm() / v.norm()
     at_x = torch.autograd.grad(loss, parameters)
-    moved_loss, _, _ = local_loss(part, x_in.detach() + t * v, y)
+    there = {id(x): x.detach() + t * step for x, step in zip(used, apart(v, used))}
+    with running_statistics_kept(part.norms):
+        moved_loss, _, _ = local_loss(part, [there.get(id(x), x) for x in x_in], y)
     at_moved = torch.autograd.grad(moved_loss, parameters)
     return [a + lambda_ / t * (b - a) for a, b in zip(at_x, at_moved)]
 
@@ -375,32 +484,31 @@ def total_gradient(part, method, lambda_, loss, g, e_prev, x_in, y):
 def train_step(parts, optimizers, method, lambda_, x, y):
     """One step in METHOD order: module by module, each updated before the next one runs on its detached x_k."""
     record = StepRecord()
-    x_in, e_prev = x, None
+    x_in, e_prev = (x,), None
     for part, optimizer in zip(parts, optimizers):
         first, last = e_prev is None, part.head is None
-        x_in = x_in.detach().requires_grad_(not first)
+        x_in = [x.detach().requires_grad_(not first) for x in x_in]
         loss, x_out, logits = local_loss(part, x_in, y)
-        e, g = None, None
-        if not last:
-            (e,) = torch.autograd.grad(loss, x_out, retain_graph=True)
+        handed_on = None if last else output_gradients(loss, x_out, x_in, e_prev)
+        used, g, e = None, None, None
         if not first:
-            (g,) = torch.autograd.grad(loss, x_in, create_graph=True)
-            record.discord.append(squared(g, e_prev).item())
-            record.cosine.append(cosine_similarity(g, e_prev).item())
-            record.ratio.append((g.norm() / e_prev.norm()).item())
+            used, g, e, of_each = compared(loss, x_in, e_prev)
+            record.discord.append(squared(g, e).item())
+            record.cosine.append(cosine_similarity(g, e).item())
+            record.ratio.append((g.norm() / e.norm()).item())
             if method.distance:
-                record.distance.append(DISTANCES[method.distance](g, e_prev).item())
-            record.g.append(g.detach())
-        gradient = total_gradient(part, method, lambda_, loss, g, e_prev, x_in, y)
+                record.distance.append(DISTANCES[method.distance](g, e).item())
+            record.g.append([None if g is None else g.detach() for g in of_each])
+        gradient = total_gradient(part, method, lambda_, loss, g, e, x_in, used, y)
         record.loss.append(loss.item())
         record.accuracy.append((logits.argmax(1) == y).to(torch.float64).mean().item())
-        record.x.append(x_out.detach())
-        record.e.append(e)
+        record.x.append([x.detach() for x in x_out])
+        record.e.append(handed_on)
         for (name, parameter), value in zip(part.parameters.items(), gradient):
             parameter.grad = value.detach()
             record.grad[name] = value.detach().clone()
         optimizer.step()
-        x_in, e_prev = x_out.detach(), e
+        x_in, e_prev = record.x[-1], handed_on
     return record
 
 
@@ -434,7 +542,7 @@ def export_onnx(case):
     """The initial net as (ONNX bytes, {torch name: ONNX name} of the transposed copies)."""
     net, _, x = case.copy(torch.float32)
     buffer = io.BytesIO()
-    keep_batchnorm = case.name == "convnet"  # the default eval export folds it into Conv
+    keep_batchnorm = case.name != "transformer"  # the default eval export folds it into Conv
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -514,15 +622,18 @@ def golden_arrays(case, renamed, dtype=torch.float64):
         put(arrays, f"{name}/param1", states[0])
         put(arrays, f"{name}/param5", states[-1])
         if name == "local":  # the first pass is the same in every method but bp
-            for k, (x_k, e_k, g_next) in enumerate(zip(records[0].x, records[0].e, records[0].g), 1):
-                put(arrays, "boundary1", {f"x{k}": x_k, f"e{k}": e_k, f"g{k + 1}": g_next})
+            for k, crossing in enumerate(zip(records[0].x, records[0].e, records[0].g), 1):
+                for i, (x_k, e_k, g_next) in enumerate(zip(*crossing)):
+                    tensor = f".{i}" if i else ""
+                    values = {f"x{k}{tensor}": x_k, f"e{k}{tensor}": e_k, f"g{k + 1}{tensor}": g_next}
+                    put(arrays, "boundary1", {n: v for n, v in values.items() if v is not None})
         if name == "exact_cosine":
             arrays["eval/logits"] = logits.to(torch.float64).numpy()
     return arrays
 
 
 def main():
-    for name in ("convnet", "transformer"):
+    for name in CASES:
         case = make_case(name)
         model, renamed = export_onnx(case)
         heads = {f"head.{n}": p.detach().to(torch.float32).numpy() for n, p in case.heads.named_parameters()}

@@ -20,7 +20,7 @@ pub(crate) struct Goldens {
     arrays: BTreeMap<String, Array>,
     /// Folder of the golden files.
     pub(crate) folder: PathBuf,
-    /// `convnet` or `transformer`.
+    /// `convnet`, `transformer` or `unet`.
     pub(crate) case: &'static str,
 }
 
@@ -52,6 +52,7 @@ impl Goldens {
     pub(crate) fn cuts(&self) -> Vec<String> {
         match self.case {
             "convnet" => vec!["/block1/relu2/Relu".into(), "/block2/relu2/Relu".into()],
+            "unet" => ["down", "bottom", "merge1"].map(|layer| format!("/{layer}/act/Mul")).to_vec(),
             _ => vec!["/block1/Add_1".into()],
         }
     }

@@ -124,12 +124,15 @@ fn head(out: &mut String, m: &ModulePlan, y: usize, last: bool) {
 /// What boundary `i` (from 0) hands on.
 fn crossing(out: &mut String, plan: &Plan, i: usize, y: usize) {
     let Some(d) = plan.boundaries.get(i) else { return };
-    let find = |id: &String| plan.buffers.iter().find(|b| b.id == *id);
+    let find = |id: &str| plan.buffers.iter().find(|b| b.id == id);
     let Some(x) = find(&d.x) else { return };
-    let e = d.e.as_ref().and_then(find);
-    let size = align(x.bytes) + e.map_or(0, |b| align(b.bytes));
+    let size = d.buffers().filter_map(find).map(|b| align(b.bytes)).sum();
     text(out, 40, y + 19, &shortened(&d.value, VALUE), &d.value);
-    let what = if e.is_some() { "x and e" } else { "x" };
-    let line = format!("{what}: {}, {}", describe(x.dtype, &x.shape), bytes(size));
+    let what = if d.e.is_some() { "x and e" } else { "x" };
+    let others = match d.carried.len() {
+        0 => String::new(),
+        n => format!(" and {n} carried along"),
+    };
+    let line = format!("{what}: {}{others}, {}", describe(x.dtype, &x.shape), bytes(size));
     let _ = writeln!(out, "<text x=\"40\" y=\"{}\" fill=\"#666\">{}</text>", y + 37, escape(&line));
 }

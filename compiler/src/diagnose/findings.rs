@@ -261,6 +261,16 @@ fn cuts(network: &Network) -> Finding {
             format!("--modules 1 to {}; --at names places, and partition.txt has them all", n + 1),
         ),
     };
+    let skips: Vec<String> = network
+        .cuts_with_skips
+        .iter()
+        .enumerate()
+        .map(|(i, places)| format!("{places} with --allow-skips {}", i + 1))
+        .collect();
+    let says = match &skips[..] {
+        [] => says,
+        _ => format!("{says}; if tensors that cross beside it are carried along, {}", skips.join(", ")),
+    };
     let mut names: Vec<String> = network.first_cut.iter().chain(&network.last_cut).cloned().collect();
     names.dedup();
     Finding { kind: "cuts", count: n, says, names, does, option: Some(option), shared: Vec::new() }

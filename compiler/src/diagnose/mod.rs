@@ -38,6 +38,24 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
+/// Places to cut below which it is worth saying what skips would add.
+const FEW_CUTS: usize = 8;
+/// Skips that are tried.
+const MOST_SKIPS: usize = 4;
+
+/// How many places there are with so many skips, as long as one more adds any.
+fn with_skips(planner: &Planner<'_>) -> Vec<usize> {
+    let found = planner.candidates();
+    if found.cuts.len() >= FEW_CUTS || found.rejected.iter().all(|r| r.beside.is_none_or(|n| n > MOST_SKIPS)) {
+        return Vec::new();
+    }
+    let mut counts = planner.cuts_with_skips(MOST_SKIPS);
+    while counts.last().is_some_and(|&last| counts.iter().rev().nth(1).map_or(found.cuts.len(), |&n| n) >= last) {
+        counts.pop();
+    }
+    counts
+}
+
 /// An imported network.
 #[derive(Debug, Serialize)]
 pub struct Network {
@@ -56,7 +74,10 @@ pub struct Network {
     pub repairs: Vec<String>,
     /// Places where it can be cut.
     pub cuts: usize,
-    /// The first and the last of them, by ONNX node.
+    /// Where these are few: how many there are if 1, 2, .. tensors may cross beside the one that a head reads.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cuts_with_skips: Vec<usize>,
+    /// The first and the last of `cuts`, by ONNX node.
     pub first_cut: Option<String>,
     /// See `first_cut`.
     pub last_cut: Option<String>,
@@ -119,6 +140,7 @@ impl Network {
             frozen: tensors(VarKind::Frozen),
             repairs: planner.repairs().to_vec(),
             cuts: cuts.len(),
+            cuts_with_skips: with_skips(planner),
             first_cut: cuts.first().map(|c| c.node.clone()),
             last_cut: cuts.last().map(|c| c.node.clone()),
             notes: network.notes.iter().filter(|n| *n != crate::onnx::import::FOLDED).cloned().collect(),

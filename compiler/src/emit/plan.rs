@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use slrc_plan::buffer::align;
 use slrc_plan::plan::{
-    BoundaryDecl, BoundaryMetrics, ConstantDecl, EvalOutputs, FORMAT, InputDecl, LabelsDecl, Memory, Metrics,
-    ModelInfo, ModulePlan, OptimizerDecl, ParameterDecl, Plan, Program, Role, Settings,
+    BoundaryDecl, BoundaryMetrics, CarriedDecl, ConstantDecl, EvalOutputs, FORMAT, InputDecl, LabelsDecl, Memory,
+    Metrics, ModelInfo, ModulePlan, OptimizerDecl, ParameterDecl, Plan, Program, Role, Settings,
 };
 use slrc_plan::schedule::StepScalar;
 use slrc_plan::{Buffer, DType, Dims, Space};
@@ -34,8 +34,8 @@ pub struct CompiledModule {
     pub first: String,
     /// Last ONNX node.
     pub last: String,
-    /// ONNX name of its output, if another module follows.
-    pub output: Option<String>,
+    /// ONNX names of what it hands on, its output first; none of the last module.
+    pub outputs: Vec<String>,
     /// Training kernels and their arena.
     pub step: (Draft, Arena),
     /// Inference kernels and their arena.
@@ -264,9 +264,10 @@ fn scalars(names: &Names, buffers: &mut Vec<Buffer>, memory: &mut Memory) -> Vec
 fn boundaries(modules: &[CompiledModule], buffers: &mut Vec<Buffer>, arena: usize) -> Vec<BoundaryDecl> {
     let mut out = Vec::new();
     for (i, m) in modules.iter().enumerate() {
-        let Some(value) = &m.output else { continue };
+        if m.outputs.is_empty() {
+            continue;
+        }
         let index = i + 1;
-        let root = |want: &dyn Fn(&RootKind) -> bool| m.train.root(want).map(|r| m.train.ty(r).clone());
         let mut end = SpaceLayout::new(Space::Arena);
         let mut add = |id: String, ty: &Type| {
             let mut b = end.add(id.clone(), ty, boundary_order(ty.rank()));
@@ -276,9 +277,18 @@ fn boundaries(modules: &[CompiledModule], buffers: &mut Vec<Buffer>, arena: usiz
             buffers.push(b);
             id
         };
-        let x = root(&|k| matches!(k, RootKind::Output(_))).map(|ty| add(Names::boundary(index), &ty));
-        let e = root(&|k| *k == RootKind::OutputGradient).map(|ty| add(Names::boundary_gradient(index), &ty));
-        out.push(BoundaryDecl { index, value: value.clone(), x: x.unwrap_or_default(), e });
+        let mut all = |id: &dyn Fn(usize, usize) -> String, kind: &dyn Fn(usize) -> RootKind| -> Vec<Option<String>> {
+            let root = |i| m.train.root(|k| *k == kind(i)).map(|r| m.train.ty(r).clone());
+            (0..m.outputs.len()).map(|i| root(i).map(|ty| add(id(index, i), &ty))).collect()
+        };
+        let x = all(&Names::boundary, &RootKind::Boundary);
+        let e = all(&Names::boundary_gradient, &RootKind::OutputGradient);
+        let mut tensors = m.outputs.iter().zip(x).zip(e).map(|((value, x), e)| {
+            let x = x.expect("invariant: a module hands on all its outputs");
+            CarriedDecl { value: value.clone(), x, e }
+        });
+        let CarriedDecl { value, x, e } = tensors.next().expect("invariant: it has one");
+        out.push(BoundaryDecl { index, value, x, e, carried: tensors.collect() });
     }
     out
 }

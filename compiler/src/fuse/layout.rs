@@ -104,7 +104,7 @@ pub fn leaf_order(g: &Graph, id: NodeId) -> Vec<usize> {
     let row_major = (0..rank).collect();
     match &n.op {
         Op::Input(i) => match g.inputs[i.index()].kind {
-            InputKind::Boundary | InputKind::BoundaryGradient => boundary_order(rank),
+            InputKind::Boundary(_) | InputKind::BoundaryGradient(_) => boundary_order(rank),
             InputKind::Data | InputKind::Labels => row_major,
         },
         Op::Variable(v) => variable_order(g, *v),
@@ -302,7 +302,7 @@ impl Layouts {
         let rank = g.ty(id).rank();
         let first = *self.roots[id.index()].first()?;
         Some(match &g.roots[first].kind {
-            RootKind::Output(_) | RootKind::OutputGradient => boundary_order(rank),
+            RootKind::Output(_) | RootKind::Boundary(_) | RootKind::OutputGradient(_) => boundary_order(rank),
             RootKind::Update(v) => variable_order(g, *v),
             RootKind::Report(_) => (0..rank).collect(),
         })

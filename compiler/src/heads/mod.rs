@@ -40,6 +40,21 @@ pub enum HeadError {
         /// The boundary's shape.
         shape: Dims,
     },
+    /// The boundary's first extent counts something else than samples.
+    #[error(
+        "the network classifies {samples} samples, but boundary {boundary}, after \"{after}\", has shape {shape}: a local head \
+         needs as many, [{samples}, ..], there; cut elsewhere (--at), or use --modules 1"
+    )]
+    Samples {
+        /// Samples the network classifies.
+        samples: usize,
+        /// Module number.
+        boundary: usize,
+        /// ONNX node that makes the boundary.
+        after: String,
+        /// The boundary's shape.
+        shape: Dims,
+    },
     /// The network classifies every token, and the boundary has no such tokens.
     #[error(
         "the network classifies {tokens} tokens a sample, but boundary {boundary}, after \"{after}\", has shape {shape}: a \
@@ -86,9 +101,14 @@ pub enum HeadError {
     },
 }
 
-/// What every head must classify and needs, if a boundary of this shape does not have it: where the network classifies
-/// each token of a sequence, or each pixel of an image.
+/// What every head must classify and needs, if a boundary of this shape does not have it: samples, and where the
+/// network classifies each token of a sequence, or each pixel of an image, those.
 pub fn missing(boundary: &[usize], logits: &Type) -> Option<Missing> {
+    if let (Some(&samples), Some(&first)) = (logits.shape.first(), boundary.first())
+        && samples != first
+    {
+        return Some(Missing::Samples(samples));
+    }
     match (&logits.shape[..], boundary) {
         (&[_, tokens, _], &[_, t, _]) if t == tokens => None,
         (&[_, tokens, _], _) => Some(Missing::Tokens(tokens)),
@@ -101,6 +121,8 @@ pub fn missing(boundary: &[usize], logits: &Type) -> Option<Missing> {
 /// What a boundary does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
+    /// So many samples.
+    Samples(usize),
     /// So many tokens.
     Tokens(usize),
     /// An image of this height and width, or one that is larger or smaller by whole numbers.
@@ -110,6 +132,10 @@ pub enum Missing {
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Missing::Samples(samples) => write!(
+                f,
+                "the network classifies {samples} samples, and a local head needs as many, [{samples}, ..], here"
+            ),
             Missing::Tokens(tokens) => write!(
                 f,
                 "the network classifies {tokens} tokens, and a local head needs the same, [N, {tokens}, D], here"
@@ -169,6 +195,9 @@ pub fn attach(graph: &mut Graph, x: NodeId, kind: HeadKind, k: usize, logits: &T
     let kind = resolve(kind, shape.len(), logits.rank());
     let after = || graph.origin(x).to_string();
     match missing(&shape, logits) {
+        Some(Missing::Samples(samples)) => {
+            return Err(HeadError::Samples { samples, boundary: k, after: after(), shape: Dims(shape) });
+        }
         Some(Missing::Tokens(tokens)) => {
             return Err(HeadError::Tokens { tokens, boundary: k, after: after(), shape: Dims(shape) });
         }

@@ -10,6 +10,7 @@ use slrc_plan::kernel::Phase;
 use slrc_plan::schedule::{Pass, Schedule};
 
 use crate::ir::constants::Constants;
+use crate::ir::numbered::{number_of, numbered};
 use crate::ir::op::Op;
 use crate::ir::types::{DType, Type};
 
@@ -87,25 +88,33 @@ pub enum InputKind {
     Data,
     /// Targets of the loss.
     Labels,
-    /// The previous module's output, detached.
-    Boundary,
-    /// The previous module's output gradient, detached.
-    BoundaryGradient,
+    /// What the previous module hands on, detached: tensor 0 is its output, others are carried along.
+    Boundary(usize),
+    /// Its loss's gradient with respect to that tensor, detached.
+    BoundaryGradient(usize),
 }
 
 impl InputKind {
-    /// Every kind.
-    pub const ALL: &'static [InputKind] =
-        &[InputKind::Data, InputKind::Labels, InputKind::Boundary, InputKind::BoundaryGradient];
-
-    /// The name in IR text.
-    pub fn name(self) -> &'static str {
+    /// The form in IR text: `boundary` is tensor 0 of a boundary, `boundary.2` its tensor 2.
+    pub fn text(self) -> String {
         match self {
-            InputKind::Data => "data",
-            InputKind::Labels => "labels",
-            InputKind::Boundary => "boundary",
-            InputKind::BoundaryGradient => "boundary-gradient",
+            InputKind::Data => "data".into(),
+            InputKind::Labels => "labels".into(),
+            InputKind::Boundary(i) => numbered("boundary", i),
+            InputKind::BoundaryGradient(i) => numbered("boundary-gradient", i),
         }
+    }
+
+    /// From its form in IR text.
+    pub fn parse(text: &str) -> Option<InputKind> {
+        Some(match text {
+            "data" => InputKind::Data,
+            "labels" => InputKind::Labels,
+            _ => match number_of("boundary", text) {
+                Some(i) => InputKind::Boundary(i),
+                None => InputKind::BoundaryGradient(number_of("boundary-gradient", text)?),
+            },
+        })
     }
 }
 
@@ -196,10 +205,12 @@ pub struct StepScalar {
 /// What a root does with its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RootKind {
-    /// The network's (or module's) result: an ONNX output, or the boundary value `x`.
+    /// The network's result, or logits.
     Output(String),
-    /// The output gradient `e`.
-    OutputGradient,
+    /// What a module hands on: tensor 0 is its output `x`, others are carried along.
+    Boundary(usize),
+    /// The gradient of its loss with respect to that tensor: of tensor 0, the output gradient `e`.
+    OutputGradient(usize),
     /// Becomes the new content of a variable, after every read of it.
     Update(VarId),
     /// A number or tensor the step reports under this name.

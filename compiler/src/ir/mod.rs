@@ -14,6 +14,7 @@ pub mod constants;
 pub mod graph;
 pub mod identities;
 pub mod interp;
+pub(crate) mod numbered;
 pub mod op;
 pub mod ops;
 mod products;

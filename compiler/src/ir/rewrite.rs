@@ -9,16 +9,26 @@ use crate::ir::op::Op;
 /// Rebuilds what the roots need. `rule` may give the new value of an old node from its new operands;
 /// where it gives none, the node is replayed.
 pub fn rebuild(old: &Graph, mut rule: impl FnMut(&mut Builder<'_>, NodeId, &[NodeId]) -> Option<NodeId>) -> Graph {
+    rebuild_by_user(old, |b, id, operands| {
+        let operands: Vec<NodeId> = operands.iter().map(|o| o.1).collect();
+        rule(b, id, &operands).unwrap_or_else(|| b.replay(&old.node(id).op, &operands))
+    })
+}
+
+/// Rebuilds what the roots need, each node by `rule`, from its operands as they were and as they are now.
+pub fn rebuild_by_user(
+    old: &Graph,
+    mut rule: impl FnMut(&mut Builder<'_>, NodeId, &[(NodeId, NodeId)]) -> NodeId,
+) -> Graph {
     let mut graph = Graph::like(old);
     let needed = old.needed(old.roots.iter().map(|r| r.value));
     let mut new = vec![None; old.len()];
     let mut b = Builder::new(&mut graph);
     for id in old.ids().filter(|id| needed[id.index()]) {
         let node = old.node(id);
-        let operands = mapped(&node.operands, &new);
+        let operands: Vec<(NodeId, NodeId)> = node.operands.iter().copied().zip(mapped(&node.operands, &new)).collect();
         (b.origin, b.phase) = (node.origin, node.phase);
-        let value = rule(&mut b, id, &operands).unwrap_or_else(|| b.replay(&node.op, &operands));
-        new[id.index()] = Some(value);
+        new[id.index()] = Some(rule(&mut b, id, &operands));
     }
     graph.roots = old
         .roots
@@ -61,17 +71,17 @@ pub fn substitute(
     targets.iter().map(|t| new[t.index()]).collect()
 }
 
-/// Copies what `roots` need from `old` into `graph`, with only the table entries that are used. `replaced` gives a node
-/// of `old` its value in `graph`.
-pub fn extract(old: &Graph, roots: &[Root], replaced: Option<(NodeId, NodeId)>, mut graph: Graph) -> Graph {
+/// Copies what `roots` need from `old` into `graph`, with only the table entries that are used. `replaced` gives nodes
+/// of `old` their values in `graph`.
+pub fn extract(old: &Graph, roots: &[Root], replaced: &BTreeMap<NodeId, NodeId>, mut graph: Graph) -> Graph {
     let needed = {
-        // What lies behind the replaced node is not needed.
+        // What lies behind a replaced node is not needed.
         let mut needed = vec![false; old.len()];
         for r in roots {
             needed[r.value.index()] = true;
         }
         for id in old.ids().rev() {
-            if needed[id.index()] && replaced.is_none_or(|(from, _)| from != id) {
+            if needed[id.index()] && !replaced.contains_key(&id) {
                 for o in &old.node(id).operands {
                     needed[o.index()] = true;
                 }
@@ -82,9 +92,7 @@ pub fn extract(old: &Graph, roots: &[Root], replaced: Option<(NodeId, NodeId)>, 
     let mut new: Vec<Option<NodeId>> = vec![None; old.len()];
     let mut origins: Vec<Option<OriginId>> = vec![None; old.origins.len()];
     for id in old.ids().filter(|id| needed[id.index()]) {
-        if let Some((from, to)) = replaced
-            && from == id
-        {
+        if let Some(&to) = replaced.get(&id) {
             new[id.index()] = Some(to);
             continue;
         }

@@ -21,6 +21,7 @@ use slrc_plan::schedule::{Decay, Pass, Schedule, Which};
 use crate::ir::graph::{
     Constant, Graph, Init, Input, InputKind, Node, NodeId, Root, RootKind, StepScalar, VarId, VarKind, Variable,
 };
+use crate::ir::numbered::{number_of, numbered};
 use crate::ir::op::{AttributeReader, Op};
 use crate::ir::types::Type;
 
@@ -38,7 +39,7 @@ pub struct ParseError {
 pub fn print(g: &Graph) -> String {
     let mut out = format!("graph {:?}\n", g.name);
     for (i, x) in g.inputs.iter().enumerate() {
-        let _ = writeln!(out, "input in{i} {:?} {} {}", x.name, x.kind.name(), x.ty);
+        let _ = writeln!(out, "input in{i} {:?} {} {}", x.name, x.kind.text(), x.ty);
     }
     for (i, v) in g.variables.iter().enumerate() {
         let _ = writeln!(out, "var var{i} {:?} {} {} {}", v.name, v.kind.name(), v.ty, init_text(v.init));
@@ -62,7 +63,8 @@ pub fn print(g: &Graph) -> String {
     for r in &g.roots {
         let _ = match &r.kind {
             RootKind::Output(name) => writeln!(out, "root output {name:?} {}", r.value),
-            RootKind::OutputGradient => writeln!(out, "root output-gradient {}", r.value),
+            RootKind::Boundary(i) => writeln!(out, "root {} {}", numbered("boundary", *i), r.value),
+            RootKind::OutputGradient(i) => writeln!(out, "root {} {}", numbered("output-gradient", *i), r.value),
             RootKind::Update(v) => writeln!(out, "root update {v} {}", r.value),
             RootKind::Report(name) => writeln!(out, "root report {name:?} {}", r.value),
         };
@@ -175,8 +177,8 @@ fn parse_line(g: &mut Graph, line: &str) -> Result<(), String> {
     match word(&w, 0)? {
         "graph" => g.name = word(&w, 1)?.to_string(),
         "input" => {
-            let kind = InputKind::ALL.iter().find(|k| w.get(3).is_some_and(|x| x == k.name()));
-            let kind = *kind.ok_or("an input is data, labels, boundary or boundary-gradient")?;
+            let kind = w.get(3).and_then(|x| InputKind::parse(x));
+            let kind = kind.ok_or("an input is data, labels, boundary or boundary-gradient")?;
             g.inputs.push(Input { name: word(&w, 2)?.to_string(), kind, ty: word(&w, 4)?.parse()? });
         }
         "var" => {
@@ -219,13 +221,16 @@ fn parse_line(g: &mut Graph, line: &str) -> Result<(), String> {
             let value = NodeId(last.ok_or("a root ends with its value, such as %7")?);
             let kind = match word(&w, 1)? {
                 "output" => RootKind::Output(word(&w, 2)?.to_string()),
-                "output-gradient" => RootKind::OutputGradient,
                 "report" => RootKind::Report(word(&w, 2)?.to_string()),
                 "update" => {
                     let v = word(&w, 2)?.strip_prefix("var").and_then(|n| n.parse().ok());
                     RootKind::Update(VarId(v.ok_or("an update names a variable, such as var3")?))
                 }
-                other => return Err(format!("`{other}` is not a root")),
+                other => match (number_of("boundary", other), number_of("output-gradient", other)) {
+                    (Some(i), _) => RootKind::Boundary(i),
+                    (_, Some(i)) => RootKind::OutputGradient(i),
+                    _ => return Err(format!("`{other}` is not a root")),
+                },
             };
             if value.index() >= g.len() {
                 return Err(format!("{value} is not defined"));

@@ -168,8 +168,9 @@ impl Lowering<'_> {
     fn root_buffer(&mut self, root: usize) -> String {
         let r = &self.g.roots[root];
         match (&r.kind, self.program) {
-            (RootKind::Output(_), _) => Names::boundary(self.k),
-            (RootKind::OutputGradient, _) => Names::boundary_gradient(self.k),
+            (RootKind::Output(_), _) => Names::boundary(self.k, 0),
+            (RootKind::Boundary(i), _) => Names::boundary(self.k, *i),
+            (RootKind::OutputGradient(i), _) => Names::boundary_gradient(self.k, *i),
             (RootKind::Update(v), _) => self.names.variable(&self.g.variables[v.index()].name),
             (RootKind::Report(name), Program::Step) => Names::metric(self.k, name),
             (RootKind::Report(name), Program::Eval) => {

@@ -6,6 +6,7 @@ use slrc_plan::view::buffer_id_from;
 
 use crate::ir::constants::Constants;
 use crate::ir::graph::{Constant, Input, InputKind, StepScalar};
+use crate::ir::numbered::numbered;
 
 /// Hands out ids for variables, constants and scalars, and remembers them.
 #[derive(Clone, Debug, Default)]
@@ -19,14 +20,14 @@ pub struct Names {
 }
 
 impl Names {
-    /// Output of module `k`.
-    pub fn boundary(k: usize) -> String {
-        format!("x{k}")
+    /// Tensor `i` of what module `k` hands on; tensor 0 is its output.
+    pub fn boundary(k: usize, i: usize) -> String {
+        numbered(&format!("x{k}"), i)
     }
 
-    /// Output gradient of module `k`.
-    pub fn boundary_gradient(k: usize) -> String {
-        format!("e{k}")
+    /// The gradient of its loss with respect to that.
+    pub fn boundary_gradient(k: usize, i: usize) -> String {
+        numbered(&format!("e{k}"), i)
     }
 
     /// A reported number of module `k`.
@@ -49,8 +50,8 @@ impl Names {
         match input.kind {
             InputKind::Data => Names::data(&input.name),
             InputKind::Labels => Names::labels(),
-            InputKind::Boundary => Names::boundary(k - 1),
-            InputKind::BoundaryGradient => Names::boundary_gradient(k - 1),
+            InputKind::Boundary(i) => Names::boundary(k - 1, i),
+            InputKind::BoundaryGradient(i) => Names::boundary_gradient(k - 1, i),
         }
     }
 

@@ -39,7 +39,7 @@ pub struct Arena {
 /// Buffers that share one place, one after the other.
 type Members = Vec<usize>;
 
-/// The boundaries of a module: id and type of `x` and, where it crosses, of `e`.
+/// The boundaries of a module: ids and types of all `x`, then of all `e` that cross.
 #[derive(Clone, Debug, Default)]
 pub struct Ends {
     /// What the module before hands over.
@@ -51,19 +51,26 @@ pub struct Ends {
 impl Ends {
     /// Those of a program of module `k`.
     pub fn of(g: &Graph, k: usize) -> Ends {
-        let input = |kind| {
-            let i = g.input_of(kind).map(|i| &g.inputs[i.index()])?;
-            Some((Names::input(i, k), i.ty.clone()))
+        let received = |e: bool| {
+            let inputs = g.inputs.iter().filter(move |i| match i.kind {
+                InputKind::Boundary(_) => !e,
+                InputKind::BoundaryGradient(_) => e,
+                InputKind::Data | InputKind::Labels => false,
+            });
+            inputs.map(|i| (Names::input(i, k), i.ty.clone()))
         };
-        let root = |id: String, want: &dyn Fn(&RootKind) -> bool| Some((id, g.ty(g.root(want)?).clone()));
-        let received = [input(InputKind::Boundary), input(InputKind::BoundaryGradient)];
-        let passed_on = [
-            root(Names::boundary(k), &|r| matches!(r, RootKind::Output(_))),
-            root(Names::boundary_gradient(k), &|r| *r == RootKind::OutputGradient),
-        ];
+        let passed_on = |e: bool| {
+            let id = move |kind: &RootKind| match *kind {
+                RootKind::Output(_) => (!e).then(|| Names::boundary(k, 0)),
+                RootKind::Boundary(i) => (!e).then(|| Names::boundary(k, i)),
+                RootKind::OutputGradient(i) => e.then(|| Names::boundary_gradient(k, i)),
+                RootKind::Update(_) | RootKind::Report(_) => None,
+            };
+            g.roots.iter().filter_map(move |r| Some((id(&r.kind)?, g.ty(r.value).clone())))
+        };
         Ends {
-            received: received.into_iter().flatten().collect(),
-            passed_on: passed_on.into_iter().flatten().collect(),
+            received: received(false).chain(received(true)).collect(),
+            passed_on: passed_on(false).chain(passed_on(true)).collect(),
         }
     }
 }
@@ -111,7 +118,8 @@ fn live_ranges(draft: &Draft) -> BTreeMap<&str, (usize, usize)> {
     live
 }
 
-/// Boundaries with their lives and places: `x` outermost, since it holds longer than `e`, on both sides.
+/// Boundaries with their lives and places: every `x` further out than any `e`, since it holds longer and is there in
+/// both programs, on both sides.
 fn at_the_ends(ends: &Ends, live: &BTreeMap<&str, (usize, usize)>, kernels: usize) -> Vec<(Buffer, Place)> {
     let mut out = Vec::new();
     let mut add = |(id, ty): &(String, Type), live: Live, place: Place| {

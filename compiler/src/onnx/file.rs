@@ -1,17 +1,17 @@
 //! An ONNX file on disk: mapped, guarded, decoded; tensors are read when asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
-use onnx_protobuf::{Message as _, ModelProto, TensorProto, tensor_proto::DataLocation};
+use onnx_protobuf::{Message as _, ModelProto, NodeProto, TensorProto, tensor_proto::DataLocation};
 use sha2::{Digest, Sha256};
 
 use crate::onnx::OnnxError;
 use crate::onnx::beside::Beside;
 use crate::onnx::inline::inline;
-use crate::onnx::scopes::open_branches;
+use crate::onnx::scopes::open_scopes;
 use crate::onnx::tensor::check_bytes;
 use crate::onnx::unique::names_are_unique;
 use crate::onnx::wire::{RANGE_KEY, slim};
@@ -23,11 +23,30 @@ pub struct OnnxFile {
     pub path: PathBuf,
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
-    /// The decoded model, large raw data left in the file, functions in place of their calls, branches open.
+    /// The decoded model, large raw data left in the file, functions in place of their calls, scopes open.
     pub(crate) proto: ModelProto,
     map: Arc<Bytes>,
     /// Positions of initializers, by name, as the file was opened: repairs may have changed them since.
     initializers: Arc<BTreeMap<String, usize>>,
+    /// What became of nodes that steer others.
+    pub(crate) placed: Arc<Placed>,
+}
+
+/// What import has to know of nodes that were put in place of others ([`crate::onnx::place`]).
+#[derive(Default)]
+pub(crate) struct Placed {
+    /// What steps of a loop read: a weight among these is one, however often it is read.
+    pub(crate) shared: BTreeSet<String>,
+    /// Why a node stayed, by its first output.
+    pub(crate) refused: BTreeMap<String, String>,
+}
+
+impl Placed {
+    /// Why this node stayed.
+    pub(crate) fn refused(&self, n: &NodeProto) -> Option<String> {
+        let reason = self.refused.get(n.output.iter().find(|o| !o.is_empty())?)?;
+        Some(format!("{reason}, and slrc compiles a fixed graph"))
+    }
 }
 
 /// The file's bytes: mapped, or held (an empty file cannot be mapped).
@@ -103,7 +122,7 @@ impl OnnxFile {
         }
         inline(&mut proto).map_err(malformed)?;
         names_are_unique(&proto.graph).map_err(malformed)?;
-        open_branches(proto.graph.mut_or_insert_default());
+        open_scopes(proto.graph.mut_or_insert_default());
         let sha256 = sha256_hex(&map);
         let initializers = proto.graph.initializer.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         Ok(OnnxFile {
@@ -112,6 +131,7 @@ impl OnnxFile {
             proto,
             map: Arc::new(map),
             initializers: Arc::new(initializers),
+            placed: Arc::default(),
         })
     }
 

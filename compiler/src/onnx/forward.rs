@@ -9,10 +9,10 @@ use crate::ir::builder::Builder;
 use crate::ir::graph::{Graph, Input, InputId, InputKind, NodeId};
 use crate::ir::types::{DType, Type};
 use crate::onnx::OnnxError;
-use crate::onnx::branches::take;
 use crate::onnx::file::OnnxFile;
 use crate::onnx::import::{Slot, Values, VariableSource, convert_all, needed_nodes, read_initializers, reads};
 use crate::onnx::node::{Operand, State};
+use crate::onnx::place::put;
 use crate::onnx::tensor::{self, Const, Elem};
 
 /// What is said of a graph input.
@@ -73,7 +73,7 @@ pub fn forward(file: &OnnxFile, given: &BTreeMap<String, Given>) -> Result<Forwa
         };
         values.insert(name.clone(), Slot::Ready(operand));
     }
-    let taken = take(file, &graph, &values);
+    let taken = put(file, &graph, &values);
     let proto = &taken.file.proto.graph;
     let none = BTreeSet::new();
     let mut state = State::new(&taken.file, &none, &[], None);

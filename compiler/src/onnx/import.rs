@@ -359,7 +359,8 @@ pub(crate) fn convert<'s>(
             None => failed = Some(format!("uses \"{name}\", which nothing defines")),
         }
     }
-    if let Some(reason) = failed {
+    // What it reads may have been a sequence, which nothing makes any more.
+    if let Some(reason) = file.placed.refused(n).or(failed) {
         return Err(Some(reason));
     }
     if MASK_MAKERS.contains(&entry.op) && operands.iter().all(|o| !matches!(o, Operand::Node(..))) {

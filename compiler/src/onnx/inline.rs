@@ -38,7 +38,7 @@ pub(crate) fn inline(model: &mut ModelProto) -> Result<(), String> {
     let graph = model.graph.mut_or_insert_default();
     let nodes = std::mem::take(&mut graph.node);
     let mut work =
-        Inliner { by_key: &by_key, opsets: &mut opsets, made: 0, spare: Spare { bytes: BYTES, messages: MESSAGES } };
+        Inliner { by_key: &by_key, opsets: &mut opsets, made: 0, spare: Spare::new("its functions", BYTES, MESSAGES) };
     graph.node = work.expand(nodes, 0)?;
     let known: BTreeSet<String> = model.opset_import.iter().map(|o| domain(&o.domain).to_string()).collect();
     for (d, version) in opsets.into_iter().filter(|(d, _)| !known.contains(d)) {
@@ -65,24 +65,33 @@ struct Inliner<'a> {
 }
 
 /// What bodies may still take.
-struct Spare {
+pub(crate) struct Spare {
+    /// What takes it, for people.
+    what: &'static str,
     bytes: u64,
     messages: u64,
+    /// As it was in the beginning.
+    most: (u64, u64),
 }
 
 impl Spare {
-    fn spend(&mut self, bytes: u64, messages: u64) -> Result<(), String> {
+    pub(crate) fn new(what: &'static str, bytes: u64, messages: u64) -> Spare {
+        Spare { what, bytes, messages, most: (bytes, messages) }
+    }
+
+    pub(crate) fn spend(&mut self, bytes: u64, messages: u64) -> Result<(), String> {
         let left = (self.bytes.checked_sub(bytes), self.messages.checked_sub(messages));
         let (Some(bytes), Some(messages)) = left else {
-            return Err(format!("its functions make more than {BYTES} bytes or {MESSAGES} nodes and attributes"));
+            let (bytes, messages) = self.most;
+            return Err(format!("{} make more than {bytes} bytes or {messages} nodes and attributes", self.what));
         };
-        *self = Spare { bytes, messages };
+        (self.bytes, self.messages) = (bytes, messages);
         Ok(())
     }
 }
 
 /// A node and what it holds.
-fn messages(n: &NodeProto) -> u64 {
+pub(crate) fn messages(n: &NodeProto) -> u64 {
     1 + n.attribute.iter().map(messages_of).sum::<u64>()
 }
 
@@ -185,7 +194,7 @@ fn body(f: &FunctionProto, call: &NodeProto, spare: &mut Spare) -> Result<Vec<No
 }
 
 /// Renames what a node reads and writes, its graphs' nodes included, and fills in the call's attributes.
-fn renamed<'a>(
+pub(crate) fn renamed<'a>(
     n: &mut NodeProto,
     rename: &dyn Fn(&mut String),
     attribute: &dyn Fn(&str) -> Option<&'a AttributeProto>,

@@ -5,7 +5,8 @@
 //! Nothing here knows about modules, heads or plans, and nothing reads outside the model's folder.
 
 mod beside;
-pub mod branches;
+mod branches;
+mod cone;
 pub mod diagnose;
 pub mod export;
 pub mod file;
@@ -16,12 +17,16 @@ mod habits;
 pub mod import;
 mod inline;
 mod links;
+mod loops;
 mod narrow;
 mod node;
 pub mod ops;
+pub mod place;
+mod protos;
 pub mod repair;
 mod resolve;
 mod scopes;
+mod sequences;
 pub mod tensor;
 mod unique;
 pub mod wire;

@@ -390,6 +390,9 @@ impl Cx<'_, '_, '_> {
             WeightSource::Initializer(s) => self.state.tie.contains(s) || self.state.tie.contains(&w.name),
             WeightSource::Values(_) => false,
         };
+        let shared = &self.state.file.placed.shared;
+        let tied =
+            tied || shared.contains(&w.name) || matches!(&w.source, WeightSource::Initializer(s) if shared.contains(s));
         let mut name = w.name.clone();
         if tied && let Some(id) = self.b.graph().variable(&name) {
             if let Some(s) = self.state.sources.get_mut(&name) {

@@ -1,14 +1,22 @@
-//! Branches of `If` made part of the graph's own scope: every name in them is given once in the whole model, and their
-//! initializers are the graph's. What a branch reads from around it keeps its name, so that its nodes can be put in the
-//! place of the `If` as they are ([`crate::onnx::branches`]), and weights in a branch are weights like all others.
+//! Branches of `If` and bodies of loops made part of the graph's own scope: every name in them is given once in the
+//! whole model, and their initializers are the graph's. What they read from around them keeps its name, so that their
+//! nodes can be put in the place of the `If` or the loop ([`crate::onnx::place`]), and weights in them are weights like
+//! all others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use onnx_protobuf::{GraphProto, NodeProto, TensorProto};
 
+use crate::onnx::loops::is_loop;
+
 /// Whether a node is an `If` with its two branches.
 pub(crate) fn is_if(n: &NodeProto) -> bool {
     n.op_type == "If" && (n.domain.is_empty() || n.domain == "ai.onnx")
+}
+
+/// Whether the graphs of a node belong to the scope around it.
+fn opens(n: &NodeProto) -> bool {
+    is_if(n) || is_loop(n)
 }
 
 /// The graphs a node holds.
@@ -21,16 +29,17 @@ pub(crate) fn graphs_mut(n: &mut NodeProto) -> impl Iterator<Item = &mut GraphPr
     n.attribute.iter_mut().flat_map(|a| a.g.as_mut().into_iter().chain(&mut a.graphs))
 }
 
-/// Gives names and initializers of all branches to the graph. A name that is taken becomes `first output/name`.
-pub(crate) fn open_branches(graph: &mut GraphProto) {
-    if !graph.node.iter().any(is_if) {
+/// Gives names and initializers of all branches and bodies to the graph. A name that is taken becomes
+/// `first output/name`.
+pub(crate) fn open_scopes(graph: &mut GraphProto) {
+    if !graph.node.iter().any(opens) {
         return;
     }
     let values = graph.node.iter().flat_map(|n| &n.output);
     let inputs = graph.input.iter().map(|v| &v.name);
     let taken = values.chain(inputs).chain(graph.initializer.iter().map(|t| &t.name)).cloned().collect();
     let mut scopes = Scopes { taken, renamed: Vec::new(), initializers: Vec::new() };
-    for n in graph.node.iter_mut().filter(|n| is_if(n)) {
+    for n in graph.node.iter_mut().filter(|n| opens(n)) {
         scopes.node(n);
     }
     graph.initializer.append(&mut scopes.initializers);
@@ -41,7 +50,7 @@ struct Scopes {
     taken: BTreeSet<String>,
     /// New names of what each graph around makes, from the outermost to the innermost.
     renamed: Vec<BTreeMap<String, String>>,
-    /// Initializers of branches.
+    /// Initializers of branches and bodies.
     initializers: Vec<TensorProto>,
 }
 
@@ -50,13 +59,14 @@ impl Scopes {
     fn node(&mut self, n: &mut NodeProto) {
         n.input.iter_mut().for_each(|name| self.rename(name));
         n.output.iter_mut().for_each(|name| self.rename(name));
-        let is_branch = is_if(n);
+        let is_open = opens(n);
         let prefix = n.output.iter().find(|o| !o.is_empty()).cloned().unwrap_or_default();
         for g in graphs_mut(n) {
-            self.enter(g, is_branch, &prefix);
+            self.enter(g, is_open, &prefix);
             g.node.iter_mut().for_each(|n| self.node(n));
             g.output.iter_mut().for_each(|v| self.rename(&mut v.name));
-            if is_branch {
+            if is_open {
+                g.input.iter_mut().for_each(|v| self.rename(&mut v.name));
                 for mut t in std::mem::take(&mut g.initializer) {
                     self.rename(&mut t.name);
                     self.initializers.push(t);
@@ -66,8 +76,8 @@ impl Scopes {
         }
     }
 
-    /// What a graph makes itself: of a branch it gets names of the whole model, of any other graph it keeps its own.
-    fn enter(&mut self, g: &GraphProto, is_branch: bool, prefix: &str) {
+    /// What a graph makes itself: of an open one it gets names of the whole model, of any other graph it keeps its own.
+    fn enter(&mut self, g: &GraphProto, is_open: bool, prefix: &str) {
         let makes = g.node.iter().flat_map(|n| &n.output).chain(g.initializer.iter().map(|t| &t.name));
         let makes = makes.chain(g.input.iter().map(|v| &v.name)).filter(|name| !name.is_empty());
         let mut names = BTreeMap::new();
@@ -76,7 +86,7 @@ impl Scopes {
                 continue;
             }
             let mut new = name.clone();
-            if is_branch && !self.taken.insert(new.clone()) {
+            if is_open && !self.taken.insert(new.clone()) {
                 new = format!("{prefix}/{name}");
                 while !self.taken.insert(new.clone()) {
                     new.push('_');

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::ir::graph::{Graph, NodeId, VarKind};
 use crate::ir::op::Op;
 use crate::onnx::import::{Imported, ImportedNode};
-use crate::partition::separation::Separation;
+use crate::partition::PartitionError;
+use crate::partition::separation::{Inseparable, Separation, name_of};
 
-/// A place where the network can be cut.
+/// A place where the network can be cut: behind all that a value needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// The value that crosses.
+    /// The value that crosses: what a local head reads.
     pub value: NodeId,
     /// ONNX node that makes it.
     pub node: String,
@@ -18,6 +19,29 @@ pub struct Candidate {
     pub name: String,
     /// Layers with weights before it.
     pub layers_before: usize,
+    /// What else crosses, in data order: computed before, and needed behind.
+    pub carried: Vec<Carried>,
+}
+
+/// A tensor that crosses a cut beside the value that the head reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// The value.
+    pub value: NodeId,
+    /// Its ONNX name, or that of the node it is a part of.
+    pub name: String,
+}
+
+impl Candidate {
+    /// Everything that crosses, the value that the head reads first.
+    pub fn values(&self) -> impl Iterator<Item = NodeId> {
+        std::iter::once(self.value).chain(self.carried.iter().map(|c| c.value))
+    }
+
+    /// Names of everything that crosses.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.name.as_str()).chain(self.carried.iter().map(|c| c.name.as_str()))
+    }
 }
 
 /// A place where it is not cut.
@@ -31,6 +55,8 @@ pub struct Rejected {
     pub reason: String,
     /// The value, if a cut there is possible though not wise: `--at` may still ask for it.
     pub possible: Option<Candidate>,
+    /// If only tensors that cross beside it are in the way: how many.
+    pub beside: Option<usize>,
 }
 
 /// Result of [`candidates`].
@@ -51,7 +77,9 @@ impl Candidates {
         for c in std::mem::take(&mut self.cuts) {
             match why_not(&c) {
                 None => self.cuts.push(c),
-                Some(reason) => self.rejected.push(Rejected { node: c.node, name: c.name, reason, possible: None }),
+                Some(reason) => {
+                    self.rejected.push(Rejected { node: c.node, name: c.name, reason, possible: None, beside: None })
+                }
             }
         }
         if self.rejected.len() > before {
@@ -144,8 +172,8 @@ fn is_layer(n: &ImportedNode) -> bool {
     n.weights > 0 && LAYERS.contains(&n.op.as_str())
 }
 
-/// Looks at every ONNX value the network computes.
-pub fn candidates(net: &Imported) -> Candidates {
+/// Looks at every ONNX value the network computes. At a cut, up to `skips` tensors may cross beside it.
+pub fn candidates(net: &Imported, skips: usize) -> Candidates {
     let names: BTreeMap<NodeId, &ImportedNode> =
         net.nodes.iter().rev().filter_map(|n| n.value.map(|v| (v, n))).collect();
     let mut consumers: BTreeMap<&str, Vec<&ImportedNode>> = BTreeMap::new();
@@ -166,28 +194,73 @@ pub fn candidates(net: &Imported) -> Candidates {
             out.others.push((n.name.clone(), n.output.clone()));
             continue;
         };
-        let mut reject = |reason: String, possible: Option<Candidate>| {
-            out.rejected.push(Rejected { node: n.name.clone(), name: n.output.clone(), reason, possible });
+        let mut reject = |reason: String, possible: Option<Candidate>, beside: Option<usize>| {
+            out.rejected.push(Rejected { node: n.name.clone(), name: n.output.clone(), reason, possible, beside });
         };
-        if let Some(reason) = separation.why_not(value) {
-            reject(reason, None);
-            continue;
-        }
-        let cut = Candidate { value, node: n.name.clone(), name: n.output.clone(), layers_before: before };
+        let beside = match separation.beside(value, skips) {
+            Ok(beside) => beside,
+            Err(Inseparable { reason, beside }) => {
+                reject(reason, None, beside);
+                continue;
+            }
+        };
+        let carried =
+            beside.into_iter().map(|value| Carried { value, name: name_of(&net.graph, value, &names) }).collect();
+        let cut = Candidate { value, node: n.name.clone(), name: n.output.clone(), layers_before: before, carried };
         let follow = consumers.get(n.output.as_str()).map_or(&[][..], Vec::as_slice);
         if let &[only] = follow
             && CONTINUES.contains(&only.op.as_str())
         {
-            reject(format!("{} \"{}\" alone follows and belongs to the same layer", only.op, only.name), Some(cut));
+            reject(
+                format!("{} \"{}\" alone follows and belongs to the same layer", only.op, only.name),
+                Some(cut),
+                None,
+            );
         } else if before >= layers {
-            reject("only the network's own classifier or nothing with weights follows".into(), Some(cut));
+            reject("only the network's own classifier or nothing with weights follows".into(), Some(cut), None);
         } else if before + 1 >= layers && remaining_is_classifier(net, value) {
-            reject("only the network's own classifier follows: a local head would repeat it".into(), Some(cut));
+            reject("only the network's own classifier follows: a local head would repeat it".into(), Some(cut), None);
+        } else if let Some(last) = out.cuts.last()
+            && !follows(&net.graph, &cut, last)
+        {
+            let reason = format!(
+                "it does not need \"{}\", where the network can be cut as well: cuts follow one path",
+                last.name
+            );
+            reject(reason, Some(cut), None);
         } else {
             out.cuts.push(cut);
         }
     }
     out
+}
+
+/// Whether one cut can follow another: what a module hands on is what its head trains, so the later value needs the
+/// earlier one. Where each separates the network alone, nothing else need hold.
+fn follows(g: &Graph, later: &Candidate, earlier: &Candidate) -> bool {
+    if later.carried.is_empty() && earlier.carried.is_empty() {
+        return true;
+    }
+    let mut met = BTreeSet::new();
+    let mut open = vec![later.value];
+    while let Some(id) = open.pop() {
+        if id == earlier.value {
+            return true;
+        }
+        // What comes before it cannot need it.
+        if id > earlier.value && met.insert(id) {
+            open.extend(&g.node(id).operands);
+        }
+    }
+    false
+}
+
+/// Checks that every cut follows the one before it.
+pub fn check_path(g: &Graph, cuts: &[Candidate]) -> Result<(), PartitionError> {
+    match cuts.windows(2).find(|w| !follows(g, &w[1], &w[0])) {
+        None => Ok(()),
+        Some(w) => Err(PartitionError::Beside { first: w[0].name.clone(), second: w[1].name.clone() }),
+    }
 }
 
 /// Whether the one layer after `value` makes the logits themselves.
@@ -214,65 +287,56 @@ fn remaining_is_classifier(net: &Imported, value: NodeId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::builder::Builder;
-    use crate::ir::graph::{Init, Input, InputKind, Root, RootKind, Variable};
-    use crate::ir::types::Type;
+    use crate::partition::random::network;
     use crate::partition::separation::weight;
     use slrc_plan::random::Sequence;
 
-    /// A network that adds up and multiplies: mostly what was last, some earlier values, and weights of which some are
-    /// used twice.
-    fn network(rng: &mut Sequence) -> Imported {
-        let mut draw = |below: usize| rng.word() as usize % below;
-        let ty = Type::f32([2, 3]);
-        let mut graph = Graph::new("random");
-        let input = graph.add_input(Input { name: "x".into(), kind: InputKind::Data, ty: ty.clone() });
-        let weights: Vec<_> = (0..12)
-            .map(|i| {
-                let (name, kind, init) = (format!("w{i}"), VarKind::Weight, Init::Constant(0.0));
-                graph.add_variable(Variable { name, kind, ty: ty.clone(), init })
-            })
-            .collect();
-        let mut b = Builder::new(&mut graph);
-        let mut values = vec![b.input(input)];
-        for i in 0..12 {
-            let before = values.len();
-            let last = values[before - 1];
-            let with = match draw(4) {
-                0 => values[before - 1 - draw(before.min(4))],
-                _ => b.variable(weights[if draw(8) == 0 { draw(i + 1) } else { i }]),
-            };
-            values.push(if draw(2) == 0 { b.add(last, with) } else { b.mul(last, with) });
-        }
-        let logits = values[values.len() - 1];
-        graph.roots = vec![Root { kind: RootKind::Output("y".into()), value: logits }];
-        let node = |(i, &value): (usize, &NodeId)| ImportedNode {
-            name: format!("n{i}"),
-            op: "Conv".into(),
-            inputs: Vec::new(),
-            output: format!("v{i}"),
-            weights: 1,
-            value: Some(value),
-        };
-        let nodes = values.iter().enumerate().skip(1).map(node).collect();
-        let (output, sources, notes) = ("y".into(), BTreeMap::new(), Vec::new());
-        Imported { graph, logits, output, batch: 2, nodes, sources, notes }
-    }
-
-    /// Whether nothing but `value` crosses, by looking at everything before it.
-    fn separates(net: &Imported, value: NodeId) -> bool {
+    /// What crosses beside `value`, by looking at everything before it; nothing where a weight is used on both sides.
+    fn crossing(net: &Imported, value: NodeId) -> Option<Vec<NodeId>> {
         let g = &net.graph;
         let (live, before) = (differentiable(g, net.logits), g.needed([value]));
         let users = g.all_users(&g.needed([net.logits]));
         let of_weights = g.dependent(g.ids().filter(|&id| weight(g, id).is_some()));
-        g.ids().filter(|&id| id != value && before[id.index()]).all(|id| {
+        let mut out = Vec::new();
+        for id in g.ids().filter(|&id| id != value && before[id.index()]) {
             let mut after = users[id.index()].iter().filter(|u| !before[u.index()]);
             if live[id.index()] {
-                !after.any(|u| live[u.index()])
-            } else {
-                !of_weights[id.index()] || after.next().is_none()
+                if after.any(|u| live[u.index()]) {
+                    out.push(id);
+                }
+            } else if of_weights[id.index()] && after.next().is_some() {
+                return None;
             }
-        })
+        }
+        Some(out)
+    }
+
+    fn separates(net: &Imported, value: NodeId) -> bool {
+        crossing(net, value).is_some_and(|c| c.is_empty())
+    }
+
+    #[test]
+    fn what_crosses_beside_a_cut_is_carried() {
+        let mut rng = Sequence::new(10, 0, 0);
+        let mut met = [0; 4];
+        for _ in 0..800 {
+            let net = network(&mut rng);
+            let found = candidates(&net, 2);
+            assert_eq!(check_path(&net.graph, &found.cuts), Ok(()));
+            for c in found.cuts.iter().chain(found.rejected.iter().filter_map(|r| r.possible.as_ref())) {
+                let carried: Vec<NodeId> = c.carried.iter().map(|c| c.value).collect();
+                assert_eq!(Some(&carried), crossing(&net, c.value).as_ref(), "{} of {:?}", c.value, net.graph);
+                assert!(carried.len() <= 2);
+                met[carried.len()] += 1;
+            }
+            for r in found.rejected.iter().filter(|r| r.possible.is_none()) {
+                let node = net.nodes.iter().find(|n| n.name == r.node).and_then(|n| n.value).expect("a node");
+                let crossing = crossing(&net, node).map(|c| c.len());
+                assert_eq!(r.beside, crossing, "{}: {}", r.node, r.reason);
+                met[3] += usize::from(r.beside.is_some());
+            }
+        }
+        assert!(met[..3].iter().all(|&n| n > 100) && met[3] > 5, "{met:?}");
     }
 
     #[test]
@@ -281,7 +345,7 @@ mod tests {
         let (mut yes, mut no) = (0, 0);
         for _ in 0..100 {
             let net = network(&mut rng);
-            let found = candidates(&net);
+            let found = candidates(&net, 0);
             let cuts = found.cuts.iter().map(|c| c.value);
             let possible = found.rejected.iter().filter_map(|r| r.possible.as_ref()).map(|c| c.value);
             let separating: BTreeSet<NodeId> = cuts.chain(possible).collect();
@@ -306,8 +370,8 @@ mod tests {
             let (mut all, mut few) = (Separation::new(&net, &names), Separation::new(&net, &names));
             few.looks = 0;
             for id in net.graph.ids().filter(|&id| all.live[id.index()] && id != net.logits).collect::<Vec<_>>() {
-                let (a, b) = (all.why_not(id), few.why_not(id));
-                assert_eq!(a.is_none(), b.is_none(), "{id} of {:?}: {a:?} and {b:?}", net.graph);
+                let (a, b) = (all.beside(id, 0), few.beside(id, 0));
+                assert_eq!(a.is_ok(), b.is_ok(), "{id} of {:?}: {a:?} and {b:?}", net.graph);
             }
         }
     }

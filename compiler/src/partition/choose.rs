@@ -55,11 +55,14 @@ fn at(found: &Candidates, names: &[String]) -> Result<Vec<Candidate>, PartitionE
             chosen.push(c.clone());
         } else if let Some(r) = found.rejected.iter().find(|r| matches(&r.node, &r.name)) {
             let possible = r.possible.clone();
-            chosen
-                .push(possible.ok_or_else(|| PartitionError::NoCut { name: name.clone(), reason: r.reason.clone() })?);
+            chosen.push(possible.ok_or_else(|| PartitionError::NoCut {
+                name: name.clone(),
+                reason: r.reason.clone(),
+                beside: r.beside,
+            })?);
         } else if found.others.iter().any(|(node, value)| matches(node, value)) {
             let reason = "it carries no gradient of its own to a later layer".into();
-            return Err(PartitionError::NoCut { name: name.clone(), reason });
+            return Err(PartitionError::NoCut { name: name.clone(), reason, beside: None });
         } else {
             let all = found.cuts.iter().map(|c| c.node.as_str()).chain(found.rejected.iter().map(|r| r.node.as_str()));
             let nearest = nearest(name, all).map(str::to_string);

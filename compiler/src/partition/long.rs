@@ -199,7 +199,13 @@ mod tests {
         fn pieces(&self) -> Pieces {
             let n = self.n;
             let boundaries = (0..=n).map(|i| if i % n == 0 { 0 } else { 8 }).collect();
-            Pieces { work: vec![1; n], results: vec![64; n], boundaries, types: vec![0; n + 1] }
+            Pieces {
+                work: vec![1; n],
+                results: vec![64; n],
+                boundaries,
+                carried: vec![0; n + 1],
+                types: vec![0; n + 1],
+            }
         }
     }
 

@@ -277,6 +277,7 @@ mod tests {
                 work: self.forward.clone(),
                 results: self.results.clone(),
                 boundaries: self.boundaries.clone(),
+                carried: vec![0; self.boundaries.len()],
                 types: Vec::new(),
             });
             let all = || (0..n).flat_map(|i| (i + 1..=n).map(move |j| (i, j)));
@@ -302,9 +303,9 @@ mod tests {
         fn search(&mut self, counts: RangeInclusive<usize>, limit: usize, aim: Aim) -> Option<Found> {
             self.costed.clear();
             // No two ends are sure to be alike.
-            let types = (0..=self.forward.len()).collect();
+            let types: Vec<usize> = (0..=self.forward.len()).collect();
             let (work, results, boundaries) = (self.forward.clone(), self.results.clone(), self.boundaries.clone());
-            let mut table = Table::new(&Pieces { work, results, boundaries, types });
+            let mut table = Table::new(&Pieces { work, results, boundaries, carried: vec![0; types.len()], types });
             let Ok(found) = search(&mut table, counts, limit, aim, self);
             found
         }

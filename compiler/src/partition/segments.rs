@@ -66,6 +66,10 @@ pub trait Segments {
 /// than the whole: it has a boundary and a head where the whole has neither.
 pub(super) const PART: usize = 80;
 
+/// What is carried along adds up to so many times its bytes to an arena: the tensor on both sides, its gradient, and
+/// what that is compared with. A whole that ends elsewhere does not hold it.
+const CARRIED: usize = 4;
+
 /// The same of a part between boundaries of the same types as those of the whole, which has the same head.
 const ALIKE: usize = 98;
 
@@ -81,6 +85,8 @@ pub struct Pieces {
     pub results: Vec<usize>,
     /// Bytes of the boundary before every piece and after the last; none at the ends of the network.
     pub boundaries: Vec<usize>,
+    /// Of these, bytes of what is carried along beside what a head reads.
+    pub carried: Vec<usize>,
     /// What type of boundary that is: equal numbers for equal types, and numbers of their own for the ends.
     pub types: Vec<usize>,
 }
@@ -93,6 +99,7 @@ impl Pieces {
             work: runs().map(|r| self.work[r].iter().sum()).collect(),
             results: runs().map(|r| self.results[r].iter().sum()).collect(),
             boundaries: at.iter().map(|&i| self.boundaries[i]).collect(),
+            carried: at.iter().map(|&i| self.carried[i]).collect(),
             types: at.iter().map(|&i| self.types[i]).collect(),
         }
     }
@@ -117,7 +124,9 @@ pub(super) struct Sizes {
 
 impl Sizes {
     pub(super) fn new(pieces: &Pieces) -> Sizes {
-        Sizes { results: before(&pieces.results), boundaries: pieces.boundaries.clone() }
+        // What is carried along may only pass through.
+        let boundaries = pieces.boundaries.iter().zip(&pieces.carried).map(|(all, carried)| all - carried).collect();
+        Sizes { results: before(&pieces.results), boundaries }
     }
 
     /// Of a boundary there are a gradient and copies.
@@ -145,6 +154,8 @@ pub struct Table {
     /// Work of the forward pass before each cut.
     forward: Vec<u64>,
     types: Vec<usize>,
+    /// Bytes carried along beside each cut.
+    carried: Vec<usize>,
 }
 
 impl Table {
@@ -162,6 +173,7 @@ impl Table {
             kept: vec![[0; 2]; n + 1],
             forward: before(&pieces.work),
             types: pieces.types.clone(),
+            carried: pieces.carried.clone(),
         }
     }
 
@@ -197,7 +209,8 @@ impl Table {
         let n = self.pieces();
         // What is not reconciled may need less than a part that would be.
         let starts = i.min(1)..=i;
-        raise(&mut self.parts, starts.clone().rev(), j..=n, cost.arena);
+        let carried = CARRIED * (self.carried[i] + self.carried[j]);
+        raise(&mut self.parts, starts.clone().rev(), j..=n, cost.arena.saturating_sub(carried));
         let types = &self.types;
         let same_start = starts.rev().filter(|&a| types[a] == types[i]);
         let same_end = (j..=n).filter(|&b| types[b] == types[j]);

@@ -1,4 +1,4 @@
-//! Which values of a network separate what comes before them from what comes after.
+//! Which values of a network separate what comes before them from what comes after, alone or with a few others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -52,51 +52,55 @@ impl<'a> Separation<'a> {
         }
     }
 
-    /// Why `value` does not separate the network, or nothing if it does.
-    pub(super) fn why_not(&mut self, value: NodeId) -> Option<String> {
-        let reason = self.reason(value);
-        if reason.is_none() {
+    /// What crosses beside `value`, ascending, where the network is cut behind what `value` needs; at most `most`.
+    pub(super) fn beside(&mut self, value: NodeId, most: usize) -> Result<Vec<NodeId>, Inseparable> {
+        let beside = self.crossing(value, most)?;
+        if beside.is_empty() {
             self.last = Some(value);
         }
-        reason
+        Ok(beside)
     }
 
-    fn reason(&mut self, value: NodeId) -> Option<String> {
+    fn crossing(&mut self, value: NodeId, most: usize) -> Result<Vec<NodeId>, Inseparable> {
         let g = self.g;
         if !g.ty(value).is_real() {
-            return Some("it is not a float tensor".into());
+            return Err(Inseparable::because("it is not a float tensor"));
         }
         if self.looks == 0 {
             let spans = self.spans.take().unwrap_or_else(|| Spans::of(g, &self.live, &self.of_weights, &self.users));
             let reason = spans.why_not(value);
             self.spans = Some(spans);
-            return reason.map(str::to_string);
+            return reason.map_or(Ok(Vec::new()), |r| Err(Inseparable::because(r)));
         }
         let before = self.needed(value);
         self.looks = self.looks.saturating_sub(before.len());
-        let (mut crossing, mut shared) = (BTreeSet::new(), None);
+        let (mut crossing, mut shared) = (Vec::new(), None);
         for id in before.into_iter().filter(|&id| id != value) {
             let after = |u: &NodeId| self.met[u.index()] != Some(value);
             let mut users = self.users[id.index()].iter();
             if self.live[id.index()] {
                 if users.any(|u| after(u) && self.live[u.index()]) {
-                    crossing.insert(describe(g, id, self.names));
+                    crossing.push(id);
                 }
             } else if self.of_weights[id.index()] && users.any(after) {
                 // The weight itself, or what is computed of it alone and used on both sides.
                 let reason = format!("weight \"{}\" is used before and after it", weight_of(g, id).unwrap_or_default());
                 if weight(g, id).is_some() {
-                    return Some(reason);
+                    return Err(Inseparable::because(reason));
                 }
                 shared = shared.or(Some(reason));
             }
         }
-        if crossing.is_empty() {
-            return shared;
+        match shared {
+            Some(reason) if crossing.len() <= most => return Err(Inseparable::because(reason)),
+            None if crossing.len() <= most => return Ok(crossing),
+            _ => {}
         }
-        let list: Vec<&str> = crossing.iter().take(3).map(String::as_str).collect();
-        let more = if crossing.len() > 3 { ", .." } else { "" };
-        Some(format!("{} tensors are live here: itself and {}{more}", crossing.len() + 1, list.join(", ")))
+        let names: BTreeSet<String> = crossing.iter().map(|&id| describe(g, id, self.names)).collect();
+        let list: Vec<&str> = names.iter().take(3).map(String::as_str).collect();
+        let more = if names.len() > 3 { ", .." } else { "" };
+        let reason = format!("{} tensors are live here: itself and {}{more}", names.len() + 1, list.join(", "));
+        Err(Inseparable { reason, beside: shared.is_none().then_some(crossing.len()) })
     }
 
     /// What a value needs, itself included, ascending. Of what the last value that separates needs, only what is met on
@@ -115,6 +119,21 @@ impl<'a> Separation<'a> {
         }
         out.sort_unstable();
         out
+    }
+}
+
+/// Why a value does not separate the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Inseparable {
+    /// For people.
+    pub(super) reason: String,
+    /// If it is only for what crosses beside it: how many tensors.
+    pub(super) beside: Option<usize>,
+}
+
+impl Inseparable {
+    fn because(reason: impl Into<String>) -> Inseparable {
+        Inseparable { reason: reason.into(), beside: None }
     }
 }
 
@@ -193,10 +212,13 @@ pub(super) fn weight(g: &Graph, id: NodeId) -> Option<&str> {
     }
 }
 
-/// The ONNX value a node belongs to: its own, or the node that made it.
+/// The ONNX value a node belongs to, for messages: its own, or the node that made it.
 fn describe(g: &Graph, id: NodeId, names: &BTreeMap<NodeId, &ImportedNode>) -> String {
-    match names.get(&id) {
-        Some(n) => format!("\"{}\"", n.output),
-        None => format!("a part of \"{}\"", g.origin(id)),
-    }
+    let name = name_of(g, id, names);
+    if names.contains_key(&id) { format!("\"{name}\"") } else { format!("a part of \"{name}\"") }
+}
+
+/// The name of the ONNX value that a node is, or of the node that made it.
+pub(super) fn name_of(g: &Graph, id: NodeId, names: &BTreeMap<NodeId, &ImportedNode>) -> String {
+    names.get(&id).map_or(g.origin(id), |n| n.output.as_str()).to_string()
 }

@@ -63,7 +63,7 @@ fn without(old: &Graph, pressure: &Pressure, dropped: &[bool]) -> Graph {
         copy.new[id.index()] = Some(b.replay(&node.op, &operands));
     }
     graph.roots = old.roots.iter().map(|r| Root { kind: r.kind.clone(), value: copy.first(r.value) }).collect();
-    extract(&graph, &graph.roots, None, Graph::new(graph.name.clone()))
+    extract(&graph, &graph.roots, &BTreeMap::new(), Graph::new(graph.name.clone()))
 }
 
 struct Copy<'a> {

@@ -23,7 +23,7 @@ pub(super) struct Pressure {
 pub(super) fn is_boundary(g: &Graph, id: NodeId) -> bool {
     match g.node(id).op {
         Op::Input(i) => match g.inputs[i.index()].kind {
-            InputKind::Boundary | InputKind::BoundaryGradient => true,
+            InputKind::Boundary(_) | InputKind::BoundaryGradient(_) => true,
             InputKind::Data | InputKind::Labels => false,
         },
         _ => false,
@@ -40,7 +40,9 @@ impl Pressure {
         let (mut elsewhere, mut handed_on) = (vec![false; g.len()], vec![false; g.len()]);
         for r in &g.roots {
             match r.kind {
-                RootKind::Output(_) | RootKind::OutputGradient => handed_on[r.value.index()] = true,
+                RootKind::Output(_) | RootKind::Boundary(_) | RootKind::OutputGradient(_) => {
+                    handed_on[r.value.index()] = true;
+                }
                 RootKind::Update(_) | RootKind::Report(_) => elsewhere[r.value.index()] = true,
             }
         }

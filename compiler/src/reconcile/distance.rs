@@ -1,4 +1,5 @@
-//! Distances between the input gradient g and the output gradient e, as scalars of the graph.
+//! Distances between the input gradient g and the output gradient e, as scalars of the graph. Where a boundary has
+//! several tensors, g and e are all of them, side by side.
 
 use slrc_plan::ScalarFn;
 
@@ -6,10 +7,23 @@ use crate::ir::builder::Builder;
 use crate::ir::graph::NodeId;
 use crate::spec::Distance;
 
-/// `<a, b>` over the whole tensor, shape `[]`.
-pub(super) fn inner(b: &mut Builder<'_>, x: NodeId, y: NodeId) -> NodeId {
-    let product = b.mul(x, y);
-    b.sum_all(product)
+/// `<x, y>` over all tensors, shape `[]`.
+pub(super) fn inner(b: &mut Builder<'_>, x: &[NodeId], y: &[NodeId]) -> NodeId {
+    let one = |b: &mut Builder<'_>, x, y| {
+        let product = b.mul(x, y);
+        b.sum_all(product)
+    };
+    let mut sum = one(b, x[0], y[0]);
+    for (&x, &y) in x.iter().zip(y).skip(1) {
+        let next = one(b, x, y);
+        sum = b.add(sum, next);
+    }
+    sum
+}
+
+/// `x - y`, tensor by tensor.
+pub(super) fn difference(b: &mut Builder<'_>, x: &[NodeId], y: &[NodeId]) -> Vec<NodeId> {
+    x.iter().zip(y).map(|(&x, &y)| b.sub(x, y)).collect()
 }
 
 /// `x`, or 1 where it is not positive, so that dividing by it is safe for values and derivatives.
@@ -21,17 +35,17 @@ fn positive_or_one(b: &mut Builder<'_>, x: NodeId) -> NodeId {
 }
 
 /// `D(g, e)`; g = 0 or e = 0 gives a finite value with a finite derivative.
-pub(super) fn distance(b: &mut Builder<'_>, kind: Distance, g: NodeId, e: NodeId) -> NodeId {
+pub(super) fn distance(b: &mut Builder<'_>, kind: Distance, g: &[NodeId], e: &[NodeId]) -> NodeId {
     match kind {
         Distance::Squared => {
-            let batch = b.shape(g)[0] as f64;
-            let d = b.sub(g, e);
-            let square = inner(b, d, d);
+            let batch = b.shape(g[0])[0] as f64;
+            let d = difference(b, g, e);
+            let square = inner(b, &d, &d);
             b.scale(square, batch)
         }
         Distance::Relative => {
-            let d = b.sub(g, e);
-            let square = inner(b, d, d);
+            let d = difference(b, g, e);
+            let square = inner(b, &d, &d);
             let (gg, ee) = (inner(b, g, g), inner(b, e, e));
             let scale = b.add(gg, ee);
             let scale = positive_or_one(b, scale);

@@ -17,7 +17,7 @@ use crate::ir::builder::Builder;
 use crate::ir::graph::{Graph, NodeId, StepScalar, VarKind};
 use crate::ir::op::Op;
 use crate::ir::rewrite::substitute;
-use crate::reconcile::distance::{distance, inner};
+use crate::reconcile::distance::{difference, distance, inner};
 use crate::spec::{Kinks, ReconcileMode, ReconcileSpec};
 
 /// A module's training graph up to its loss.
@@ -25,12 +25,13 @@ use crate::spec::{Kinks, ReconcileMode, ReconcileSpec};
 pub struct Objective {
     /// Number of the module, from 1.
     pub index: usize,
-    /// The module's input x, where gradients are compared; absent in the first module.
-    pub input: Option<NodeId>,
-    /// The previous module's output gradient e.
-    pub upstream: Option<NodeId>,
-    /// The module's output, if the next module needs its gradient.
-    pub output: Option<NodeId>,
+    /// Where gradients are compared: what the module before hands on and the loss depends on, x; none in the first
+    /// module, nor where nothing compares.
+    pub inputs: Vec<NodeId>,
+    /// The gradient e that came with each.
+    pub upstream: Vec<NodeId>,
+    /// The module's output and what is carried along with it, if later modules need their gradients.
+    pub outputs: Vec<NodeId>,
     /// Mean loss, shape `[]`.
     pub loss: NodeId,
     /// Nodes that read the trained variables.
@@ -42,8 +43,8 @@ pub struct Objective {
 pub struct Gradients {
     /// Of the objective with respect to each weight.
     pub weights: Vec<NodeId>,
-    /// Of the loss with respect to the module's output, through the head only.
-    pub output: Option<NodeId>,
+    /// Of the loss with respect to each output: of the module's own, through the head only.
+    pub outputs: Vec<NodeId>,
     /// Numbers reported of the boundary before the module.
     pub boundary: Option<BoundaryNumbers>,
 }
@@ -75,7 +76,7 @@ pub struct ReconcileError {
 pub fn reconcile(graph: &mut Graph, o: &Objective, spec: &ReconcileSpec) -> Result<Gradients, ReconcileError> {
     if spec.mode == ReconcileMode::BpFree {
         // The last module's head is the network's own classifier, a layer of the network.
-        let head = usize::from(o.output.is_none());
+        let head = usize::from(o.outputs.is_empty());
         let layers = weighted_layers(graph);
         if layers > 1 + head {
             return Err(ReconcileError { module: o.index, layers: layers - head });
@@ -84,29 +85,45 @@ pub fn reconcile(graph: &mut Graph, o: &Objective, spec: &ReconcileSpec) -> Resu
     let mut b = Builder::new(graph);
     b.phase = Phase::Backward;
     let active = spec.mode != ReconcileMode::Off && spec.lambda_of(o.index) > 0.0;
-    let pair = o.input.zip(o.upstream).filter(|_| active || spec.monitor);
+    let compares = !o.inputs.is_empty() && (active || spec.monitor);
     let mut wrt = o.weights.clone();
-    wrt.extend(o.output);
-    wrt.extend(pair.map(|(x, _)| x));
-    let mut grads = gradients(&mut b, o.loss, &wrt);
-    let g = pair.and_then(|_| grads.pop());
-    let output = o.output.and_then(|_| grads.pop());
-    let mut result = Gradients { weights: grads, output, boundary: None };
-    let (Some((x, e)), Some(g)) = (pair, g) else { return Ok(result) };
+    wrt.extend(&o.outputs);
+    if compares {
+        wrt.extend(&o.inputs);
+    }
+    let mut weights = gradients(&mut b, o.loss, &wrt);
+    let g = weights.split_off(o.weights.len() + o.outputs.len());
+    let outputs = weights.split_off(o.weights.len());
+    let mut result = Gradients { weights, outputs, boundary: None };
+    if !compares {
+        return Ok(result);
+    }
+    let at = Boundary { x: &o.inputs, g: &g, e: &o.upstream };
     b.phase = Phase::Reconcile;
     if spec.monitor {
-        result.boundary = Some(boundary_numbers(&mut b, g, e));
+        result.boundary = Some(boundary_numbers(&mut b, at));
     }
     if active {
         let lambda = lambda_scalar(&mut b, o.index, spec);
         result.weights = match spec.mode {
             ReconcileMode::Off => unreachable!("not active"),
-            ReconcileMode::Exact => exact(&mut b, o, g, e, lambda, spec),
-            ReconcileMode::FiniteDifference => finite_difference(&mut b, o, x, g, e, lambda, &result.weights, spec),
-            ReconcileMode::Tangent | ReconcileMode::BpFree => tangent(&mut b, x, g, e, lambda, &result.weights, spec),
+            ReconcileMode::Exact => exact(&mut b, o, at, lambda, spec),
+            ReconcileMode::FiniteDifference => finite_difference(&mut b, o, at, lambda, &result.weights, spec),
+            ReconcileMode::Tangent | ReconcileMode::BpFree => tangent(&mut b, at, lambda, &result.weights, spec),
         };
     }
     Ok(result)
+}
+
+/// What is compared before a module; an entry for every tensor that crosses and is used.
+#[derive(Clone, Copy)]
+struct Boundary<'a> {
+    /// The module's inputs.
+    x: &'a [NodeId],
+    /// Gradients of its loss with respect to them.
+    g: &'a [NodeId],
+    /// The gradients that came with them.
+    e: &'a [NodeId],
 }
 
 /// Forward layers with a weight matrix.
@@ -138,10 +155,10 @@ fn is_view_of_variable(g: &Graph, mut id: NodeId) -> bool {
     }
 }
 
-fn boundary_numbers(b: &mut Builder<'_>, g: NodeId, e: NodeId) -> BoundaryNumbers {
-    let batch = b.shape(g)[0] as f64;
-    let d = b.sub(g, e);
-    let square = inner(b, d, d);
+fn boundary_numbers(b: &mut Builder<'_>, Boundary { g, e, .. }: Boundary<'_>) -> BoundaryNumbers {
+    let batch = b.shape(g[0])[0] as f64;
+    let d = difference(b, g, e);
+    let square = inner(b, &d, &d);
     let discord = b.scale(square, batch);
     let (ge, gg, ee) = (inner(b, g, e), inner(b, g, g), inner(b, e, e));
     let gn = b.map(ScalarFn::Sqrt, &[gg]);
@@ -172,8 +189,7 @@ fn lambda_scalar(b: &mut Builder<'_>, k: usize, spec: &ReconcileSpec) -> NodeId 
 fn exact(
     b: &mut Builder<'_>,
     o: &Objective,
-    g: NodeId,
-    e: NodeId,
+    Boundary { g, e, .. }: Boundary<'_>,
     lambda: NodeId,
     spec: &ReconcileSpec,
 ) -> Vec<NodeId> {
@@ -184,26 +200,24 @@ fn exact(
 }
 
 /// `v = dD/dg`, the direction along which the gradient of L is to be compared.
-fn direction(b: &mut Builder<'_>, g: NodeId, e: NodeId, spec: &ReconcileSpec) -> NodeId {
+fn direction(b: &mut Builder<'_>, Boundary { g, e, .. }: Boundary<'_>, spec: &ReconcileSpec) -> Vec<NodeId> {
     let d = distance(b, spec.distance, g, e);
-    gradients(b, d, &[g])[0]
+    gradients(b, d, g)
 }
 
 /// One more pass at `x + t v`: `G(x) + (lambda / t) (G(x + t v) - G(x))` with `t = s |x| / |v|`; `G(x)` alone where v
-/// or x is zero. Frozen kinks: flags and pooling winners of the first pass are used again.
-#[allow(clippy::too_many_arguments, reason = "the symbols of the formula")]
+/// or x is zero. Norms are of all tensors that cross, together. Frozen kinks: flags and pooling winners of the first
+/// pass are used again.
 fn finite_difference(
     b: &mut Builder<'_>,
     o: &Objective,
-    x: NodeId,
-    g: NodeId,
-    e: NodeId,
+    at: Boundary<'_>,
     lambda: NodeId,
     first: &[NodeId],
     spec: &ReconcileSpec,
 ) -> Vec<NodeId> {
-    let v = direction(b, g, e, spec);
-    let (xx, vv) = (inner(b, x, x), inner(b, v, v));
+    let v = direction(b, at, spec);
+    let (xx, vv) = (inner(b, at.x, at.x), inner(b, &v, &v));
     let zero = b.zeros_like(xx);
     let x_some = b.map(ScalarFn::Lt, &[zero, xx]);
     let v_some = b.map(ScalarFn::Lt, &[zero, vv]);
@@ -216,14 +230,17 @@ fn finite_difference(
     let weight = b.mul(weight, lambda);
     let weight = b.select(usable, weight, zero);
 
-    let shape = b.shape(x);
-    let wide = b.broadcast_to(t, &shape);
-    let step = b.mul(wide, v);
-    let moved = b.add(x, step);
-    // t and v are held constant.
-    let moved = b.detach(moved);
+    let mut moved = BTreeMap::new();
+    for (&x, v) in at.x.iter().zip(v) {
+        let shape = b.shape(x);
+        let wide = b.broadcast_to(t, &shape);
+        let step = b.mul(wide, v);
+        let there = b.add(x, step);
+        // t and v are held constant.
+        moved.insert(x, b.detach(there));
+    }
     let frozen = spec.kinks == Kinks::Frozen;
-    let loss = substitute(b, &[o.loss], &BTreeMap::from([(x, moved)]), |g, id| frozen && g.is_discrete(id))[0];
+    let loss = substitute(b, &[o.loss], &moved, |g, id| frozen && g.is_discrete(id))[0];
     let second = gradients(b, loss, &o.weights);
     first
         .iter()
@@ -241,15 +258,14 @@ fn finite_difference(
 /// `G + lambda d/dt G(x + t v)` at t = 0, by the directional derivative of the gradient's own graph.
 fn tangent(
     b: &mut Builder<'_>,
-    x: NodeId,
-    g: NodeId,
-    e: NodeId,
+    at: Boundary<'_>,
     lambda: NodeId,
     first: &[NodeId],
     spec: &ReconcileSpec,
 ) -> Vec<NodeId> {
-    let v = direction(b, g, e, spec);
-    let derivatives = pushforward(b, &[(x, v)], first);
+    let v = direction(b, at, spec);
+    let moves: Vec<(NodeId, NodeId)> = at.x.iter().copied().zip(v).collect();
+    let derivatives = pushforward(b, &moves, first);
     first
         .iter()
         .zip(derivatives)

@@ -78,10 +78,10 @@ pub fn close_about(graph: &Graph, expected: bool) -> Graph {
     // A bias that a BatchNorm takes away again has no gradient; plain SGD then has nothing to write.
     let changes = |r: &Root| match r.kind {
         RootKind::Update(v) => !matches!(closed.node(r.value).op, Op::Variable(w) if w == v),
-        RootKind::Output(_) | RootKind::OutputGradient | RootKind::Report(_) => true,
+        RootKind::Output(_) | RootKind::Boundary(_) | RootKind::OutputGradient(_) | RootKind::Report(_) => true,
     };
     let roots: Vec<Root> = closed.roots.iter().filter(|r| changes(r)).cloned().collect();
-    extract(&closed, &roots, None, Graph::new(closed.name.clone()))
+    extract(&closed, &roots, &BTreeMap::new(), Graph::new(closed.name.clone()))
 }
 
 fn shifted_exp(b: &mut Builder<'_>, x: NodeId, m: NodeId) -> NodeId {

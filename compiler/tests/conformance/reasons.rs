@@ -6,7 +6,6 @@ const WRAPS: &str = "integers out of range wrap, as in the newer package";
 const SATURATES: &str = "numbers out of range become the nearest, as in the newer package";
 const RANDOM: &str = "random numbers: a plan draws its own";
 const BOXES: &str = "selection among boxes: nothing to train behind it";
-const PLACES: &str = "elements at places that data choose are not there yet";
 const SIGNALS: &str = "complex numbers and signals are not there";
 
 /// What is not there, and why, where the importer only knows that it is not.
@@ -14,15 +13,10 @@ const OPS: &[(&str, &str)] = &[
     ("Bernoulli", RANDOM),
     ("BitCast", INTEGERS),
     ("ImageDecoder", "decoding of images is not part of a network"),
-    ("LinearAttention", "an op newer than opset 26; its function form is a loop"),
     ("MelWeightMatrix", SIGNALS),
     ("NonMaxSuppression", BOXES),
     ("NonZero", "its result's shape depends on the data"),
-    ("OptionalGetElement", "sequences, optionals and maps"),
-    ("OptionalHasElement", "sequences, optionals and maps"),
     ("RandomUniformLike", RANDOM),
-    ("RoiAlign", BOXES),
-    ("TensorScatter", PLACES),
     ("TfIdfVectorizer", "counting of n-grams is not part of a network"),
     ("Unique", "its result's shape depends on the data"),
 ];

@@ -272,12 +272,35 @@ pub struct BoundaryDecl {
     /// Buffer of the output gradient `e`; absent when no later step reads it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub e: Option<String>,
+    /// Tensors that cross beside it, because later modules need them too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carried: Vec<CarriedDecl>,
+}
+
+/// A tensor that crosses a boundary beside the module's output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CarriedDecl {
+    /// ONNX value.
+    pub value: String,
+    /// Its buffer.
+    pub x: String,
+    /// Buffer of the gradient that the loss of the module it comes from has with respect to it; absent when no later
+    /// step reads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub e: Option<String>,
 }
 
 impl BoundaryDecl {
-    /// Its buffers: `x`, then `e` if there is one.
+    /// What crosses: ONNX value, buffer of `x`, buffer of `e` if there is one. The module's output comes first.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &str, Option<&str>)> {
+        let carried = self.carried.iter().map(|c| (c.value.as_str(), c.x.as_str(), c.e.as_deref()));
+        std::iter::once((self.value.as_str(), self.x.as_str(), self.e.as_deref())).chain(carried)
+    }
+
+    /// Its buffers: every `x`, then every `e` there is.
     pub fn buffers(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(self.x.as_str()).chain(self.e.as_deref())
+        self.tensors().map(|t| t.1).chain(self.tensors().filter_map(|t| t.2))
     }
 
     /// Whether a buffer is one of them.

@@ -11,8 +11,10 @@ mod einsum;
 mod elementwise;
 mod index;
 mod linear;
+mod linear_attention;
 mod loss;
 mod norm;
+mod place;
 mod pool;
 mod quantize;
 mod recurrent;
@@ -52,8 +54,10 @@ const FAMILIES: &[&[Entry]] = &[
     elementwise::OPS,
     index::OPS,
     linear::OPS,
+    linear_attention::OPS,
     loss::OPS,
     norm::OPS,
+    place::OPS,
     pool::OPS,
     quantize::OPS,
     recurrent::OPS,
@@ -81,11 +85,8 @@ pub(crate) fn find(n: &NodeProto) -> Option<&'static Entry> {
 }
 
 pub(crate) fn unsupported(n: &NodeProto) -> String {
-    let nested = n.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty());
     if !(n.domain.is_empty() || n.domain == "ai.onnx") {
         "only ONNX's own operators are supported".into()
-    } else if nested {
-        "loops are not supported: export the model with the loop unrolled, as tracing does".into()
     } else {
         "not supported".into()
     }

@@ -20,7 +20,7 @@ pub(super) const OPS: &[Entry] = &[
 type R = Result<Vec<Out>, String>;
 
 /// Most steps, of all directions, that are written out.
-const MOST_STEPS: usize = 1 << 12;
+pub(super) const MOST_STEPS: usize = 1 << 12;
 
 fn rnn(cx: &mut Cx<'_, '_, '_>) -> R {
     recurrent(cx, Kind::Rnn)
