@@ -118,6 +118,14 @@ fn squared_and_relative() {
     check("mnist_mlp", "--modules 2 --reconcile finite-difference --distance relative");
 }
 
+/// What is carried along is as isolated as what a head reads.
+#[test]
+fn skips() {
+    let inner = "--allow-skips 1 --at /layer1/layer1.0/relu/Relu,/layer2/layer2.0/relu/Relu";
+    check("mnist_cnn", &format!("{inner} --reconcile exact"));
+    check("mnist_cnn", &format!("{inner} --reconcile finite-difference"));
+}
+
 #[test]
 fn transformers() {
     check("mnist_vit", "--modules 2 --reconcile finite-difference");

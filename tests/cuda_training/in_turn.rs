@@ -70,11 +70,12 @@ fn check_memory(case: &Case, counts: &Counts) {
 fn modules_in_turn_learn_the_same() {
     let adam = "optimizer: {kind: adamw, lr: 0.001, eps: 0.001}";
     for (model, dropout, modules, more, graphs) in [
-        ("mnist_cnn", None, 3, "reconcile: {mode: exact}", true),
-        ("mnist_vit", None, 4, adam, true),
-        ("tokens_bert", None, 2, "reconcile: {mode: tangent}", true),
-        ("tokens_bert", None, 1, adam, true),
-        ("mnist_cnn", None, 3, adam, false),
+        ("mnist_cnn", None, "3", "reconcile: {mode: exact}", true),
+        ("mnist_vit", None, "4", adam, true),
+        ("tokens_bert", None, "2", "reconcile: {mode: tangent}", true),
+        ("tokens_bert", None, "1", adam, true),
+        ("mnist_cnn", None, "3", adam, false),
+        ("unet", None, "4, allow-skips: 2", "reconcile: {mode: exact}", true),
     ] {
         let spec = format!("{{batch: 2, partition: {{modules: {modules}}}, {more}}}");
         let base = Case { dropout, graphs, ..case(model, &spec, 5) };

@@ -54,7 +54,7 @@ pub enum PartitionError {
         nearest: Option<String>,
     },
     /// `--at` names a node where no cut is possible.
-    #[error("cannot cut at \"{name}\": {reason}{}", beside.map_or(String::new(), |n| format!("; --allow-skips {n} would carry the other along")))]
+    #[error("cannot cut at \"{name}\": {reason}{}", carrying(*beside))]
     NoCut {
         /// The name given.
         name: String,
@@ -75,6 +75,14 @@ fn hint(reasons: &[Rejected]) -> String {
         format!("; --allow-skips N also cuts where up to N tensors cross beside the one cut at, here {n} or more")
     });
     format!("{skips}; places where it cannot be cut:{}", lines.concat())
+}
+
+fn carrying(beside: Option<usize>) -> String {
+    match beside {
+        None => String::new(),
+        Some(1) => "; --allow-skips 1 would carry the other along".into(),
+        Some(n) => format!("; --allow-skips {n} would carry the others along"),
+    }
 }
 
 fn near(name: &Option<String>) -> String {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use slrc_compiler::ir::graph::{Graph, Node};
 use slrc_compiler::ir::{NodeId, Op};
 use slrc_compiler::onnx::import::import;
-use slrc_compiler::partition::{Partitioned, apply, candidates, verify_isolation};
+use slrc_compiler::partition::{Candidate, Partitioned, apply, candidates, verify_isolation};
 use slrc_compiler::spec::SpecFile;
 use slrc_plan::kernel::Access;
 use slrc_plan::{Buffer, Plan, Space};
@@ -134,6 +134,14 @@ fn parts() -> Partitioned {
     apply(&net, &cuts[..3])
 }
 
+/// The same network, cut where shortcuts are carried along.
+fn parts_with_skips() -> Partitioned {
+    let file = common::small("mnist_cnn");
+    let net = import(&file, &SpecFile::default().import_options().expect("options")).expect("import");
+    let cuts: Vec<Candidate> = candidates(&net, 1).cuts.into_iter().filter(|c| !c.carried.is_empty()).collect();
+    apply(&net, &cuts)
+}
+
 #[test]
 fn a_sound_partition_is_accepted() {
     let p = parts();
@@ -166,19 +174,25 @@ fn a_node_of_another_module_is_found() {
 /// A boundary whose users read the value before the `detach` is found, at each boundary.
 #[test]
 fn a_removed_detach_is_found() {
-    let p = parts();
-    for (k, boundary) in p.boundaries.iter().flatten().copied().enumerate() {
-        assert!(matches!(p.graph.node(boundary).op, Op::Detach(_)));
-        let before = p.graph.node(boundary).operands[0];
-        let mut graph = Graph::like(&p.graph);
-        graph.roots.clone_from(&p.graph.roots);
-        for id in p.graph.ids() {
-            let mut node: Node = p.graph.node(id).clone();
-            node.operands.iter_mut().filter(|o| **o == boundary).for_each(|o| *o = before);
-            assert_eq!(graph.add(node), id, "numbers stay");
+    for p in [parts(), parts_with_skips()] {
+        assert_eq!(verify_isolation(&p), Ok(()));
+        for (k, boundary) in p.boundaries.iter().enumerate() {
+            boundary.iter().for_each(|&detached| without_detach(&p, k + 1, detached));
         }
-        let doctored = Partitioned { graph, ..p.clone() };
-        let e = verify_isolation(&doctored).expect_err("a missing detach").to_string();
-        assert!(e.contains(&format!("of module {} reaches", k + 1)) && e.contains("without a detach"), "{e}");
     }
+}
+
+fn without_detach(p: &Partitioned, k: usize, boundary: NodeId) {
+    assert!(matches!(p.graph.node(boundary).op, Op::Detach(_)));
+    let before = p.graph.node(boundary).operands[0];
+    let mut graph = Graph::like(&p.graph);
+    graph.roots.clone_from(&p.graph.roots);
+    for id in p.graph.ids() {
+        let mut node: Node = p.graph.node(id).clone();
+        node.operands.iter_mut().filter(|o| **o == boundary).for_each(|o| *o = before);
+        assert_eq!(graph.add(node), id, "numbers stay");
+    }
+    let doctored = Partitioned { graph, ..p.clone() };
+    let e = verify_isolation(&doctored).expect_err("a missing detach").to_string();
+    assert!(e.contains(&format!("of module {k} reaches")) && e.contains("without a detach"), "{e}");
 }
