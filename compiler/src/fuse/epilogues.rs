@@ -2,7 +2,7 @@
 //!
 //! A map becomes part of the matrix product or convolution whose result it reads when it walks that result as it lies
 //! in memory, and when the product is the last thing it waits for: nothing runs later than it would have, so nothing
-//! lives longer. What is computed again may begin with the product where it is what comes next. So does a reduction of the result's columns, such as the sums of BatchNorm and a bias's gradient: a
+//! lives longer. So does a reduction of the result's columns, such as the sums of BatchNorm and a bias's gradient: a
 //! tile of the product is reduced while it is at hand.
 
 use std::collections::BTreeMap;
@@ -25,12 +25,11 @@ pub fn attach(g: &Graph, l: &Layouts, items: &mut Items, columns: bool) {
         let Some(row) = row_of(g, l, id) else { continue };
         let mut next: Vec<usize> = merger.paths.after(i).collect();
         next.sort_by_key(|x| place[x]);
-        let comes_next = |r: usize| order[place[&i] + 1..place[&r]].iter().all(|&x| items.items[x].is_none());
         let fits = |r: &usize| {
             let Some(Item::Region(region)) = &items.items[*r] else { return false };
             let last = items.before[*r].iter().map(|&b| merger.paths.find(b)).all(|b| place[&b] <= place[&i]);
             last && (columns || region.axes.is_empty())
-                && (comes_next(*r) || merger.may_run_at(i, region))
+                && merger.may_run_at(i, region)
                 && walks(g, l, id, row, region)
                 && !overwrites_operand(g, l, id, region)
                 && !merger.paths.through_others(i, *r)

@@ -14,8 +14,6 @@ use crate::ir::op::Op;
 /// Most operands and most results of one region.
 const MAX_LEAVES: usize = 24;
 const MAX_SINKS: usize = 16;
-/// Most elements of what may as well be kept: what normalisation scales and shifts by.
-const SMALL: usize = 1 << 14;
 
 /// Merges regions.
 pub fn merge(g: &Graph, l: &Layouts, items: &mut Items) {
@@ -56,10 +54,9 @@ impl<'a> Merger<'a> {
     }
 
     /// Whether a region may join an item that runs earlier: what is computed again must not be computed before its
-    /// time, or it would be kept after all. With what is small that does not matter.
+    /// time, or it would be kept after all.
     pub(super) fn may_run_at(&self, item: usize, r: &Region) -> bool {
-        let large = r.sinks.iter().filter(|s| self.g.ty(s.node).count() > SMALL);
-        let latest = large.filter_map(|s| self.again[s.node.index()]).max();
+        let latest = r.sinks.iter().filter_map(|s| self.again[s.node.index()]).max();
         latest.is_none_or(|mark| 2 * u64::from(mark.0) <= self.keys[item])
     }
 
