@@ -14,6 +14,8 @@ mod precision;
 #[path = "cuda_training/sanitized.rs"]
 mod sanitized;
 mod support;
+#[path = "cuda_training/together.rs"]
+mod together;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -119,10 +119,10 @@ fn bench(a: &BenchArgs, folder: &Path) -> Result<Row, Failure> {
     })
 }
 
-/// Launches of a step: one for each kernel of a library, and those of the others.
+/// Launches of a step: one for each kernel of a library, and those of the others, which it may part.
 fn launches(m: &ModulePlan, library: &BTreeMap<String, Library>) -> usize {
-    let own = m.step.launches.iter().filter(|l| !l.kernels.first().is_some_and(|k| library.contains_key(k)));
-    own.count() + library.len()
+    let own = m.step.launches.iter().map(|l| l.without(|k| library.contains_key(k)).len());
+    own.sum::<usize>() + library.len()
 }
 
 /// Seconds of each step that counts. Steps follow each other as they do in training: a batch is fed and its step queued

@@ -15,7 +15,8 @@ fn compiled(model: &str, spec: &str) -> Compiled {
     compile(&common::small(model), &spec, &mut |_, _| {}).unwrap_or_else(|e| panic!("{model}: {e}"))
 }
 
-/// The functions that do the work of one phase of a module's training step, in the source's order.
+/// The functions that do the work of one phase of a module's training step, in the source's order, with those that they
+/// call where several kernels share a launch.
 fn functions(c: &Compiled, module: usize, phase: Phase) -> String {
     let step = &c.plan.modules[module - 1].step;
     let ids: BTreeSet<&str> = step.kernels.iter().filter(|k| k.phase == phase).map(|k| k.id.as_str()).collect();
@@ -23,10 +24,18 @@ fn functions(c: &Compiled, module: usize, phase: Phase) -> String {
     let names: BTreeSet<&str> = launches.map(|l| l.function.as_str()).collect();
     let source = c.kernels.as_ref().expect("kernels");
     // Each function stands with its head comment between empty lines.
-    let of = |text: &&str| names.iter().any(|n| text.contains(&format!(" {n}(\n")));
-    let found: Vec<&str> = source.split("\n\n").filter(of).collect();
-    assert_eq!(found.len(), names.len(), "functions of the {phase:?} phase");
+    let all: Vec<(&str, &str)> = source.split("\n\n").filter_map(|text| Some((name(text)?, text))).collect();
+    let launched: Vec<&str> = all.iter().filter(|(n, _)| names.contains(n)).map(|(_, text)| *text).collect();
+    assert_eq!(launched.len(), names.len(), "functions of the {phase:?} phase");
+    let called = |n: &str| launched.iter().any(|text| text.contains(&format!("    {n}(")));
+    let found: Vec<&str> = all.iter().filter(|(n, _)| names.contains(n) || called(n)).map(|(_, text)| *text).collect();
     found.join("\n\n")
+}
+
+/// The name of a function that does a kernel's work, or that of several.
+fn name(text: &str) -> Option<&str> {
+    let (before, _) = text.split_once("(\n")?;
+    before.rsplit(' ').next()
 }
 
 /// All of a plan of local learning: no reconciliation, and the optimizer with two moments.
@@ -45,15 +54,14 @@ fn convolutional_finite_differences() {
     insta::assert_snapshot!("convolutional_finite_differences", text);
 }
 
-/// Products on tensor cores: the evaluation of the network's last module, and the functions they share.
+/// Products on tensor cores: the source's last convolution, and the functions they share.
 #[test]
 fn convolutional_tf32() {
     let c = compiled("mnist_cnn", "{batch: 8, partition: {modules: 2}, precision: tf32}");
     let source = c.kernels.as_ref().expect("kernels");
     let shared = source.split("\n\n").filter(|text| text.contains("asm("));
-    let eval = &c.plan.modules[1].eval;
-    let product = eval.launches.iter().find(|l| l.function.starts_with("conv_forward")).expect("a convolution");
-    let function = source.split("\n\n").find(|text| text.contains(&format!(" {}(\n", product.function)));
+    let convolution = |text: &&str| name(text).is_some_and(|n| n.starts_with("conv_forward"));
+    let function = source.split("\n\n").filter(convolution).last();
     let text: Vec<&str> = shared.chain(function).collect();
     insta::assert_snapshot!("convolutional_tf32", text.join("\n\n"));
 }

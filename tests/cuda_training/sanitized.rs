@@ -89,9 +89,10 @@ fn plant(plan: &mut Plan, source: &mut String, space: Space, statement: &str) {
     source.push_str(&format!("\nextern \"C\" __global__ void planted(float* x) {{\n  {statement}\n}}\n"));
     let step = &mut plan.modules[0].step;
     step.launches.push(Launch {
-        kernels: step.launches.last().expect("launches").kernels.clone(),
+        kernels: step.kernels.last().map(|k| k.id.clone()).into_iter().collect(),
         function: "planted".into(),
         grid: Dims(vec![1, 1, 1]),
+        blocks: Vec::new(),
         block: 32,
         shared: 0,
         args: vec![LaunchArg::Buffer(id)],

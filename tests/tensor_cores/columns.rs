@@ -1,11 +1,12 @@
 //! Products whose columns are reduced tile by tile: sums and largest elements, and what needs the product afterwards,
 //! in every precision, against the f64 interpreter.
 
+use slrc_compiler::ir::graph::{Input, InputKind, RootKind};
 use slrc_compiler::ir::op::Op;
-use slrc_compiler::ir::{Builder, Graph};
-use slrc_plan::KernelOp;
-use slrc_plan::kernel::{TILE_GROUP, TILE_ROWS};
-use slrc_plan::{Precision, ScalarFn};
+use slrc_compiler::ir::ops::contract::ConvShape;
+use slrc_compiler::ir::{Builder, Graph, Root, Type};
+use slrc_plan::kernel::{TILE_GROUP, TILE_ROWS, WindowGeometry};
+use slrc_plan::{Dims, KernelOp, Precision, ScalarFn};
 use slrc_runtime::cuda::Libraries;
 
 use crate::support::cuda_host::{Options, Order, Sanitizer, Streams, in_child, real};
@@ -65,11 +66,29 @@ fn few() -> Vec<Case> {
     work.into_iter().flat_map(|w| tiled().map(move |c| with(c, w))).collect()
 }
 
+/// A convolution of 3 x 3 with so many samples of 32 x 32 pixels.
+fn convolution(samples: usize) -> Case {
+    let pair = |n: usize| Dims(vec![n, n]);
+    let (input, output, kernel, strides) = (pair(32), pair(32), pair(3), pair(1));
+    let geometry = WindowGeometry { input, output, kernel, strides, pads: pair(1), dilations: pair(1) };
+    let mut graph = Graph::new("convolution");
+    let mut b = Builder::new(&mut graph);
+    let [x, w] = [[samples, 2, 32, 32], [3, 2, 3, 3]].map(|shape| {
+        let input = Input { name: format!("x{}", shape[0]), kind: InputKind::Data, ty: Type::f32(shape) };
+        let id = b.graph_mut().add_input(input);
+        b.input(id)
+    });
+    let value = b.conv(x, w, &ConvShape { groups: 1, geometry });
+    graph.roots = vec![Root { kind: RootKind::Output("y".into()), value }];
+    Case { name: format!("a convolution of {samples} samples"), graph }
+}
+
 fn cases() -> Vec<Case> {
-    // More tiles than are combined at once, whole and not.
-    let rows = [2 * TILE_GROUP * TILE_ROWS + 1, 216 * 128];
-    let many = rows.map(|m| with(product(m, 70, 12, false, true), Work::Reduced));
-    few().into_iter().chain(many).collect()
+    // More tiles than are combined at once, whole and not, of matrices and of pixels.
+    let tiles = 2 * TILE_GROUP * TILE_ROWS;
+    let many = [tiles + 1, 216 * 128].map(|m| product(m, 70, 12, false, true));
+    let many = many.into_iter().chain([convolution(tiles / (32 * 32) + 1)]);
+    few().into_iter().chain(many.map(|c| with(c, Work::Reduced))).collect()
 }
 
 fn on_cuda((precision, count): (Precision, usize)) -> Vec<Vec<f64>> {

@@ -42,6 +42,8 @@ pub struct Draft {
     pub buffers: Vec<DraftBuffer>,
     /// Where reported values went: root name to buffer.
     pub reports: BTreeMap<String, String>,
+    /// Whether the device runs neighbours at once that do not depend on each other.
+    pub at_once: bool,
 }
 
 /// Where a module's roots go.
@@ -95,7 +97,7 @@ pub fn lower(g: &Graph, l: &Layouts, items: &Items, order: &[usize], purpose: Pu
         program,
         convolutions,
         names,
-        draft: Draft::default(),
+        draft: Draft { at_once: convolutions == Convolutions::Tiled, ..Draft::default() },
         buffers: BTreeMap::new(),
         used_ids: BTreeSet::new(),
         readers: readers(g, l, items),

@@ -1,11 +1,13 @@
 //! Memory: live ranges and exact arena offsets.
 //!
 //! A buffer is live from the kernel that first writes it to the last that touches it. An elementwise kernel may write
-//! its result over an operand that dies there. What shares a place is a block; `pack.rs` finds where blocks lie.
+//! its result over an operand that dies there. What shares a place is a block; `pack.rs` finds where blocks lie. Where
+//! kernels may run at once, blocks live a little longer for it (`at_once.rs`).
 //!
 //! What the module before hands over lies at the lower end, what is handed on at the upper end. The next module takes
 //! its arena upside down: where this one ends, it begins.
 
+mod at_once;
 mod pack;
 
 use std::collections::BTreeMap;
@@ -83,8 +85,13 @@ pub fn place(draft: &Draft, ends: &Ends) -> Arena {
         buffers.push(b);
         places.push(place);
     }
-    let (members, blocks): (Vec<Members>, Vec<Block>) =
+    let (members, mut blocks): (Vec<Members>, Vec<Block>) =
         share_in_place(&draft.kernels, &buffers, &places).into_iter().unzip();
+    if draft.at_once {
+        let pairs = members.iter().enumerate().flat_map(|(block, m)| m.iter().map(move |&b| (b, block)));
+        let block_of = pairs.map(|(b, block)| (buffers[b].id.as_str(), block)).collect();
+        at_once::extend(&draft.kernels, &block_of, &mut blocks);
+    }
     let live_bytes = most_live(&blocks, draft.kernels.len());
     let packed = pack(&blocks, live_bytes);
     let mut at_top = vec![false; own];

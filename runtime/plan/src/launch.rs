@@ -1,8 +1,10 @@
 //! How a CUDA device runs a program: functions of `kernels.cu` with their launch geometry and arguments.
 //!
-//! Kernels say what is computed, launches how. A kernel may take several launches (partial results, then their sum).
+//! Kernels say what is computed, launches how. A kernel may take several launches (partial results, then their sum), and
+//! a launch may do the work of several kernels side by side, each in blocks of its own.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -20,13 +22,58 @@ pub struct Launch {
     pub function: String,
     /// Blocks along x, y and z.
     pub grid: Dims,
+    /// Where it works for several kernels: how many blocks of the grid each takes, one kernel after the other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<usize>,
     /// Threads of a block, along x.
     pub block: usize,
     /// Bytes of dynamic shared memory.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub shared: usize,
-    /// One pointer each.
+    /// One parameter of the function each.
     pub args: Vec<LaunchArg>,
+}
+
+/// Neighbouring kernels of a launch, which can run without the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Positions in [`Launch::kernels`].
+    pub kernels: Range<usize>,
+    /// The first of their blocks.
+    pub first: usize,
+    /// Blocks along x, y and z.
+    pub grid: Vec<usize>,
+}
+
+impl Launch {
+    /// What is left of it without the kernels that are `taken`: as few parts as can be.
+    pub fn without(&self, taken: impl Fn(&str) -> bool) -> Vec<Part> {
+        if self.blocks.is_empty() {
+            let all = || Part { kernels: 0..self.kernels.len(), first: 0, grid: self.grid.0.clone() };
+            return if self.kernels.iter().any(|k| taken(k)) { Vec::new() } else { vec![all()] };
+        }
+        let mut parts: Vec<Part> = Vec::new();
+        let mut first = 0;
+        for (i, (id, &blocks)) in self.kernels.iter().zip(&self.blocks).enumerate() {
+            match parts.last_mut() {
+                _ if taken(id) => {}
+                Some(p) if p.kernels.end == i => {
+                    p.kernels.end += 1;
+                    p.grid[0] += blocks;
+                }
+                _ => parts.push(Part { kernels: i..i + 1, first, grid: vec![blocks, 1, 1] }),
+            }
+            first += blocks;
+        }
+        parts
+    }
+
+    /// Each kernel by itself, where it works for several.
+    pub fn one_by_one(&self) -> Vec<Part> {
+        (0..self.kernels.len())
+            .flat_map(|i| self.without(|id| self.blocks.len() > 1 && self.kernels[i] != id))
+            .collect()
+    }
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
@@ -48,6 +95,9 @@ pub enum LaunchArg {
     /// A `u32` of device memory for every block along x, zero before a launch and after it, by which blocks find out
     /// which of them finishes last. Written `$turns`.
     Turns,
+    /// A number: the first of the launch's blocks that are to run, where those of some of its kernels are. Written
+    /// `$first`.
+    First,
 }
 
 /// Values of [`LaunchArg::Fault`].
@@ -65,6 +115,7 @@ impl fmt::Display for LaunchArg {
             LaunchArg::Run => f.write_str("$run"),
             LaunchArg::Fault => f.write_str("$fault"),
             LaunchArg::Turns => f.write_str("$turns"),
+            LaunchArg::First => f.write_str("$first"),
         }
     }
 }
@@ -76,8 +127,9 @@ impl FromStr for LaunchArg {
             "$run" => Ok(LaunchArg::Run),
             "$fault" => Ok(LaunchArg::Fault),
             "$turns" => Ok(LaunchArg::Turns),
+            "$first" => Ok(LaunchArg::First),
             id if is_buffer_id(id) => Ok(LaunchArg::Buffer(id.to_string())),
-            _ => Err(format!("`{s}` is neither a buffer nor $run, $fault or $turns")),
+            _ => Err(format!("`{s}` is neither a buffer nor $run, $fault, $turns or $first")),
         }
     }
 }
@@ -101,9 +153,34 @@ mod tests {
 
     #[test]
     fn text_round_trips() {
-        for a in [LaunchArg::Buffer("m1/relu:map~2".into()), LaunchArg::Run, LaunchArg::Fault, LaunchArg::Turns] {
+        let special = [LaunchArg::Run, LaunchArg::Fault, LaunchArg::Turns, LaunchArg::First];
+        for a in special.into_iter().chain([LaunchArg::Buffer("m1/relu:map~2".into())]) {
             assert_eq!(a.to_string().parse(), Ok(a));
         }
         assert!("$seed".parse::<LaunchArg>().is_err());
+    }
+
+    #[test]
+    fn kernels_are_taken_from_launches() {
+        let launch = Launch {
+            kernels: ["k1", "k2", "k3", "k4"].map(String::from).to_vec(),
+            function: "together".into(),
+            grid: Dims(vec![100, 1, 1]),
+            blocks: vec![10, 20, 30, 40],
+            block: 256,
+            shared: 0,
+            args: vec![LaunchArg::First],
+        };
+        let part = |kernels: Range<usize>, first, blocks| Part { kernels, first, grid: vec![blocks, 1, 1] };
+        assert_eq!(launch.without(|_| false), [part(0..4, 0, 100)]);
+        assert_eq!(launch.without(|id| id == "k1"), [part(1..4, 10, 90)]);
+        assert_eq!(launch.without(|id| id == "k2"), [part(0..1, 0, 10), part(2..4, 30, 70)]);
+        assert_eq!(launch.without(|_| true), []);
+        let each = [part(0..1, 0, 10), part(1..2, 10, 20), part(2..3, 30, 30), part(3..4, 60, 40)];
+        assert_eq!(launch.one_by_one(), each);
+        let alone = Launch { kernels: vec!["k1".into()], grid: Dims(vec![5, 2, 1]), blocks: Vec::new(), ..launch };
+        let whole = [Part { kernels: 0..1, first: 0, grid: vec![5, 2, 1] }];
+        assert_eq!((alone.without(|_| false), alone.one_by_one()), (whole.to_vec(), whole.to_vec()));
+        assert_eq!(alone.without(|id| id == "k1"), []);
     }
 }

@@ -21,6 +21,7 @@ pub mod region;
 pub mod scalar;
 pub mod schedule;
 pub mod statement;
+pub mod touches;
 pub mod validate;
 pub mod view;
 pub mod yaml;

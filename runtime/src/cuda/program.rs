@@ -5,24 +5,27 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{CUdeviceptr, CUevent_flags, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
 use cudarc::driver::{CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaStream, result};
-use slrc_plan::launch::{Launch, LaunchArg};
+use slrc_plan::launch::{Launch, LaunchArg, Part};
 use slrc_plan::plan::Program as Plan;
-use slrc_plan::{Buffer, Kernel};
+use slrc_plan::{Buffer, Kernel, KernelOp};
 
 use crate::cuda::error::Called;
 use crate::cuda::library::{Library, Product, Products};
 use crate::cuda::memory::Memory;
 use crate::device::{DeviceError, ProgramKind};
 
-/// A launch with everything resolved.
+/// A launch, or a part of one, with everything resolved.
+#[derive(Clone)]
 struct Prepared {
     function: CudaFunction,
     name: String,
     grid: (u32, u32, u32),
     block: u32,
     shared: u32,
-    /// What the function's parameters are: addresses, one each.
+    /// What the function's parameters are: addresses, and the number of a block.
     arguments: Vec<CUdeviceptr>,
+    /// Which of them is the number of the first block.
+    first: Option<usize>,
     /// Whether it may report a fault.
     faults: bool,
 }
@@ -35,8 +38,8 @@ enum Work {
 
 struct Queued {
     work: Work,
-    /// The kernel whose time it is taken for.
-    kernel: usize,
+    /// The kernels whose work it does. A function that does that of several can do it one by one.
+    kernels: Vec<(usize, Part)>,
 }
 
 /// Names a program in a plan, with where its launches' arguments lie.
@@ -65,14 +68,25 @@ impl Program {
         let index: BTreeMap<&str, usize> = plan.kernels.iter().enumerate().map(|(i, k)| (k.id.as_str(), i)).collect();
         let mut products = products(plan, place)?;
         let by_library: BTreeSet<usize> = products.keys().copied().collect();
+        let position = |id: &str| index.get(id).copied().unwrap_or(0);
         let mut launches = Vec::new();
         for l in &plan.launches {
-            let kernel = l.kernels.first().and_then(|id| index.get(id.as_str())).copied().unwrap_or(0);
-            // A product takes the place of all its kernel's launches.
-            if !by_library.contains(&kernel) {
-                launches.push(Queued { work: Work::Function(prepare(l, code, place)?), kernel });
-            } else if let Some(product) = products.remove(&kernel) {
-                launches.push(Queued { work: Work::Product(product), kernel });
+            let each: Vec<(usize, Part)> = l.kernels.iter().map(|id| position(id)).zip(l.one_by_one()).collect();
+            // A product takes the place of all its kernel's launches, or of its part of one.
+            for &(kernel, ref part) in &each {
+                if let Some(product) = products.remove(&kernel) {
+                    let kernels = vec![(kernel, part.clone())];
+                    launches.push(Queued { work: Work::Product(product), kernels });
+                }
+            }
+            let parts = l.without(|id| by_library.contains(&position(id)));
+            if parts.is_empty() {
+                continue;
+            }
+            let function = prepare(l, code, place)?;
+            for part in parts {
+                let work = Work::Function(function.part(&part));
+                launches.push(Queued { work, kernels: each[part.kernels].to_vec() });
             }
         }
         Ok(Program { kernels: plan.kernels.clone(), launches, ran: false, graph: None })
@@ -82,7 +96,7 @@ impl Program {
     pub(super) fn by_library(&self) -> BTreeMap<String, Library> {
         let library = |l: &Queued| match &l.work {
             Work::Function(_) => None,
-            Work::Product(p) => Some((self.kernels[l.kernel].id.clone(), p.library())),
+            Work::Product(p) => l.kernels.first().map(|(k, _)| (self.kernels[*k].id.clone(), p.library())),
         };
         self.launches.iter().filter_map(library).collect()
     }
@@ -118,7 +132,7 @@ impl Program {
         launched.and(graph)
     }
 
-    /// Runs the launches one by one, waits, and tells each kernel's seconds: those of all launches taken for it.
+    /// Runs the launches one by one, those of several kernels kernel by kernel, waits, and tells each kernel's seconds.
     pub(super) fn profile(
         &self,
         stream: &CudaStream,
@@ -126,14 +140,27 @@ impl Program {
     ) -> Result<(), DeviceError> {
         let mark = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).called("cuEventRecord");
         let mut marks: Vec<CudaEvent> = vec![mark()?];
+        let mut timed = Vec::new();
         for l in &self.launches {
-            l.launch(stream)?;
-            marks.push(mark()?);
+            match &l.work {
+                Work::Function(f) if l.kernels.len() > 1 => {
+                    for (kernel, part) in &l.kernels {
+                        f.part(part).launch(stream)?;
+                        marks.push(mark()?);
+                        timed.push(*kernel);
+                    }
+                }
+                _ => {
+                    l.launch(stream)?;
+                    marks.push(mark()?);
+                    timed.push(l.kernels.first().map_or(0, |k| k.0));
+                }
+            }
         }
         let mut seconds: BTreeMap<usize, f64> = BTreeMap::new();
-        for (l, pair) in self.launches.iter().zip(marks.windows(2)) {
+        for (kernel, pair) in timed.into_iter().zip(marks.windows(2)) {
             let ms = pair[0].elapsed_ms(&pair[1]).called("cuEventElapsedTime")?;
-            *seconds.entry(l.kernel).or_default() += f64::from(ms) / 1e3;
+            *seconds.entry(kernel).or_default() += f64::from(ms) / 1e3;
         }
         for (kernel, s) in seconds {
             after(&self.kernels[kernel], s);
@@ -143,8 +170,9 @@ impl Program {
 
     /// Kernels that may report a fault, by id, and the nodes whose work they do.
     pub(super) fn suspects(&self) -> (String, String) {
+        let launches = self.launches.iter().filter(|l| l.may_fault()).flat_map(|l| &l.kernels);
         let mut kernels: Vec<&Kernel> =
-            self.launches.iter().filter(|l| l.may_fault()).map(|l| &self.kernels[l.kernel]).collect();
+            launches.map(|k| &self.kernels[k.0]).filter(|k| matches!(k.run, KernelOp::Gather(_))).collect();
         kernels.dedup_by_key(|k| &k.id);
         let ids: Vec<&str> = kernels.iter().map(|k| k.id.as_str()).collect();
         let nodes: Vec<&str> = kernels.iter().flat_map(|k| &k.nodes).map(String::as_str).collect();
@@ -152,13 +180,11 @@ impl Program {
     }
 }
 
-/// Kernels that a library computes, by position. Of a launch that works for several kernels, none is taken away.
+/// Kernels that a library computes, by position.
 fn products(plan: &Plan, place: &Place<'_>) -> Result<BTreeMap<usize, Product>, DeviceError> {
-    let shared: BTreeSet<&str> =
-        plan.launches.iter().filter(|l| l.kernels.len() > 1).flat_map(|l| &l.kernels).map(String::as_str).collect();
     let address = |b: &Buffer| place.memory.address(place.memory.layout().buffer(b).start);
     let mut found = BTreeMap::new();
-    for (i, k) in plan.kernels.iter().enumerate().filter(|(_, k)| !shared.contains(k.id.as_str())) {
+    for (i, k) in plan.kernels.iter().enumerate() {
         if let Some(product) = place.products.prepare(k, place.buffers, &address)? {
             found.insert(i, product);
         }
@@ -190,6 +216,7 @@ fn prepare(l: &Launch, code: &Arc<CudaModule>, place: &Place<'_>) -> Result<Prep
         LaunchArg::Run => Ok(place.memory.address(layout.run())),
         LaunchArg::Fault => Ok(place.memory.address(layout.fault(place.module, place.kind))),
         LaunchArg::Turns => Ok(place.memory.address(layout.turns().start)),
+        LaunchArg::First => Ok(0),
     };
     Ok(Prepared {
         function,
@@ -198,6 +225,7 @@ fn prepare(l: &Launch, code: &Arc<CudaModule>, place: &Place<'_>) -> Result<Prep
         block: small(l.block)?,
         shared: small(l.shared)?,
         arguments: l.args.iter().map(address).collect::<Result<_, _>>()?,
+        first: l.args.iter().position(|a| *a == LaunchArg::First),
         faults: l.args.contains(&LaunchArg::Fault),
     })
 }
@@ -219,6 +247,17 @@ impl Queued {
 }
 
 impl Prepared {
+    /// A part of the launch that this is.
+    fn part(&self, part: &Part) -> Prepared {
+        let extent = |n: &usize| u32::try_from(*n).expect("invariant: a part's grid is no larger than the launch's");
+        let [x, y, z] = &part.grid[..] else { unreachable!("invariant: a prepared launch has three extents") };
+        let mut prepared = Prepared { grid: (extent(x), extent(y), extent(z)), ..self.clone() };
+        if let Some(first) = self.first {
+            prepared.arguments[first] = part.first as CUdeviceptr;
+        }
+        prepared
+    }
+
     fn launch(&self, stream: &CudaStream) -> Result<(), DeviceError> {
         let mut parameters: Vec<*mut std::ffi::c_void> =
             self.arguments.iter().map(|a| std::ptr::from_ref(a).cast_mut().cast()).collect();

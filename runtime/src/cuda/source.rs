@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 use slrc_plan::Plan;
+use slrc_plan::launch::LaunchArg;
 
 use crate::device::DeviceError;
 
@@ -28,17 +29,21 @@ pub(super) fn check_hash(plan: &Plan, source: &str) -> Result<(), DeviceError> {
     }
 }
 
-/// Fails where a launch's function is missing or takes another number of arguments.
+/// Fails where a launch's function is missing or takes other arguments.
 pub(super) fn check_arguments(plan: &Plan, source: &str) -> Result<(), DeviceError> {
     let functions = functions(source);
     for m in &plan.modules {
         for l in m.step.launches.iter().chain(&m.eval.launches) {
-            let (name, given) = (&l.function, l.args.len());
+            let name = &l.function;
+            let given: Vec<Takes> =
+                l.args.iter().map(|a| if *a == LaunchArg::First { Takes::Number } else { Takes::Pointer }).collect();
             let problem = match functions.get(name.as_str()) {
                 None => "is missing".to_string(),
-                Some(&Some(takes)) if takes == given => continue,
-                Some(Some(takes)) => format!("takes {takes} pointers, the plan gives it {given}"),
-                Some(None) => "takes other arguments than pointers".to_string(),
+                Some(Some(takes)) if *takes == given => continue,
+                Some(Some(takes)) if takes.len() != given.len() => {
+                    format!("takes {} arguments, the plan gives it {}", takes.len(), given.len())
+                }
+                Some(_) => "takes other arguments than the plan gives it".to_string(),
             };
             return Err(DeviceError::Unsupported(format!(
                 "plan.yaml and kernels.cu do not fit: function {name} {problem}; compile the plan again"
@@ -48,8 +53,16 @@ pub(super) fn check_arguments(plan: &Plan, source: &str) -> Result<(), DeviceErr
     Ok(())
 }
 
-/// Kernels by name with their number of pointer parameters; absent where one is no pointer.
-fn functions(source: &str) -> BTreeMap<&str, Option<usize>> {
+/// What a parameter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Takes {
+    Pointer,
+    /// 64 bits, not negative.
+    Number,
+}
+
+/// Kernels by name with their parameters; absent where one is neither.
+fn functions(source: &str) -> BTreeMap<&str, Option<Vec<Takes>>> {
     let mut found = BTreeMap::new();
     for declaration in source.split("__global__ ").skip(1) {
         // Launch bounds stand in parentheses of their own before the name.
@@ -58,11 +71,13 @@ fn functions(source: &str) -> BTreeMap<&str, Option<usize>> {
         let rest = bounds.map_or(rest, |(_, r)| r.trim_start());
         let Some((name, rest)) = rest.split_once('(') else { continue };
         let Some((parameters, _)) = rest.split_once(')') else { continue };
-        let count = match parameters.trim() {
-            "" => Some(0),
-            list => list.split(',').all(|p| p.contains('*')).then(|| list.split(',').count()),
+        let takes = |p: &str| match p {
+            p if p.contains('*') => Some(Takes::Pointer),
+            p if p.trim().starts_with("unsigned long long ") => Some(Takes::Number),
+            _ => None,
         };
-        found.insert(name.trim(), count);
+        let parameters: Vec<&str> = parameters.split(',').filter(|p| !p.trim().is_empty()).collect();
+        found.insert(name.trim(), parameters.into_iter().map(takes).collect());
     }
     found
 }
@@ -83,8 +98,15 @@ extern \"C\" __global__ void __launch_bounds__(256) map_1(
 }
 extern \"C\" __global__ void none() {}
 extern \"C\" __global__ void sized(float* x, int n) {}
+extern \"C\" __global__ void __launch_bounds__(256, 1) together_1(
+    const float* __restrict__ q0,
+    unsigned long long first) {
+}
 ";
         let found: Vec<_> = functions(source).into_iter().collect();
-        assert_eq!(found, [("map_1", Some(2)), ("none", Some(0)), ("sized", None)]);
+        let pointers = |n| Some(vec![Takes::Pointer; n]);
+        let together = Some(vec![Takes::Pointer, Takes::Number]);
+        let expected = [("map_1", pointers(2)), ("none", pointers(0)), ("sized", None), ("together_1", together)];
+        assert_eq!(found, expected);
     }
 }

@@ -132,11 +132,11 @@ fn launch(table: &Table<'_>, a: &Attention) -> Call {
     }
     let wanted = a.results.iter().enumerate().map(|(i, r)| (r.value.clone(), at(i))).collect();
     let row = Row::new(body, ty, 32, wanted);
-    code.line(format!("__shared__ float s[{}];", a.held() * strip * cols));
+    code.shared("float", "s", &[a.held() * strip * cols]);
     if !a.products.is_empty() {
-        code.line(format!("__shared__ float as[{DEPTH}][{strip}];"));
+        code.shared("float", "as", &[DEPTH, strip]);
     }
-    code.line(format!("__shared__ float bs[{DEPTH}][{TILE}];"));
+    code.shared("float", "bs", &[DEPTH, TILE]);
     code.line(format!("const int tx = threadIdx.x % {TILE};"));
     code.line(format!("const int ty = threadIdx.x / {TILE};"));
     code.line(format!("const {ty} z = blockIdx.x / {strips};"));

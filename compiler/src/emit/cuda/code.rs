@@ -1,4 +1,5 @@
-//! Text of one function: lines with indentation, parameters in order of first use, and the launch that goes with it.
+//! Text of one function: lines with indentation, parameters in order of first use, shared memory, and the launch that
+//! goes with it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,16 +22,80 @@ pub(super) struct Call {
     pub(super) formula: Vec<String>,
     pub(super) block: usize,
     pub(super) grid: [usize; 3],
-    pub(super) params: Vec<String>,
-    pub(super) args: Vec<LaunchArg>,
+    pub(super) params: Vec<Param>,
     pub(super) body: String,
+    /// Arrays that the threads of a block share, in the order of their declarations in the body.
+    pub(super) shared: Vec<Shared>,
     /// How many registers a thread may take.
     pub(super) registers: Registers,
 }
 
+/// A parameter of a function: a pointer, with what is known of it.
+#[derive(Clone, Debug)]
+pub(super) struct Param {
+    pub(super) name: String,
+    /// What it points to in a launch.
+    pub(super) arg: LaunchArg,
+    /// The C type of what it points to.
+    pub(super) ty: &'static str,
+    pub(super) written: bool,
+    /// Whether what is written through it is reached through no other, and the other way round.
+    pub(super) apart: bool,
+}
+
+impl Param {
+    pub(super) fn declaration(&self) -> String {
+        let constant = if self.written { "" } else { "const " };
+        let restrict = if self.apart { " __restrict__" } else { "" };
+        format!("{constant}{}*{restrict} {}", self.ty, self.name)
+    }
+}
+
+/// An array that the threads of a block share, or a number where it has no extents.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    ty: &'static str,
+    name: String,
+    extents: Vec<usize>,
+}
+
+/// Where arrays in shared memory begin: what vectors of four numbers need.
+const SHARED_ALIGNMENT: usize = 16;
+
+impl Shared {
+    fn brackets(&self) -> String {
+        self.extents.iter().map(|e| format!("[{e}]")).collect()
+    }
+
+    /// The declaration of one that has its own memory.
+    pub(super) fn declaration(&self) -> String {
+        format!("__shared__ {} {}{};", self.ty, self.name, self.brackets())
+    }
+
+    /// The declaration of one that lies in `memory`, so many bytes from its beginning.
+    pub(super) fn placed(&self, offset: usize) -> String {
+        let (ty, name, at) = (self.ty, &self.name, sum_of("memory", offset));
+        match self.brackets() {
+            b if b.is_empty() => format!("{ty}& {name} = *reinterpret_cast<{ty}*>({at});"),
+            b => format!("{ty} (&{name}){b} = *reinterpret_cast<{ty} (*){b}>({at});"),
+        }
+    }
+
+    /// Bytes from its beginning to that of the next.
+    pub(super) fn bytes(&self) -> usize {
+        let element = if self.ty == c_type(DType::U8) { 1 } else { 4 };
+        (self.extents.iter().product::<usize>() * element).next_multiple_of(SHARED_ALIGNMENT)
+    }
+}
+
+/// `a + n`, or `a`.
+pub(super) fn sum_of(a: &str, n: usize) -> String {
+    if n == 0 { a.into() } else { format!("{a} + {n}") }
+}
+
 /// How many registers a thread may take. NVIDIA's compiler spills a few where that lets a multiprocessor hold more
 /// threads; a bound that has room for what is live keeps it from that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Registers {
     /// What the compiler likes.
     Unbounded,
@@ -73,6 +138,7 @@ pub(super) struct Code<'a> {
     depth: usize,
     pointers: Vec<Pointer>,
     special: Vec<LaunchArg>,
+    shared: Vec<Shared>,
     formula: Vec<String>,
     /// How often the last block went on alone.
     lasts: usize,
@@ -88,6 +154,7 @@ impl<'a> Code<'a> {
             depth: 1,
             pointers: Vec::new(),
             special: Vec::new(),
+            shared: Vec::new(),
             formula: Vec::new(),
             lasts: 0,
             names: 0,
@@ -134,6 +201,13 @@ impl<'a> Code<'a> {
         name
     }
 
+    /// Declares an array that the threads of a block share, or a number. Its name is no other's in the function.
+    pub(super) fn shared(&mut self, ty: &'static str, name: &str, extents: &[usize]) {
+        let shared = Shared { ty, name: name.into(), extents: extents.to_vec() };
+        self.line(shared.declaration());
+        self.shared.push(shared);
+    }
+
     /// Lets the last of `count` blocks to get here go on, alone, with what all of them wrote; the others end. `turn` is
     /// the number of the counter that these blocks share.
     pub(super) fn last_block(&mut self, turn: &str, count: usize) {
@@ -144,7 +218,7 @@ impl<'a> Code<'a> {
     pub(super) fn last_of(&mut self, turn: &str, others: &str) {
         let turns = self.special(LaunchArg::Turns);
         if self.lasts == 0 {
-            self.line("__shared__ int last;");
+            self.shared("int", "last", &[]);
         }
         self.lasts += 1;
         self.line("__syncthreads();");
@@ -168,7 +242,7 @@ impl<'a> Code<'a> {
             LaunchArg::Run => "run",
             LaunchArg::Fault => "fault",
             LaunchArg::Turns => "turns",
-            LaunchArg::Buffer(_) => unreachable!("buffers are not special"),
+            LaunchArg::Buffer(_) | LaunchArg::First => unreachable!("invariant: kernels know of no such argument"),
         };
         if !self.special.contains(&arg) {
             self.special.push(arg);
@@ -192,33 +266,30 @@ impl<'a> Code<'a> {
 
     /// The finished function with its launch.
     pub(super) fn finish(self, family: &'static str, block: usize, grid: [usize; 3]) -> Call {
-        let mut params: Vec<String> = self
-            .pointers
-            .iter()
-            .map(|p| {
-                let constant = if p.written { "" } else { "const " };
-                let restrict = if self.aliased(p) { "" } else { " __restrict__" };
-                format!("{constant}{}*{restrict} {}", c_type(p.dtype), p.name)
-            })
-            .collect();
-        let mut args: Vec<LaunchArg> = self.pointers.iter().map(|p| LaunchArg::Buffer(p.id.clone())).collect();
-        for s in self.special {
-            params.push(match s {
-                LaunchArg::Run => "const unsigned long long* __restrict__ run".into(),
-                LaunchArg::Fault => "int* fault".into(),
-                LaunchArg::Turns => "unsigned int* turns".into(),
-                LaunchArg::Buffer(_) => unreachable!("buffers are not special"),
-            });
-            args.push(s);
-        }
+        let buffers = self.pointers.iter().map(|p| Param {
+            name: p.name.clone(),
+            arg: LaunchArg::Buffer(p.id.clone()),
+            ty: c_type(p.dtype),
+            written: p.written,
+            apart: !self.aliased(p),
+        });
+        let special = self.special.iter().map(|arg| {
+            let (name, ty, written) = match arg {
+                LaunchArg::Run => ("run", "unsigned long long", false),
+                LaunchArg::Fault => ("fault", "int", true),
+                LaunchArg::Turns => ("turns", "unsigned int", true),
+                LaunchArg::Buffer(_) | LaunchArg::First => unreachable!("invariant: kernels know of no such argument"),
+            };
+            Param { name: name.into(), arg: arg.clone(), ty, written, apart: !written }
+        });
         Call {
             family,
+            params: buffers.chain(special).collect(),
             formula: self.formula,
             block,
             grid,
-            params,
-            args,
             body: self.text,
+            shared: self.shared,
             registers: Registers::Unbounded,
         }
     }

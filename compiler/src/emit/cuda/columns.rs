@@ -73,7 +73,7 @@ impl<'a> Columns<'a> {
         let turns = THREADS * sharing.each / width;
         let tiles = self.rows.div_ceil(height);
         let p = code.pointer(self.partials, true);
-        code.line(format!("__shared__ float part[{turns}][{width}];"));
+        code.shared("float", "part", &[turns, width]);
         code.line(format!("const {ty} column = threadIdx.x % {width};"));
         code.line(format!("const {ty} position = col_block * {width} + column;"));
         code.line(format!("const bool active = threadIdx.x < {width} && position < {};", self.cols));
@@ -97,14 +97,14 @@ impl<'a> Columns<'a> {
         let groups = tiles.div_ceil(TILE_GROUP);
         let grouped = slots(tiles) > tiles;
         if grouped {
-            code.line(format!("const int group = row_block / {TILE_GROUP};"));
-            code.line(format!("const int first = group * {TILE_GROUP};"));
+            code.line(format!("const int tile_group = row_block / {TILE_GROUP};"));
+            code.line(format!("const int first = tile_group * {TILE_GROUP};"));
             code.line(format!("const int after = min(first + {TILE_GROUP}, {tiles});"));
-            code.last_of(&format!("col_block * {groups} + group"), "after - first - 1");
+            code.last_of(&format!("col_block * {groups} + tile_group"), "after - first - 1");
             let totals = self.combine(code, ty, sharing, &p, ["first", "after"]);
             code.open("if (active)");
             for (i, total) in totals.iter().enumerate() {
-                code.line(format!("{} = {total};", self.slot(&p, &format!("({tiles} + group)"), i)));
+                code.line(format!("{} = {total};", self.slot(&p, &format!("({tiles} + tile_group)"), i)));
             }
             code.close();
             range = [tiles.to_string(), (tiles + groups).to_string()];

@@ -108,7 +108,7 @@ fn weight_grad(table: &Table<'_>, c: &Conv) -> Vec<Call> {
     let each = pixels.div_ceil(count);
     let turns = BLOCK / STRIP;
     let strips = channels.div_ceil(STRIP);
-    code.line(format!("__shared__ float part[{BLOCK}];"));
+    code.shared("float", "part", &[BLOCK]);
     code.line(format!("const {ty} channel = blockIdx.x * {STRIP} + threadIdx.x % {STRIP};"));
     code.line(format!("const int turn = threadIdx.x / {STRIP};"));
     code.line(format!("const {ty} ky = blockIdx.y / {};", g.kernel[1]));

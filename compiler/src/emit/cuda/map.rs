@@ -6,64 +6,14 @@ use slrc_plan::region::{Level, Region};
 use crate::emit::cuda::body::{Body, Origin, converted};
 use crate::emit::cuda::code::{BLOCK, Call, Code, Registers, Table, blocks_for, index_type};
 
-/// Most parameters of a function: a launch has 4 KB of them.
-const MOST_POINTERS: usize = 400;
-/// Most elements of a map that shares a launch.
-const SMALL: usize = 1 << 20;
-
 pub(super) fn emit(table: &Table<'_>, r: &Region) -> Vec<Call> {
     let mut code = Code::new(table);
     let body = Body::new(r);
     body.describe(&mut code);
     let grid = [blocks(&body), 1, 1];
-    part(&body, &mut code, 0, grid[0]);
+    elementwise(&body, &mut code, grid[0]);
     let call = code.finish("map", BLOCK, grid);
     vec![Call { registers: Registers::For(live(&body)), ..call }]
-}
-
-/// Several maps in one launch, which do not depend on each other: each takes some of the blocks.
-pub(super) fn emit_together(table: &Table<'_>, regions: &[&Region]) -> Call {
-    let mut code = Code::new(table);
-    let mut first = 0;
-    let mut most = 0;
-    for r in regions {
-        let body = Body::new(r);
-        most = most.max(live(&body));
-        let count = blocks(&body);
-        code.formula(format!("from block {first}"));
-        body.describe(&mut code);
-        code.open(format!("if (blockIdx.x >= {first} && blockIdx.x < {})", first + count));
-        part(&body, &mut code, first, count);
-        code.close();
-        first += count;
-    }
-    let call = code.finish("maps", BLOCK, [first, 1, 1]);
-    Call { registers: Registers::For(most), ..call }
-}
-
-/// How many of the first maps in `regions` may share a launch: small ones, of which none writes what another uses.
-pub(super) fn how_many_together(table: &Table<'_>, regions: &[&Region]) -> usize {
-    let range = |id: &str| table.get(id).map(|b| (b.space, b.offset, b.offset + b.bytes));
-    let mut used: Vec<(&str, bool)> = Vec::new();
-    for (i, r) in regions.iter().enumerate() {
-        let loads = r.loads.iter().map(|l| (l.view.buffer.as_str(), false));
-        let own: Vec<(&str, bool)> = loads.chain(r.stores.iter().map(|s| (s.view.buffer.as_str(), true))).collect();
-        let meets = |(a, written): &(&str, bool)| {
-            used.iter().any(|(b, also)| {
-                (*written || *also)
-                    && match (range(a), range(b)) {
-                        (Some((s, from, to)), Some((t, first, last))) => s == t && from < last && first < to,
-                        _ => true,
-                    }
-            })
-        };
-        let large = r.space.iter().product::<usize>() > SMALL;
-        if large || own.iter().any(meets) || used.len() + own.len() > MOST_POINTERS {
-            return i;
-        }
-        used.extend(own);
-    }
-    regions.len()
 }
 
 /// Registers for positions and what is computed.
@@ -85,14 +35,13 @@ fn blocks(body: &Body<'_>) -> usize {
     blocks_for(body.region.space.iter().product::<usize>() / width(body), BLOCK)[0]
 }
 
-/// The work of `blocks` blocks from number `first` on.
-fn part(body: &Body<'_>, code: &mut Code<'_>, first: usize, blocks: usize) {
+/// The work of so many blocks.
+fn elementwise(body: &Body<'_>, code: &mut Code<'_>, blocks: usize) {
     let width = width(body);
     let ty = index_type(body.walk.end);
     let count = body.region.space.iter().product::<usize>() / width;
-    let block = if first == 0 { "blockIdx.x".to_string() } else { format!("(blockIdx.x - {first})") };
     let step = blocks * BLOCK;
-    code.open(format!("for ({ty} i = {block} * {BLOCK} + threadIdx.x; i < {count}; i += {step})"));
+    code.open(format!("for ({ty} i = blockIdx.x * {BLOCK} + threadIdx.x; i < {count}; i += {step})"));
     let all: Vec<usize> = (0..body.walk.extents.len()).collect();
     if width == 1 {
         body.walk.coordinates(code, ty, "i", &all);

@@ -99,7 +99,7 @@ fn c_type_of(table: &Table<'_>, c: &Copy) -> &'static str {
 
 /// A transpose: both reads and writes run along memory, the turn happens in shared memory. `d` is the dimension along
 /// which the source is consecutive; the last is the destination's.
-fn turn(mut code: Code<'_>, walk: &Walk, d: usize, ty: &str, from: &str, to: &str, element: &str) -> Call {
+fn turn(mut code: Code<'_>, walk: &Walk, d: usize, ty: &str, from: &str, to: &str, element: &'static str) -> Call {
     let last = walk.extents.len() - 1;
     let (rows, cols) = (walk.extents[d], walk.extents[last]);
     let others: Vec<usize> = (0..last).filter(|&o| o != d).collect();
@@ -107,7 +107,7 @@ fn turn(mut code: Code<'_>, walk: &Walk, d: usize, ty: &str, from: &str, to: &st
     let (row_tiles, col_tiles) = (rows.div_ceil(TURN), cols.div_ceil(TURN));
     let each = BLOCK / TURN;
     // One column more than needed, so that a column lies in 32 banks.
-    code.line(format!("__shared__ {element} tile[{TURN}][{}];", TURN + 1));
+    code.shared(element, "tile", &[TURN, TURN + 1]);
     code.line(format!("const {ty} plane = blockIdx.x / {};", row_tiles * col_tiles));
     code.line(format!("const {ty} row0 = blockIdx.x / {col_tiles} % {row_tiles} * {TURN};"));
     code.line(format!("const {ty} col0 = blockIdx.x % {col_tiles} * {TURN};"));

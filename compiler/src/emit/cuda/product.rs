@@ -160,7 +160,7 @@ impl Product<'_> {
     fn run(&self, code: &mut Code<'_>, a: &Operand<'_>, b: &Operand<'_>, sharing: Sharing) {
         let ty = self.ty;
         for name in ["as", "bs"] {
-            code.line(format!("__shared__ float {name}[{DEPTH}][{TILE} + {PAD}];"));
+            code.shared("float", name, &[DEPTH, TILE + PAD]);
         }
         code.line("const int tx = threadIdx.x % 16;");
         code.line("const int ty = threadIdx.x / 16;");

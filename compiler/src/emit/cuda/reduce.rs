@@ -164,7 +164,7 @@ impl Reduce<'_> {
         let turns = BLOCK / width;
         let n = self.reductions.accumulated.len();
         if n > 0 {
-            code.line(format!("__shared__ float part[{n}][{BLOCK}];"));
+            code.shared("float", "part", &[n, BLOCK]);
         }
         code.line(format!("const {ty} position = ({ty})blockIdx.x * {width} + threadIdx.x % {width};"));
         code.line(format!("const int turn = threadIdx.x / {width};"));

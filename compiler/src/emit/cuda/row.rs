@@ -14,7 +14,7 @@ use crate::emit::cuda::code::{BLOCK, Call, Code, Registers, Table, blocks_for, i
 /// Longest row of a warp.
 const WARP_ROW: usize = 1024;
 /// Rows of a block where a warp has one.
-const WARPS: usize = 4;
+const WARPS: usize = BLOCK / 32;
 /// Most registers for elements kept between passes.
 const KEPT_REGISTERS: usize = 64;
 
@@ -48,7 +48,6 @@ pub(super) fn emit(table: &Table<'_>, r: &Region) -> Vec<Call> {
     let threads = if warp { 32 } else { BLOCK };
     let ty = index_type(body.walk.end);
     let row = Row::new(body, ty, threads, Vec::new());
-    let block = if warp { 32 * WARPS } else { BLOCK };
     if warp {
         code.line("const int lane = threadIdx.x % 32;");
         code.open(format!(
@@ -56,13 +55,13 @@ pub(super) fn emit(table: &Table<'_>, r: &Region) -> Vec<Call> {
         ));
     } else {
         code.line("const int lane = threadIdx.x;");
-        code.line(format!("__shared__ float partial[{}];", BLOCK / 32));
+        code.shared("float", "partial", &[BLOCK / 32]);
         code.open(format!("for ({ty} row = blockIdx.x; row < {rows}; row += gridDim.x)"));
     }
     row.run(&mut code);
     code.close();
     let grid = blocks_for(rows, if warp { WARPS } else { 1 });
-    let call = code.finish("row", block, grid);
+    let call = code.finish("row", BLOCK, grid);
     vec![Call { registers: Registers::For(row.live()), ..call }]
 }
 

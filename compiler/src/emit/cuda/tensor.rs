@@ -49,7 +49,7 @@ impl Staged<'_> {
         let name = self.name;
         let (rows, cols) =
             if self.operand.side.along_terms { (self.extent, WORDS + 4) } else { (WORDS, self.extent + 8) };
-        code.line(format!("__shared__ unsigned int {name}[{rows}][{cols}];"));
+        code.shared("unsigned int", name, &[rows, cols]);
     }
 
     fn at(&self, row: &str, word: &str) -> String {
@@ -97,7 +97,7 @@ pub(super) fn run(p: &Product<'_>, code: &mut Code<'_>, sharing: Sharing, a: &Op
     let b = Staged { name: "bs", extent: cols, operand: b };
     a.declare(code);
     b.declare(code);
-    code.line(format!("__shared__ float out[16][{}];", cols + 8));
+    code.shared("float", "out", &[16, cols + 8]);
     code.line("const int warp_row = threadIdx.x / 128;");
     code.line("const int warp_col = threadIdx.x / 32 % 4;");
     code.line("const int lane_row = threadIdx.x % 32 / 4;");

@@ -1,8 +1,10 @@
-//! Launches of a CUDA device: the kernels' work in order, on their operands, within every device's limits.
+//! Launches of a CUDA device: the kernels' work in order, on their operands, within every device's limits; side by side
+//! only what does not depend on each other.
 
 use crate::launch::LaunchArg;
 use crate::plan::Program;
-use crate::validate::{InvalidPlan, fail};
+use crate::touches::{Touched, place as lies};
+use crate::validate::{InvalidPlan, Table, fail};
 
 /// Most threads of a block.
 pub const MAX_BLOCK: usize = 1024;
@@ -12,8 +14,8 @@ pub const MAX_GRID: [usize; 3] = [0x7fff_ffff, 0xffff, 0xffff];
 pub const MAX_SHARED: usize = 48 << 10;
 
 /// Launches do the kernels' work in order, touch nothing but the kernels' operands, and are within every device's
-/// limits.
-pub(super) fn check_launches(p: &Program, place: &str) -> Result<(), InvalidPlan> {
+/// limits. Kernels that share one do not touch what the others write, and have all of its blocks between them.
+pub(super) fn check_launches(p: &Program, table: &Table<'_>, place: &str) -> Result<(), InvalidPlan> {
     let mut done: Vec<&str> = Vec::new();
     for (i, l) in p.launches.iter().enumerate() {
         let at = || format!("{place} launch {i} ({})", l.function);
@@ -21,11 +23,26 @@ pub(super) fn check_launches(p: &Program, place: &str) -> Result<(), InvalidPlan
         if !grid_fits || !(1..=MAX_BLOCK).contains(&l.block) || l.shared > MAX_SHARED {
             return fail(at(), format!("grid {}, block {} and {} bytes cannot be launched", l.grid, l.block, l.shared));
         }
+        let shares = if l.kernels.len() > 1 { l.kernels.len() } else { 0 };
+        let sum = l.blocks.iter().try_fold(0usize, |sum, &n| if n == 0 { None } else { sum.checked_add(n) });
+        if l.blocks.len() != shares || (shares > 0 && sum.map(|n| vec![n, 1, 1]).as_ref() != Some(&l.grid.0)) {
+            return fail(
+                at(),
+                format!("{} kernels do not share a grid of {} in {:?}", l.kernels.len(), l.grid, l.blocks),
+            );
+        }
+        if l.args.contains(&LaunchArg::First) != (shares > 0) {
+            return fail(at(), "takes $first if and only if kernels share it");
+        }
         let mut allowed: Vec<&str> = Vec::new();
+        let mut touched = Touched::default();
         for id in &l.kernels {
             let Some(k) = p.kernels.iter().find(|k| k.id == *id) else {
                 return fail(at(), format!("kernel {id} does not exist"));
             };
+            if !touched.admit(k, |id| lies(table[id])) {
+                return fail(at(), format!("kernel {id} touches what another writes at the same time"));
+            }
             allowed.extend(k.run.operands().into_iter().map(|o| o.view.buffer.as_str()));
             if done.last() != Some(&id.as_str()) {
                 done.push(id);
@@ -43,4 +60,82 @@ pub(super) fn check_launches(p: &Program, place: &str) -> Result<(), InvalidPlan
         return fail(place, "the launches do not do the kernels' work in order");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::{Buffer, DType, Space};
+    use crate::dims::Dims;
+    use crate::kernel::{Copy, Kernel, KernelOp, Phase};
+    use crate::launch::Launch;
+    use crate::view::View;
+
+    fn kernel(id: &str, from: &str, to: &str) -> Kernel {
+        let view = |b: &str| View::new(b, vec![1]);
+        let run = KernelOp::Copy(Copy { space: Dims(vec![8]), from: view(from), to: view(to) });
+        Kernel { id: id.into(), phase: Phase::Forward, nodes: Vec::new(), flops: 0, run }
+    }
+
+    /// Two kernels in one launch, and a third that needs the second's result.
+    fn program() -> Program {
+        let launch = |kernels: &[&str], blocks: &[usize], args: &[&str]| Launch {
+            kernels: kernels.iter().map(|k| k.to_string()).collect(),
+            function: "f".into(),
+            grid: Dims(vec![blocks.iter().sum::<usize>().max(1), 1, 1]),
+            blocks: blocks.to_vec(),
+            block: 256,
+            shared: 0,
+            args: args.iter().map(|a| a.parse().expect("an argument")).collect(),
+        };
+        Program {
+            arena_bytes: 0,
+            live_bytes: 0,
+            flops: 0,
+            buffers: Vec::new(),
+            kernels: vec![kernel("k0", "a", "b"), kernel("k1", "a", "c"), kernel("k2", "c", "d")],
+            launches: vec![
+                launch(&["k0", "k1"], &[3, 4], &["a", "b", "c", "$first"]),
+                launch(&["k2"], &[], &["c", "d"]),
+            ],
+        }
+    }
+
+    fn check(p: &Program) -> Result<(), InvalidPlan> {
+        let of = |(i, id): (usize, &str)| {
+            let (space, dtype, shape) = (Space::Arena, DType::F32, Dims(vec![8]));
+            Buffer { id: id.into(), space, dtype, shape, order: None, offset: 64 * i, bytes: 32, live: None }
+        };
+        let buffers: Vec<Buffer> = ["a", "b", "c", "d"].into_iter().enumerate().map(of).collect();
+        check_launches(p, &buffers.iter().map(|b| (b.id.as_str(), b)).collect(), "step")
+    }
+
+    #[test]
+    fn what_shares_a_launch_is_told_apart() {
+        check(&program()).expect("sound launches");
+        let refused = |change: &dyn Fn(&mut Program), reason: &str| {
+            let mut p = program();
+            change(&mut p);
+            match check(&p) {
+                Ok(()) => panic!("accepted, though {reason}"),
+                Err(e) => assert!(e.reason.contains(reason), "{e}\nexpected: {reason}"),
+            }
+        };
+        let shared = |p: &mut Program, change: &dyn Fn(&mut Launch)| change(&mut p.launches[0]);
+        refused(&|p| shared(p, &|l| l.blocks = vec![3, 5]), "do not share a grid");
+        refused(&|p| shared(p, &|l| l.blocks = vec![7, 0]), "do not share a grid");
+        refused(&|p| shared(p, &|l| l.blocks = vec![7]), "do not share a grid");
+        refused(&|p| shared(p, &|l| l.blocks = vec![usize::MAX, 8]), "do not share a grid");
+        refused(&|p| shared(p, &|l| l.blocks.clear()), "do not share a grid");
+        refused(&|p| shared(p, &|l| l.grid = Dims(vec![1, 7, 1])), "do not share a grid");
+        refused(&|p| p.launches[1].blocks = vec![1], "do not share a grid");
+        refused(&|p| shared(p, &|l| drop(l.args.pop())), "takes $first if and only if");
+        refused(&|p| p.launches[1].args.push(LaunchArg::First), "takes $first if and only if");
+        refused(&|p| shared(p, &|l| l.kernels.reverse()), "in order");
+        refused(&|p| shared(p, &|l| l.kernels[1] = "k2".into()), "in order");
+        refused(&|p| shared(p, &|l| l.args[0] = LaunchArg::Buffer("d".into())), "no operand of its kernels");
+        refused(&|p| p.kernels[1] = kernel("k1", "b", "c"), "touches what another writes");
+        refused(&|p| p.kernels[1] = kernel("k1", "c", "b"), "touches what another writes");
+        refused(&|p| p.kernels[1] = kernel("k1", "c", "a"), "touches what another writes");
+    }
 }

@@ -51,7 +51,7 @@ pub(super) fn check_program(
     if cuda == p.launches.is_empty() && !p.kernels.is_empty() {
         return fail(place, format!("target {} with {} launches", plan.settings.target, p.launches.len()));
     }
-    check_launches(p, place)?;
+    check_launches(p, table, place)?;
     let handed = plan.handed(m.index, p);
     for (b, live) in handed.iter().filter(|(b, _)| is(boundary(plan, m.index), b)) {
         let k = &p.kernels[live.first];
