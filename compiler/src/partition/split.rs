@@ -194,7 +194,7 @@ mod tests {
             let net = network(&mut rng);
             let x = Tensor::new(vec![2, 3], (0..6).map(|_| f64::from(rng.normal())).collect());
             let all = candidates(&net, 3).cuts;
-            let cuts: Vec<Candidate> = all.into_iter().filter(|_| rng.word() % 2 == 0).collect();
+            let cuts: Vec<Candidate> = all.into_iter().filter(|_| rng.word().is_multiple_of(2)).collect();
             let p = apply(&net, &cuts);
             assert_eq!(verify_isolation(&p), Ok(()));
             let mut handed: Vec<Tensor> = Vec::new();

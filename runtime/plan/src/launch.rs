@@ -1,7 +1,7 @@
 //! How a CUDA device runs a program: functions of `kernels.cu` with their launch geometry and arguments.
 //!
-//! Kernels say what is computed, launches how. A kernel may take several launches (partial results, then their sum), and
-//! a launch may do the work of several kernels side by side, each in blocks of its own.
+//! Kernels say what is computed, launches how. A kernel may take several launches (partial results, then their sum),
+//! and a launch may do the work of several kernels side by side, each in blocks of its own.
 
 use std::fmt;
 use std::ops::Range;

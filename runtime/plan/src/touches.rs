@@ -21,8 +21,8 @@ pub struct Touched<'a> {
 }
 
 impl<'a> Touched<'a> {
-    /// Adds a kernel, unless one of those that are there writes what it touches, or touches what it writes: then nothing
-    /// changes, and the answer is false. `find` tells where a buffer lies, by id.
+    /// Adds a kernel, unless one of those that are there writes what it touches, or touches what it writes: then
+    /// nothing changes, and the answer is false. `find` tells where a buffer lies, by id.
     pub fn admit(&mut self, kernel: &'a Kernel, find: impl Fn(&str) -> Place) -> bool {
         let operands = kernel.run.operands().into_iter();
         let own: Vec<_> = operands.map(|o| (find(&o.view.buffer), o)).map(|(place, o)| (o, place)).collect();

@@ -2,8 +2,8 @@
 //!
 //! [`emit`] reads a finished plan: every kernel's family has a generator here under the family's name, reached by an
 //! exhaustive match, and yields one or more functions with their geometry. Functions of equal text are one. Neighbours
-//! that do not depend on each other share a launch (`together.rs`). Sources are compiled without contraction of products
-//! and sums (`--fmad=false`): where one rounding is wanted, `fmaf` says so.
+//! that do not depend on each other share a launch (`together.rs`). Sources are compiled without contraction of
+//! products and sums (`--fmad=false`): where one rounding is wanted, `fmaf` says so.
 
 mod attention;
 mod body;
