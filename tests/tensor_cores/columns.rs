@@ -73,8 +73,8 @@ fn convolution(samples: usize) -> Case {
     let geometry = WindowGeometry { input, output, kernel, strides, pads: pair(1), dilations: pair(1) };
     let mut graph = Graph::new("convolution");
     let mut b = Builder::new(&mut graph);
-    let [x, w] = [[samples, 2, 32, 32], [3, 2, 3, 3]].map(|shape| {
-        let input = Input { name: format!("x{}", shape[0]), kind: InputKind::Data, ty: Type::f32(shape) };
+    let [x, w] = [("x0", [samples, 2, 32, 32]), ("x1", [3, 2, 3, 3])].map(|(name, shape)| {
+        let input = Input { name: name.into(), kind: InputKind::Data, ty: Type::f32(shape) };
         let id = b.graph_mut().add_input(input);
         b.input(id)
     });
