@@ -171,7 +171,7 @@ fn lowered(g: &Graph) -> Draft {
         &g,
         1,
         Program::Eval,
-        Products { convolutions: Convolutions::Fastest, columns: false },
+        Products { convolutions: Convolutions::Fastest, columns: false, made_of: 0 },
         &mut Names::default(),
     )
     .0

@@ -356,6 +356,16 @@ fn convolutional() {
     check("convolutional", case("mnist_cnn", spec, 3), EXACT);
 }
 
+/// Products that make operands as they read them, and products that are computed again.
+#[test]
+fn operands_made_as_they_are_read() {
+    let more = "prologues: products, recompute: products";
+    for (model, batch) in [("mnist_cnn", 4), ("mnist_vit", 2)] {
+        let spec = format!("{{batch: {batch}, partition: {{modules: 2}}, reconcile: {{mode: exact}}, {more}}}");
+        check("operands_made_as_they_are_read", case(model, &spec, 2), EXACT);
+    }
+}
+
 #[test]
 fn convolutional_by_finite_differences() {
     let spec = "{batch: 4, partition: {modules: 3}}";

@@ -92,3 +92,19 @@ fn logits_agree() {
         assert!(r < TOLERANCE, "{a} and {b}: {r:e}");
     }
 }
+
+/// A bottleneck's last convolution makes four times the channels it reads: its result is large for its work.
+#[test]
+fn large_results_of_little_work_are_computed_again() {
+    let [without, with] = ["elementwise", "products"].map(|what| {
+        let spec = format!("{{partition: {{modules: 1}}, recompute: {what}}}");
+        let c = compile_spec(&export("resnet50.torchscript"), &spec, 2);
+        let kernels = &c.plan.modules[0].step.kernels;
+        let flops: u64 = kernels.iter().filter(|k| k.run.is_product()).map(|k| k.flops).sum();
+        (c.plan.memory.arena, flops)
+    });
+    println!("ResNet-50: {without:?}, computing products again {with:?}");
+    assert!(10 * with.0 < 9 * without.0, "{} of {} bytes", with.0, without.0);
+    // A twentieth of the products' multiply-adds, and the work on their results.
+    assert!(with.1 > without.1 && 100 * with.1 < 106 * without.1, "{} of {} FLOP", with.1, without.1);
+}

@@ -19,18 +19,22 @@ fn arena(work: &Workspace, plan: &str) -> usize {
 fn both(model: &str, options: &str, limit: f32) -> (usize, usize) {
     let work = Workspace::new();
     work.write("train.npz", npz(&samples(model, 48, 1)));
-    let arenas = ["none", "elementwise"].map(|what| {
+    let arenas = ["none", "elementwise", "products"].map(|what| {
         work.ok(&format!("partition MODELS/{model}/model.onnx --batch 16 {options} --recompute {what} -o {what}"));
         work.ok(&format!("train {what} --data train.npz --steps 3 --log-every 1 -o run-{what}"));
         arena(&work, what)
     });
-    let [kept, again] = ["run-none", "run-elementwise"].map(|run| cli::parameters(&work.path(run)));
-    assert!(kept.keys().eq(again.keys()));
-    for (name, k) in &kept {
-        let largest = k.data.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-        let apart = k.data.iter().zip(&again[name].data).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
-        assert!(apart <= limit * largest, "{model} {options}: {name} differs by {apart:e} of {largest:e}");
+    let kept = cli::parameters(&work.path("run-none"));
+    for what in ["elementwise", "products"] {
+        let again = cli::parameters(&work.path(&format!("run-{what}")));
+        assert!(kept.keys().eq(again.keys()));
+        for (name, k) in &kept {
+            let largest = k.data.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            let apart = k.data.iter().zip(&again[name].data).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+            assert!(apart <= limit * largest, "{model} {options} {what}: {name} differs by {apart:e} of {largest:e}");
+        }
     }
+    assert!(arenas[2] <= arenas[1], "{model} {options}: {arenas:?}");
     (arenas[0], arenas[1])
 }
 

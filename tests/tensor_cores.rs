@@ -7,6 +7,8 @@
 mod columns;
 #[path = "tensor_cores/library.rs"]
 mod library;
+#[path = "tensor_cores/prologues.rs"]
+mod prologues;
 mod support;
 
 use slrc_compiler::ir::graph::{Input, InputId, InputKind, RootKind};
@@ -108,7 +110,7 @@ fn is_depthwise(planned: &GraphPlan) -> bool {
 }
 
 fn planned(s: &Case, precision: Precision) -> GraphPlan {
-    GraphPlan::with_precision(&s.graph, &inputs(s), &[], "cuda:sm_80", precision)
+    GraphPlan::making(&s.graph, &inputs(s), &[], "cuda:sm_80", precision, 0)
 }
 
 /// The results of the cases from `first` on, so many of them.
@@ -120,15 +122,21 @@ fn on_cuda((precision, first, count): (Precision, usize, usize)) -> Vec<Vec<f64>
 fn results(precision: Precision, libraries: Libraries, cases: Vec<Case>) -> (Vec<Vec<f64>>, usize) {
     let mut by_library = 0;
     let mut run = |s: Case| {
-        let planned = planned(&s, precision);
-        let kernels = planned.kernels.clone().expect("kernels").into();
-        let mut device =
-            CudaDevice::load(&planned.plan, 0, &kernels, Launching::Eager, Residency::All, libraries).expect("device");
-        by_library += usize::from(!device.library().kernels[0][1].is_empty());
-        planned.run(&mut device).data
+        let (data, library) = run(&planned(&s, precision), libraries);
+        by_library += usize::from(library);
+        data
     };
     let data = cases.into_iter().map(&mut run).collect();
     (data, by_library)
+}
+
+/// The result of a plan on the CUDA device, and whether a library computes any of it.
+fn run(planned: &GraphPlan, libraries: Libraries) -> (Vec<f64>, bool) {
+    let kernels = planned.kernels.clone().expect("kernels").into();
+    let mut device =
+        CudaDevice::load(&planned.plan, 0, &kernels, Launching::Eager, Residency::All, libraries).expect("device");
+    let library = !device.library().kernels[0][1].is_empty();
+    (planned.run(&mut device).data, library)
 }
 
 fn check(test: &str, precision: Precision) {

@@ -3,13 +3,13 @@
 
 mod support;
 
-use slrc_compiler::ir::graph::{Input, InputId, InputKind};
+use slrc_compiler::ir::graph::{Input, InputId, InputKind, NodeId};
 use slrc_compiler::ir::interp::{Env, evaluate};
 use slrc_compiler::ir::ops::contract::ConvShape;
 use slrc_compiler::ir::{Builder, Graph, Root, RootKind, Tensor, Type};
-use slrc_plan::Dims;
 use slrc_plan::kernel::{ConvAlgorithm, KernelOp, WindowGeometry};
 use slrc_plan::random::Sequence;
+use slrc_plan::{Dims, Precision};
 use slrc_runtime::cpu::CpuDevice;
 use support::graph_plan::GraphPlan;
 
@@ -52,8 +52,9 @@ enum Wanted {
     WeightGrad,
 }
 
-/// A product of a case from its two operands, then, where asked, elementwise work that is computed with it.
-fn graph(c: &Case, wanted: Wanted, worked_on: bool) -> Graph {
+/// A product of a case from its two operands, then, where asked, elementwise work that is computed with it; of work on
+/// its operands, but for weights, where they are made as they are read.
+fn graph(c: &Case, wanted: Wanted, worked_on: bool, made: bool) -> Graph {
     let g = WindowGeometry {
         input: Dims(c.input.to_vec()),
         output: Dims(c.output.to_vec()),
@@ -76,7 +77,26 @@ fn graph(c: &Case, wanted: Wanted, worked_on: bool) -> Graph {
         graph.add_input(Input { name: format!("x{i}"), kind: InputKind::Data, ty: Type::f32(s) });
     }
     let mut b = Builder::new(&mut graph);
-    let (first, second) = (b.input(InputId(0)), b.input(InputId(1)));
+    let (mut first, mut second) = (b.input(InputId(0)), b.input(InputId(1)));
+    let plain = first;
+    let mut worked = |x: &mut NodeId| {
+        // As kernels store images: the sums of windows of one pixel.
+        let extents = Dims(b.shape(*x)[2..].to_vec());
+        let ones = Dims(vec![1, 1]);
+        let (kernel, strides, dilations) = (ones.clone(), ones.clone(), ones);
+        let pads = Dims(vec![0, 0]);
+        let pixels = WindowGeometry { input: extents.clone(), output: extents, kernel, strides, pads, dilations };
+        *x = b.window_sum(*x, &pixels);
+        let square = b.mul(*x, *x);
+        let scaled = b.scale(square, 0.25);
+        *x = b.add(*x, scaled);
+    };
+    if made && wanted != Wanted::InputGrad {
+        worked(&mut first);
+    }
+    if made && wanted != Wanted::Forward {
+        worked(&mut second);
+    }
     let mut value = match wanted {
         Wanted::Forward => b.conv(first, second, &shape),
         Wanted::InputGrad => b.conv_input_grad(first, second, &shape),
@@ -91,7 +111,7 @@ fn graph(c: &Case, wanted: Wanted, worked_on: bool) -> Graph {
         next.geometry.strides = Dims(vec![2, 2]);
         if wanted == Wanted::WeightGrad {
             next.geometry.output = Dims(c.output.map(|n| n.div_ceil(2)).to_vec());
-            value = b.conv(first, value, &next);
+            value = b.conv(plain, value, &next);
         } else {
             let extents = if wanted == Wanted::Forward { c.output } else { c.input };
             let channels = b.shape(value)[1];
@@ -112,22 +132,26 @@ fn graph(c: &Case, wanted: Wanted, worked_on: bool) -> Graph {
 fn agrees_with_the_interpreter() {
     for (i, c) in CASES.iter().enumerate() {
         for wanted in [Wanted::Forward, Wanted::InputGrad, Wanted::WeightGrad] {
-            for worked_on in [false, true] {
-                let g = graph(c, wanted, worked_on);
+            for (worked_on, made) in [(false, false), (true, false), (false, true), (true, true)] {
+                let g = graph(c, wanted, worked_on, made);
                 let mut rng = Sequence::new(5, i as u32, 0);
                 let draw = |i: &Input| Tensor::from_fn(i.ty.shape.clone(), |_| f64::from(rng.normal()));
                 let inputs: Vec<Tensor> = g.inputs.iter().map(draw).collect();
                 let mut env = Env::default();
                 env.inputs.extend(inputs.iter().enumerate().map(|(i, t)| (InputId(i as u32), t.clone())));
                 let want = evaluate(&g, &env, &[g.roots[0].value]).remove(0);
-                let planned = GraphPlan::new(&g, &inputs, &[], "cpu");
+                let planned = GraphPlan::making(&g, &inputs, &[], "cpu", Precision::F32, usize::from(made));
                 let kernels = &planned.plan.modules[0].eval.kernels;
                 let mut convs =
                     kernels.iter().filter_map(|k| if let KernelOp::Conv(c) = &k.run { Some(c) } else { None });
                 let conv = convs.next().expect("a convolution");
-                let what = format!("case {i}, {wanted:?}, worked on {worked_on}");
+                let what = format!("case {i}, {wanted:?}, worked on {worked_on}, made {made}");
                 assert_eq!(conv.algorithm, ConvAlgorithm::Winograd, "{what}");
-                assert_eq!(conv.epilogue.is_some(), worked_on, "{what}");
+                // Where operands are made, the next convolution does the work; but not on its weights.
+                let own = worked_on && (!made || wanted == Wanted::WeightGrad);
+                assert_eq!(conv.epilogue.is_some(), own, "{what}");
+                let operands = if wanted == Wanted::WeightGrad { 2 } else { 1 };
+                assert_eq!(conv.made().count(), if made { operands } else { 0 }, "{what}");
                 let mut first = None;
                 for threads in [1, 2] {
                     let mut device = CpuDevice::load(&planned.plan, Some(threads)).expect("device");

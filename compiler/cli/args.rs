@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use slrc_compiler::size::Size;
 use slrc_compiler::spec::{
-    ColumnSums, Convolution, Distance, HeadKind, InitMode, OptimizerKind, Recompute, ReconcileMode,
+    ColumnSums, Convolution, Distance, HeadKind, InitMode, OptimizerKind, Prologues, Recompute, ReconcileMode,
 };
 use slrc_plan::Precision;
 use slrc_runtime::cuda::architecture::Architecture;
@@ -203,7 +203,8 @@ pub(crate) struct SpecArgs {
     /// Do not report how gradients agree at boundaries; without reconciliation this saves memory and time.
     #[arg(long, help_heading = "Reconciliation")]
     pub(crate) no_monitor: bool,
-    /// What of a step is computed again rather than kept: elementwise, none [default: elementwise].
+    /// What of a step is computed again rather than kept: elementwise; products, which is that and products whose
+    /// results are large for their work; none [default: elementwise].
     #[arg(long, value_name = "WHAT", help_heading = "Memory")]
     pub(crate) recompute: Option<Recompute>,
     /// sgd or adamw [default: sgd].
@@ -240,6 +241,11 @@ pub(crate) struct SpecArgs {
     /// kernels on a CPU].
     #[arg(long, value_name = "auto|products|kernels", help_heading = "Target")]
     pub(crate) column_sums: Option<ColumnSums>,
+    /// Where elementwise work on the operands of a product is done (normalisation and activation before a convolution):
+    /// in the product's kernel, as an operand is read, which stores less and computes more, or in kernels of their own
+    /// [default: kernels].
+    #[arg(long, value_name = "products|kernels", help_heading = "Target")]
+    pub(crate) prologues: Option<Prologues>,
     /// Seed of random weights and dropout [default: 0].
     #[arg(long, value_name = "N", help_heading = "Weights")]
     pub(crate) seed: Option<u64>,

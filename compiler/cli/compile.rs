@@ -94,6 +94,7 @@ fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
     set(&mut spec.recompute, o.recompute);
     set(&mut spec.convolution, o.convolution);
     set(&mut spec.column_sums, o.column_sums);
+    set(&mut spec.prologues, o.prologues);
     if o.no_monitor {
         spec.reconcile.monitor = Some(false);
     }

@@ -271,7 +271,7 @@ struct Fused {
 
 impl Fused {
     fn of(g: &Graph, products: Products) -> Fused {
-        let mut layouts = layout(g);
+        let mut layouts = layout(g, products.made_of);
         let mut items = collect(g, &layouts);
         merge(g, &layouts, &mut items);
         store(g, &mut layouts, &mut items);

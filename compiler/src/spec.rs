@@ -16,7 +16,8 @@ use slrc_plan::schedule::{Decay, Schedule};
 use crate::onnx::import::{Extent, ImportOptions};
 use crate::size::{Size, written};
 pub use choices::{
-    ColumnSums, Convolution, Distance, HeadKind, InitMode, Kinks, OptimizerKind, Recompute, ReconcileMode, ScheduleKind,
+    ColumnSums, Convolution, Distance, HeadKind, InitMode, Kinks, OptimizerKind, Prologues, Recompute, ReconcileMode,
+    ScheduleKind,
 };
 pub use repair::{RebnFile, RepairFile};
 
@@ -68,6 +69,9 @@ pub struct SpecFile {
     /// Where sums along the columns of a product are computed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub column_sums: Option<ColumnSums>,
+    /// Where elementwise work on the operands of a product is done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prologues: Option<Prologues>,
     /// What the plan runs on: `cpu`, `cuda` or an architecture such as `cuda:sm_90`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
@@ -310,6 +314,8 @@ pub struct Spec {
     pub convolution: Convolution,
     /// Where sums along the columns of a product are computed.
     pub column_sums: ColumnSums,
+    /// Where elementwise work on the operands of a product is done.
+    pub prologues: Prologues,
     /// Where initial weights come from.
     pub init: InitMode,
     /// Seed.
@@ -385,6 +391,7 @@ impl SpecFile {
             recompute: self.recompute.unwrap_or(Recompute::Elementwise),
             convolution: self.convolution.unwrap_or(Convolution::Auto),
             column_sums: self.column_sums.unwrap_or(ColumnSums::Auto),
+            prologues: self.prologues.unwrap_or(Prologues::Kernels),
             init: self.init.unwrap_or(InitMode::Keep),
             seed: self.seed.unwrap_or(0),
             target,

@@ -230,7 +230,8 @@ fn train_graph(mut g: Graph, place: &Place, spec: &Spec) -> Result<Graph, StepEr
     verify(&g, VerifySpec::one_mode("optimizer"))?;
     let closed = close_about(&g, spec.products().columns);
     Ok(match spec.recompute {
-        Recompute::Elementwise => recompute(&closed),
+        Recompute::Elementwise => recompute(&closed, false),
+        Recompute::Products => recompute(&closed, true),
         Recompute::None => closed,
     })
 }

@@ -64,16 +64,18 @@ impl GraphPlan {
 
     /// Plans for a target, such as `cpu` or `cuda:sm_80`.
     pub(crate) fn new(g: &Graph, inputs: &[Tensor], variables: &[Tensor], target: &str) -> GraphPlan {
-        Self::with_precision(g, inputs, variables, target, Precision::F32)
+        Self::making(g, inputs, variables, target, Precision::F32, 0)
     }
 
-    /// As [`GraphPlan::new`], with operands of products rounded.
-    pub(crate) fn with_precision(
+    /// As [`GraphPlan::new`], with operands of products rounded, and made of `made_of` tensors of their size at most, as
+    /// they are read.
+    pub(crate) fn making(
         g: &Graph,
         inputs: &[Tensor],
         variables: &[Tensor],
         target: &str,
         precision: Precision,
+        made_of: usize,
     ) -> GraphPlan {
         let given = g;
         let mut g = specialise(g, Mode::Train);
@@ -84,7 +86,7 @@ impl GraphPlan {
         let mut names = Names::default();
         let cpu = target == "cpu";
         let convolutions = if cpu { Convolutions::Fastest } else { Convolutions::Tiled };
-        let products = Products { convolutions, columns: !cpu };
+        let products = Products { convolutions, columns: !cpu, made_of };
         let (draft, arena) = program(&g, 1, Kind::Eval, products, &mut names);
         let y = draft.reports["y"].clone();
         let mut buffers = Vec::new();

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use slrc_compiler::onnx::file::OnnxFile;
 use slrc_compiler::pipeline::Planner;
-use slrc_compiler::spec::{ColumnSums, Convolution, OptimizerFile, OptimizerKind, PartitionFile, Recompute, SpecFile};
+use slrc_compiler::spec::{
+    ColumnSums, Convolution, OptimizerFile, OptimizerKind, PartitionFile, Prologues, Recompute, SpecFile,
+};
 use slrc_plan::kernel::{ConvAlgorithm, KernelOp};
 use slrc_plan::plan::{Plan, Role, files};
 
@@ -76,6 +78,7 @@ fn spec(plan: &Plan, recompute: Recompute) -> Result<SpecFile, String> {
         partition: PartitionFile { modules: Some(1), ..PartitionFile::default() },
         optimizer: optimizer(&plan.settings.optimizer)?,
         recompute: Some(recompute),
+        prologues: Some(if makes(plan) { Prologues::Products } else { Prologues::Kernels }),
         column_sums: Some(if reduces(plan) { ColumnSums::Products } else { ColumnSums::Kernels }),
         convolution: Some(if transforms(plan) { Convolution::Auto } else { Convolution::Direct }),
         target: Some(plan.settings.target.clone()),
@@ -94,6 +97,11 @@ fn transforms(plan: &Plan) -> bool {
 fn reduces(plan: &Plan) -> bool {
     let mut kernels = plan.modules.iter().flat_map(|m| &m.step.kernels);
     kernels.any(|k| k.run.product().and_then(|p| p.epilogue).is_some_and(|r| !r.reduce.is_empty()))
+}
+
+/// Whether products of a plan make operands as they read them.
+fn makes(plan: &Plan) -> bool {
+    plan.modules.iter().flat_map(|m| &m.step.kernels).any(|k| !k.run.made().is_empty())
 }
 
 /// The optimizer as a plan's settings state it.

@@ -115,7 +115,7 @@ fn identity(extents: &[usize]) -> Vec<usize> {
 
 /// Whether the map updates a variable that the product reads.
 fn overwrites_operand(g: &Graph, l: &Layouts, id: NodeId, r: &Region) -> bool {
-    let read: Vec<Owner> = (0..g.node(id).operands.len()).map(|slot| l.operands[&(id, slot)].owner).collect();
+    let read = l.owners_of_operands(g, id);
     let roots = r.sinks.iter().flat_map(|s| &l.roots[s.node.index()]);
     roots.into_iter().any(|&root| match g.roots[root].kind {
         RootKind::Update(v) => g.variable_node(v).is_some_and(|n| read.contains(&Owner::Node(n))),

@@ -89,7 +89,7 @@ impl Items {
             None => BTreeSet::new(),
             Some(Item::Region(r)) => r.leaves.iter().map(|x| x.owner).collect(),
             Some(Item::Kernel(id, epilogue)) => {
-                let operands = (0..g.node(*id).operands.len()).map(|slot| l.operands[&(*id, slot)].owner);
+                let operands = l.owners_of_operands(g, *id).into_iter();
                 let leaves = epilogue.iter().flat_map(|r| &r.leaves).map(|x| x.owner);
                 operands.chain(leaves.filter(|&o| o != Owner::Node(*id))).collect()
             }

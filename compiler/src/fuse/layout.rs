@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use slrc_plan::ScalarFn;
 use slrc_plan::buffer::strides_of;
 
+use crate::fuse::prologues::{self, Prologues, fits};
 use crate::fuse::repeated::{Repeated, channels_last, is_image_of, spread_order};
 use crate::fuse::scores::{Scores, find};
 use crate::ir::graph::{Graph, InputKind, NodeId, RootKind};
@@ -81,6 +82,8 @@ pub struct Layouts {
     pub operands: BTreeMap<(NodeId, usize), Layout>,
     /// What is computed strip by strip.
     pub scores: Scores,
+    /// What products may make as they read it.
+    pub(super) prologues: Prologues,
     /// Concatenations in whose memory a value lies, with the operand it is.
     inside: BTreeMap<NodeId, (NodeId, usize)>,
     made: BTreeMap<(NodeId, Vec<usize>), usize>,
@@ -185,7 +188,7 @@ pub fn only_units(from: &[usize], to: &[usize]) -> bool {
 
 /// Marks values that must be in memory: operands of kernels (through views) and of views that expressions cannot see
 /// through.
-pub(crate) fn must_be_stored(g: &Graph, needed: &[bool], scores: &Scores) -> Vec<bool> {
+pub(crate) fn must_be_stored(g: &Graph, needed: &[bool], scores: &Scores, prologues: &Prologues) -> Vec<bool> {
     let mut hard = vec![false; g.len()];
     for r in &g.roots {
         hard[r.value.index()] = true;
@@ -198,9 +201,12 @@ pub(crate) fn must_be_stored(g: &Graph, needed: &[bool], scores: &Scores) -> Vec
                 Op::Broadcast(_) if is_conversion(g, o) => hard[id.index()],
                 Op::Broadcast(_) => true,
                 Op::Transpose(_) => hard[id.index()],
-                Op::Reshape(_) => hard[id.index()] || !only_units(g.shape(o), &n.ty.shape),
+                Op::Reshape(_) => hard[id.index()] || !(prologues.sees(id) || only_units(g.shape(o), &n.ty.shape)),
                 Op::Slice(_) | Op::Keep(_) => true,
-                op => op.rule().class() == Class::Kernel && !scores.consumes(id, slot),
+                op => {
+                    let inside = scores.consumes(id, slot) || prologues.may_make(id, slot);
+                    op.rule().class() == Class::Kernel && !inside
+                }
             };
             hard[o.index()] |= through;
         }
@@ -223,11 +229,12 @@ fn is_leaf_view(g: &Graph, id: NodeId) -> bool {
     }
 }
 
-/// Gives every needed value a form.
-pub fn layout(g: &Graph) -> Layouts {
+/// Gives every needed value a form. Products make operands as they read them, of as many tensors as `made_of` says.
+pub fn layout(g: &Graph, made_of: usize) -> Layouts {
     let needed = g.needed(g.roots.iter().map(|r| r.value));
     let scores = find(g, &needed);
-    let hard = must_be_stored(g, &needed, &scores);
+    let prologues = prologues::find(g, &needed, &scores, made_of);
+    let hard = must_be_stored(g, &needed, &scores, &prologues);
     let mut l = Layouts {
         forms: vec![Form::Unused; g.len()],
         orders: vec![Vec::new(); g.len()],
@@ -235,6 +242,7 @@ pub fn layout(g: &Graph) -> Layouts {
         copies: Vec::new(),
         operands: BTreeMap::new(),
         scores,
+        prologues,
         inside: BTreeMap::new(),
         made: BTreeMap::new(),
         repeats: BTreeMap::new(),
@@ -243,7 +251,8 @@ pub fn layout(g: &Graph) -> Layouts {
     let mut weight = vec![0usize; g.len()];
     let mut owners = Owners { users: g.all_users(&needed), of: vec![Vec::new(); g.len()] };
     for id in g.ids().filter(|id| needed[id.index()]) {
-        let hard = hard[id.index()] || owners.are_too_many(g, &l, id);
+        let made = l.prologues.holds(id) && !hard[id.index()];
+        let hard = hard[id.index()] || owners.are_too_many(g, &l, id) || (made && !fits(g, &l, &l.prologues, id));
         let (form, order, w) = l.place(g, id, hard, &weight);
         owners.set(id, &form);
         l.forms[id.index()] = form;
@@ -434,7 +443,7 @@ impl Layouts {
                     let place = crate::ir::ops::shape::inverse(&t.permutation);
                     self.orders[o.index()].iter().map(|&d| place[d]).collect()
                 }
-                Op::Reshape(_) => carry_order(&from, &self.orders[o.index()], &to),
+                Op::Reshape(_) if only_units(&from, &to) => carry_order(&from, &self.orders[o.index()], &to),
                 _ => (0..to.len()).collect(),
             };
             debug_assert!(!hard, "{id} must be stored but its operand is an expression");
@@ -514,7 +523,7 @@ impl Layouts {
             _ => &[],
         };
         for (slot, &o) in n.operands.iter().enumerate() {
-            if self.scores.consumes(id, slot) {
+            if self.scores.consumes(id, slot) || self.is_made(g, id, slot) {
                 continue;
             }
             let layout = match &self.forms[o.index()] {

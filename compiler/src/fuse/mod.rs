@@ -2,6 +2,7 @@
 //!
 //! Input is a closed graph. Steps, in order:
 //! * [`scores`] finds what only attention needs: such values are never stored;
+//! * [`prologues`] finds elementwise values that products can make as they read them;
 //! * [`layout`] gives every value in memory a layout and resolves views; elementwise values that nothing needs in
 //!   memory stay expressions; parts of a concatenation are computed in place (`inside`); what neighbours share is read
 //!   where it is (`repeated`);
@@ -21,6 +22,7 @@ pub mod items;
 pub mod layout;
 pub mod merge;
 mod paths;
+pub mod prologues;
 pub mod regions;
 pub mod repeated;
 pub mod scores;

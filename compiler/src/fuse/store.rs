@@ -38,7 +38,9 @@ pub fn store(g: &Graph, l: &mut Layouts, items: &mut Items) {
     }
     let mut changed = false;
     let shared: Vec<NodeId> = uses.iter().filter(|(_, u)| u.len() > 1).map(|(id, _)| *id).rev().collect();
-    for id in shared {
+    // What products make as they read it is not there when an early one runs.
+    let made = l.made_values(g);
+    for id in shared.into_iter().filter(|id| !made.contains(id)) {
         // Earlier decisions may have hidden this value from some regions.
         let mut regions: Vec<usize> =
             uses[&id].iter().copied().filter(|&i| computes[i].binary_search(&id).is_ok()).collect();
@@ -150,7 +152,7 @@ fn work(g: &Graph, l: &Layouts, id: NodeId) -> f64 {
     inner.iter().map(|(n, _)| *n).chain([id]).map(|n| operation_bytes(g, n)).sum()
 }
 
-fn operation_bytes(g: &Graph, id: NodeId) -> f64 {
+pub(super) fn operation_bytes(g: &Graph, id: NodeId) -> f64 {
     match g.node(id).op {
         Op::Map(Elementwise(f)) => match f {
             ScalarFn::Exp

@@ -1,11 +1,11 @@
 //! Kernel nodes, copies and exports.
 
 use slrc_plan::Dims;
-use slrc_plan::View;
 use slrc_plan::kernel::{
     Conv, ConvAlgorithm, ConvDirection, Copy, Fill, Gather, KernelOp, Matmul, MatmulSplit, Random, Window,
     WindowGeometry, WindowOp,
 };
+use slrc_plan::{Prologue, View};
 
 use crate::fuse::{Layout, Owner, Region};
 use crate::ir::graph::NodeId;
@@ -43,15 +43,22 @@ impl Lowering<'_> {
         self.l.operands[&(id, slot)].clone()
     }
 
+    /// An operand of a product: where it lies, and how it is made of that where it lies nowhere.
+    fn factor(&mut self, id: NodeId, slot: usize) -> (View, Option<Prologue>) {
+        if self.l.is_made(self.g, id, slot) {
+            let (view, prologue) = self.prologue(id, slot);
+            return (view, Some(prologue));
+        }
+        (self.view(&self.operand(id, slot)), None)
+    }
+
     fn result(&self, id: NodeId) -> Layout {
         self.l.memory(id).expect("invariant: kernels store their result").clone()
     }
 
     /// A view of a channels-last tensor over `N, H, W, C` (weights: `O, kh, kw, C`).
     fn image(&mut self, layout: &Layout) -> View {
-        let v = self.view(layout);
-        let s = &v.strides;
-        View { strides: vec![s[0], s[2], s[3], s[1]], ..v }
+        as_image(self.view(layout))
     }
 
     /// A kernel node, with the item it belongs to and the work on its result.
@@ -120,14 +127,20 @@ impl Lowering<'_> {
     }
 
     fn conv(&mut self, id: NodeId, c: &ConvShape, direction: ConvDirection, epilogue: Option<(usize, &Region)>) {
-        let (a, b) = (self.operand(id, 0), self.operand(id, 1));
+        let ((a, made_a), (b, made_b)) = (self.factor(id, 0), self.factor(id, 1));
         let out = self.result(id);
+        let out = self.view(&out);
         let node = self.g.node(id);
         let (sa, sb, so) = (self.g.shape(node.operands[0]), self.g.shape(node.operands[1]), &node.ty.shape);
         let (x_shape, w_shape, y_shape, x, w, y) = match direction {
             ConvDirection::Forward => (sa, sb, &so[..], a, b, out),
             ConvDirection::InputGrad => (&so[..], sa, sb, out, a, b),
             ConvDirection::WeightGrad => (sa, &so[..], sb, a, out, b),
+        };
+        let (x_prologue, y_prologue) = match direction {
+            ConvDirection::Forward => (made_a, None),
+            ConvDirection::InputGrad => (None, made_b),
+            ConvDirection::WeightGrad => (made_a, made_b),
         };
         let (batch, in_channels, out_channels) = (x_shape[0], x_shape[1], y_shape[1]);
         let weights: usize = w_shape.iter().product();
@@ -141,9 +154,11 @@ impl Lowering<'_> {
             out_channels,
             groups: c.groups,
             geometry: c.geometry.clone(),
-            x: self.image(&x),
-            w: self.image(&w),
-            y: self.image(&y),
+            x: as_image(x),
+            w: as_image(w),
+            y: as_image(y),
+            x_prologue: x_prologue.map(of_image),
+            y_prologue: y_prologue.map(of_image),
             split: None,
             packed: None,
             epilogue: None,
@@ -163,7 +178,9 @@ impl Lowering<'_> {
     }
 
     fn matmul(&mut self, id: NodeId, epilogue: Option<(usize, &Region)>) {
-        let (a, b, c) = (self.operand(id, 0), self.operand(id, 1), self.result(id));
+        let ((mut a, mut a_prologue), (mut b, mut b_prologue)) = (self.factor(id, 0), self.factor(id, 1));
+        let c = self.result(id);
+        let mut c = self.view(&c);
         let node = self.g.node(id);
         let (sa, sc) = (self.g.shape(node.operands[0]), &node.ty.shape);
         let rank = sc.len();
@@ -177,9 +194,10 @@ impl Lowering<'_> {
             let count = splits.min(MAX_GROUPS);
             MatmulSplit { count, partials: View::new(self.workspace(id, count * m * n), vec![m * n, n, 1]) }
         });
-        let (mut a, mut b, mut c) = (self.view(&a), self.view(&b), self.view(&c));
-        let batch = collapse_batch(batch, &mut [&mut a, &mut b, &mut c]);
-        let run = Matmul { batch: Dims(batch), m, n, k, a, b, c, split, epilogue: None };
+        let made = a_prologue.iter_mut().chain(&mut b_prologue).flat_map(|p| &mut p.loads).map(|l| &mut l.view);
+        let mut views: Vec<&mut View> = [&mut a, &mut b, &mut c].into_iter().chain(made).collect();
+        let batch = Dims(collapse_batch(batch, &mut views));
+        let run = Matmul { batch, m, n, k, a, b, c, a_prologue, b_prologue, split, epilogue: None };
         self.push_product(id, flops, KernelOp::Matmul(run), epilogue);
     }
 
@@ -263,6 +281,17 @@ impl Lowering<'_> {
         let to = views.pop().expect("one view");
         self.push(&[id], 0, KernelOp::Fill(Fill { space: Dims(space), value, to }));
     }
+}
+
+/// A view over `N, C, H, W` as one over `N, H, W, C`.
+fn as_image(v: View) -> View {
+    let s = &v.strides;
+    View { strides: vec![s[0], s[2], s[3], s[1]], ..v }
+}
+
+fn of_image(mut p: Prologue) -> Prologue {
+    p.loads.iter_mut().for_each(|l| l.view = as_image(l.view.clone()));
+    p
 }
 
 /// Sorts dimensions by the first view's strides, outermost first, leaves out extents of 1 and joins neighbours.

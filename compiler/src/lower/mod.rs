@@ -4,6 +4,7 @@ mod attention;
 mod epilogue;
 mod kernels;
 mod names;
+mod prologue;
 mod regions;
 
 pub use names::Names;
@@ -73,6 +74,8 @@ pub struct Products {
     pub convolutions: Convolutions,
     /// Whether columns of a product are reduced in its kernel.
     pub columns: bool,
+    /// Of how many tensors of its size a product may make an operand as it reads it.
+    pub made_of: usize,
 }
 
 /// What a program is for.

@@ -135,6 +135,25 @@ impl Lowering<'_> {
         plan
     }
 
+    /// What values are computed from and how, over a region's dimensions; of the region itself, nothing.
+    pub(super) fn values_with(
+        &mut self,
+        region: &Region,
+        values: &[(NodeId, Map)],
+    ) -> (Vec<(Leaf, String)>, Vec<Statement>, Vec<Arg>) {
+        let mut body = Body {
+            low: self,
+            region,
+            products: &[],
+            loads: Vec::new(),
+            statements: Vec::new(),
+            values: BTreeMap::new(),
+            sinks: BTreeMap::new(),
+        };
+        let found = values.iter().map(|(id, map)| body.value(*id, map)).collect();
+        (body.loads, body.statements, found)
+    }
+
     /// A region's work over named buffers, dimensions as they are, in which `values` are computed too; and what those
     /// are. What the values of the numbers `again` are computed from is stored where it is the same along rows, for
     /// whoever computes them again column by column.

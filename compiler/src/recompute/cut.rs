@@ -23,10 +23,11 @@ const STEPS: usize = 8;
 /// A capacity that no cut takes.
 const UNCUT: u64 = 1 << 50;
 
-/// Which values up to the moment are not kept, though something later depends on them; `None` if all are.
-pub(super) fn dropped(g: &Graph, p: &Pressure) -> Option<Vec<bool>> {
+/// Which values up to the moment are not kept, though something later depends on them; `None` if all are. The products
+/// in `products` may be computed again.
+pub(super) fn dropped(g: &Graph, p: &Pressure, products: &[NodeId]) -> Option<Vec<bool>> {
     let values = p.moment.index() + 1;
-    let cheap = cheap(g, p, values);
+    let cheap = cheap(g, p, values, products);
     let finished = finished_products(g, p, values);
     let (source, sink) = (2 * values, 2 * values + 1);
     let (compute, have) = (|id: NodeId| 2 * id.index(), |id: NodeId| 2 * id.index() + 1);
@@ -56,7 +57,8 @@ pub(super) fn dropped(g: &Graph, p: &Pressure) -> Option<Vec<bool>> {
         .map(|id| id.index() < values && p.needed[id.index()] && cheap[id.index()] && !reached[compute(id)])
         .collect();
     // Views of what is kept are no work, and scores are computed again in any case.
-    let saves = |id: NodeId| dropped[id.index()] && matches!(g.node(id).op, Op::Map(_)) && !p.scores.holds(id);
+    let is_work = |id: NodeId| matches!(g.node(id).op, Op::Map(_)) || products.contains(&id);
+    let saves = |id: NodeId| dropped[id.index()] && is_work(id) && !p.scores.holds(id);
     g.ids().any(saves).then_some(dropped)
 }
 
@@ -108,14 +110,17 @@ fn finished_products(g: &Graph, p: &Pressure, values: usize) -> Vec<usize> {
     finished
 }
 
-/// Which values may be computed again: elementwise work and views, of few large tensors, and scores.
-fn cheap(g: &Graph, p: &Pressure, values: usize) -> Vec<bool> {
+/// Which values may be computed again: elementwise work and views, of few large tensors, scores, and some products.
+fn cheap(g: &Graph, p: &Pressure, values: usize, products: &[NodeId]) -> Vec<bool> {
     let mut cheap = vec![false; g.len()];
+    let mut product = vec![false; g.len()];
+    products.iter().for_each(|x| product[x.index()] = true);
     let mut sources: Vec<Vec<NodeId>> = vec![Vec::new(); values];
     for id in g.ids().take(values).filter(|id| p.needed[id.index()]) {
         let n = g.node(id);
         let small = SMALL * n.ty.bytes() < p.bytes;
-        let easy = matches!(n.op.rule().class(), Class::Pointwise | Class::View) && !small || p.scores.holds(id);
+        let work = matches!(n.op.rule().class(), Class::Pointwise | Class::View) || product[id.index()];
+        let easy = work && !small || p.scores.holds(id);
         let mut from: Vec<NodeId> = Vec::new();
         for &o in &n.operands {
             if cheap[o.index()] {

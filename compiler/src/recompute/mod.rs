@@ -6,12 +6,16 @@
 //! elementwise work alone, from something kept. What is not kept is computed again where it is used. Then the next
 //! fullest moment is looked at, since a step has several passes.
 //!
+//! Products may be let in among that work (`products.rs`): those whose results take most bytes for their work, as many
+//! as a share of the step's work allows.
+//!
 //! Results are the same up to rounding: the same functions of the same numbers, but the builder's laws may order the
 //! factors of a product otherwise.
 
 mod cut;
 mod flow;
 mod pressure;
+mod products;
 
 use std::collections::BTreeMap;
 
@@ -26,18 +30,24 @@ use crate::recompute::pressure::Pressure;
 /// Most moments looked at.
 const MOMENTS: usize = 4;
 
-/// The graph with values computed again where that lets a step hold fewer bytes at its fullest moment.
-pub fn recompute(graph: &Graph) -> Graph {
+/// The graph with values computed again where that lets a step hold fewer bytes at its fullest moment; products, too,
+/// where `products` says so.
+pub fn recompute(graph: &Graph, products: bool) -> Graph {
     let mut best = graph.clone();
     let mut pressure = Pressure::of(&best);
-    for _ in 0..MOMENTS {
-        let Some(dropped) = cut::dropped(&best, &pressure) else { break };
-        let candidate = without(&best, &pressure, &dropped);
-        let eased = Pressure::of(&candidate);
+    let mut spare = if products { products::spare(graph) } else { 0 };
+    for _ in 0..if products { 2 * MOMENTS } else { MOMENTS } {
+        let tried = products::dropped(&best, &pressure, spare).into_iter().map(|(dropped, work)| {
+            let candidate = without(&best, &pressure, &dropped);
+            let eased = Pressure::of(&candidate);
+            (candidate, eased, work)
+        });
+        let Some((candidate, eased, work)) = tried.min_by_key(|(_, eased, work)| (eased.bytes, *work)) else { break };
         if eased.bytes >= pressure.bytes {
             break;
         }
         (best, pressure) = (candidate, eased);
+        spare -= work;
     }
     best
 }

@@ -1,6 +1,7 @@
 //! How many bytes a graph's values take, and when they take most.
 
 use crate::fuse::layout::must_be_stored;
+use crate::fuse::prologues::Prologues;
 use crate::fuse::scores::{Scores, find};
 use crate::ir::graph::{Graph, InputKind, NodeId, RootKind};
 use crate::ir::op::{Class, Op};
@@ -35,7 +36,7 @@ impl Pressure {
         let needed = g.needed(g.roots.iter().map(|r| r.value));
         let users = g.all_users(&needed);
         let scores = find(g, &needed);
-        let hard = must_be_stored(g, &needed, &scores);
+        let hard = must_be_stored(g, &needed, &scores, &Prologues::default());
         // Numbers reported and new values of variables have places of their own; a boundary is held to the end.
         let (mut elsewhere, mut handed_on) = (vec![false; g.len()], vec![false; g.len()]);
         for r in &g.roots {

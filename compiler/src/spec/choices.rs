@@ -96,6 +96,8 @@ choice! {
     Recompute {
         /// Elementwise work (normalisation, activation), where that takes fewer bytes at a step's fullest moment.
         Elementwise = "elementwise",
+        /// That, and products whose results are large for the work they take, for a tenth of a step's work at most.
+        Products = "products",
         /// Nothing.
         None = "none",
     }
@@ -118,6 +120,17 @@ choice! {
         /// In the product's kernel on a GPU, in kernels of their own on a CPU.
         Auto = "auto",
         /// In the kernel of the product: it is not read again. NVIDIA's libraries do not compute such a product.
+        Products = "products",
+        /// In kernels of their own.
+        Kernels = "kernels",
+    }
+}
+
+choice! {
+    /// Where elementwise work on the operands of a product is done.
+    Prologues {
+        /// In the kernel of the product, as an operand is read: it is not stored. NVIDIA's libraries do not compute
+        /// such a product.
         Products = "products",
         /// In kernels of their own.
         Kernels = "kernels",

@@ -1,7 +1,10 @@
 //! How a plan computes products, from what is asked for and what it runs on.
 
 use crate::lower::{Convolutions, Products};
-use crate::spec::{ColumnSums, Convolution, Spec, Target};
+use crate::spec::{ColumnSums, Convolution, Prologues, Spec, Target};
+
+/// Of how many tensors of its size an operand is made, at most: what BatchNorm's gradient is of.
+const MADE_OF: usize = 2;
 
 impl Spec {
     /// How its plan computes products.
@@ -16,6 +19,10 @@ impl Spec {
             // A tile that is reduced at once costs what reading it again from a cache does: docs/performance.md.
             (ColumnSums::Kernels, _) | (ColumnSums::Auto, Target::Cpu) => false,
         };
-        Products { convolutions, columns }
+        let made_of = match self.prologues {
+            Prologues::Products => MADE_OF,
+            Prologues::Kernels => 0,
+        };
+        Products { convolutions, columns, made_of }
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::attention::Attention;
 use crate::dims::Dims;
 pub use crate::operand::{Access, Operand};
+pub use crate::prologue::Prologue;
 use crate::region::{Load, Region, Store};
 use crate::view::View;
 
@@ -159,6 +160,12 @@ pub struct Matmul {
     pub b: View,
     /// Over batch extents, `m`, `n`.
     pub c: View,
+    /// What becomes of elements of `a` as they are read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub a_prologue: Option<Prologue>,
+    /// The same of `b`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub b_prologue: Option<Prologue>,
     /// Fixed split of `k`: partial products of this many ranges of `k` are summed in order. One means no split.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<MatmulSplit>,
@@ -272,6 +279,12 @@ pub struct Conv {
     pub w: View,
     /// Over `N, H, W, O`, dense.
     pub y: View,
+    /// What becomes of elements of `x` as they are read; one group only, as of `y`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub x_prologue: Option<Prologue>,
+    /// The same of `y`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub y_prologue: Option<Prologue>,
     /// Weight gradient only: fixed groups of samples whose partial gradients are summed in order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<MatmulSplit>,

@@ -3,6 +3,7 @@
 use crate::attention::Attention;
 use crate::buffer::DType;
 use crate::kernel::{ConvDirection, KernelOp, Product, WindowOp};
+use crate::prologue::Made;
 use crate::region::Region;
 use crate::view::View;
 
@@ -78,6 +79,7 @@ impl KernelOp {
                 let mut out = vec![Operand::read(&m.a, &with([m.m, m.k])), Operand::read(&m.b, &with([m.k, m.n]))];
                 let (loads, stores) = epilogue_operands(&m.product());
                 out.extend(loads);
+                out.extend(m.made().flat_map(made_operands));
                 if let Some(s) = &m.split {
                     out.push(Operand::write(&s.partials, &[s.count, m.m, m.n]).dense());
                 }
@@ -100,6 +102,7 @@ impl KernelOp {
                 let (loads, stores) = epilogue_operands(&c.product());
                 let mut out = vec![a.dense(), b.dense()];
                 out.extend(loads);
+                out.extend(c.made().flat_map(made_operands));
                 out.push(result.dense());
                 if let Some(s) = &c.split {
                     out.push(Operand::write(&s.partials, &[s.count, weights]).dense());
@@ -148,6 +151,9 @@ impl KernelOp {
 
     /// Applies `f` to the buffer id of every operand.
     pub fn rename_buffers(&mut self, f: &mut dyn FnMut(&mut String)) {
+        for p in self.prologues_mut() {
+            p.loads.iter_mut().for_each(|l| f(&mut l.view.buffer));
+        }
         let mut views: Vec<&mut View> = Vec::new();
         match self {
             KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => views.extend(region_views(r)),
@@ -199,6 +205,12 @@ fn attention_operands(a: &Attention) -> Vec<Operand<'_>> {
     out.extend(a.results.iter().map(|r| Operand::write(&r.to, &a.with(r.extents(rows, cols).1))));
     out.extend(a.region.stores.iter().map(|s| Operand::write(&s.view, &a.region.space).of(RESULTS)));
     out
+}
+
+/// What a prologue reads besides the operand's own place.
+fn made_operands(made: Made<'_>) -> impl Iterator<Item = Operand<'_>> {
+    let Made { view, space, by, .. } = made;
+    by.loads.iter().filter(move |l| l.view != *view).map(move |l| Operand::read(&l.view, &space).of(ANY))
 }
 
 /// What an epilogue reads and writes besides the product.

@@ -213,6 +213,29 @@ fn epilogues() {
 }
 
 #[test]
+fn prologues() {
+    let old = kernel(1, "k1");
+    let own = "\n        x_prologue:\n          loads:\n          - x0 = m1/copy(48,12,3,1)\n          - x1 = scalar/lr(0,0,0,0)\n          \
+               body:\n          - v0 = mul x0 x1\n          value: v0";
+    let with = |prologue: &str| old.replace("x: m1/copy(48,12,3,1)", &format!("x: m1/copy(48,12,3,1){prologue}"));
+    check(&PLAN.replace(old, &with(own))).expect("a sound plan");
+    for (from, to, reason) in [
+        ("x0 = m1/copy(48,12,3,1)", "x0 = m1/copy(48,12,3,0)", "does not read m1/copy(48,12,3,1)"),
+        ("x0 = m1/copy(48,12,3,1)", "x0 = m1/copy(48,12,3)", "needs 4 strides"),
+        ("x1 = scalar/lr(0,0,0,0)", "x1 = scalar/lr(0,0,0,1)", "leaves its buffer"),
+        ("x1 = scalar/lr(0,0,0,0)", "x1 = m1/y(64,16,4,1)", "is written while"),
+        ("x1 = scalar/lr(0,0,0,0)", "x1 = m1/dx(48,12,3,1)", "not live"),
+        ("x1 = scalar/lr(0,0,0,0)", "x1 = x1(0,0,0,1)", "is read before it is written"),
+        ("value: v0", "value: x0", "is operand x but not computed"),
+        ("mul x0 x1", "reduce-sum x0", "reduces in a map"),
+        ("mul x0 x1", "mul x0 v1", "before it is defined"),
+        ("x_prologue", "y_prologue", "for what a convolution in one group reads"),
+    ] {
+        refused(PLAN, old, &with(&own.replace(from, to)), reason);
+    }
+}
+
+#[test]
 fn regions() {
     refused_kernel(
         1,

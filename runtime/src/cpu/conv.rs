@@ -7,12 +7,14 @@
 
 use std::ops::Range;
 
+use slrc_plan::Dims;
 use slrc_plan::kernel::{Conv as Plan, ConvDirection, WindowGeometry};
 
 use crate::cpu::epilogue::Epilogue;
 use crate::cpu::memory::{Memory, Operand};
 use crate::cpu::parallel::{for_each, part, scratch, tasks_for};
 use crate::cpu::product::{Division, Matrix, product};
+use crate::cpu::prologue::{Prologue, Rows};
 
 /// Patch elements a task gathers at a time.
 const PATCHES: usize = 1 << 18;
@@ -47,6 +49,8 @@ pub(super) struct Conv {
     y: Operand,
     split: Option<(usize, Operand)>,
     packed: Option<Operand>,
+    x_prologue: Option<Prologue>,
+    y_prologue: Option<Prologue>,
     epilogue: Option<Epilogue>,
     /// Patches are the pixels themselves.
     pointwise: bool,
@@ -58,7 +62,10 @@ impl Conv {
         let g = &p.geometry;
         let residues =
             if p.direction == ConvDirection::InputGrad { residues(g, p.out_channels / p.groups) } else { Vec::new() };
+        let made = |name: &str| p.made().find(|m| m.name == name).map(|m| Prologue::new(memory, &m));
         Conv {
+            x_prologue: made("x"),
+            y_prologue: made("y"),
             direction: p.direction,
             batch: p.batch,
             in_channels: p.in_channels,
@@ -112,16 +119,17 @@ impl Conv {
         let division = self.division(pixels, co, k).within(self.groups_of_rows());
         for_each(division.blocks(), |t| {
             let (range, cols) = division.block(t);
-            self.scratch(if self.pointwise { 0 } else { range.len() * k }, |patches, tiles| {
+            let x = Source::new(&self.x, self.in_channels, &self.x_prologue, || self.read_pixels(&range));
+            let patch = if self.pointwise { 0 } else { range.len() * k };
+            self.scratch(patch + x.scratch(), |memory, tiles| {
+                let (patches, made) = memory.split_at_mut(patch);
+                let x = x.make(0..self.in_channels, made);
                 for g in 0..self.groups {
                     let a = if self.pointwise {
-                        Matrix {
-                            at: self.x.f32(range.start * self.in_channels + g * ci),
-                            row: self.in_channels,
-                            col: 1,
-                        }
+                        let at = x.wrapping_add(range.start * self.in_channels + g * ci);
+                        Matrix { at, row: self.in_channels, col: 1 }
                     } else {
-                        self.gather(range.clone(), g, 0..k, patches);
+                        self.gather(x, range.clone(), g, 0..k, patches);
                         Matrix { at: patches.as_mut_ptr(), row: k, col: 1 }
                     };
                     let b = Matrix { at: self.w.f32((g * co + cols.start) * k), row: 1, col: k };
@@ -151,8 +159,34 @@ impl Conv {
         Division::new([pixels, channels, terms], self.groups, pixel_tile(terms, pixels), cost)
     }
 
-    /// Columns `columns` of the patches of output pixels `pixels` in group `group`, one row a pixel.
-    fn gather(&self, pixels: Range<usize>, group: usize, columns: Range<usize>, to: &mut [f32]) {
+    /// Input pixels that some output pixels see, in whole rows.
+    fn read_pixels(&self, pixels: &Range<usize>) -> Range<usize> {
+        let g = &self.geometry;
+        if self.pointwise {
+            return pixels.clone();
+        }
+        let reach = (g.kernel[0] - 1) * g.dilations[0];
+        let see = |oy: usize| [oy * g.strides[0], oy * g.strides[0] + reach].map(|y| y.saturating_sub(g.pads[0]));
+        rows_between([&g.output, &g.input], pixels, see)
+    }
+
+    /// Output pixels that some input pixels of a residue are seen by, in whole rows.
+    fn seen_pixels(&self, r: &Residue, pixels: &Range<usize>) -> Range<usize> {
+        let g = &self.geometry;
+        if self.pointwise {
+            return pixels.clone();
+        }
+        let reach = (g.kernel[0] - 1) * g.dilations[0];
+        let see = |i: usize| {
+            let last = r.start[0] + i * g.strides[0] + g.pads[0];
+            [last.saturating_sub(reach) / g.strides[0], last / g.strides[0]]
+        };
+        rows_between([&Dims(r.extent.to_vec()), &g.output], pixels, see)
+    }
+
+    /// Columns `columns` of the patches of output pixels `pixels` in group `group`, one row a pixel; `x` is where the
+    /// image begins.
+    fn gather(&self, x: *mut f32, pixels: Range<usize>, group: usize, columns: Range<usize>, to: &mut [f32]) {
         let g = &self.geometry;
         let (ci, _) = self.group_channels();
         let (kw, width) = (g.kernel[1], columns.len());
@@ -162,7 +196,7 @@ impl Conv {
             if whole_rows {
                 for (ky, part) in row.chunks_exact_mut(kw * ci).enumerate() {
                     match g.source(0, oy, ky) {
-                        Some(iy) => self.gather_row(n, iy, ox, part),
+                        Some(iy) => self.gather_row(x, n, iy, ox, part),
                         None => part.fill(0.0),
                     }
                 }
@@ -177,7 +211,7 @@ impl Conv {
                 match (g.source(0, oy, tap / kw), g.source(1, ox, tap % kw)) {
                     (Some(iy), Some(ix)) => {
                         let from = ((n * g.input[0] + iy) * g.input[1] + ix) * self.in_channels + group * ci + channel;
-                        copy(&self.x, from, part);
+                        copy(x, from, part);
                     }
                     _ => part.fill(0.0),
                 }
@@ -188,7 +222,7 @@ impl Conv {
     }
 
     /// One row of a patch whose columns are neighbours in the image: padding, pixels, padding.
-    fn gather_row(&self, n: usize, iy: usize, ox: usize, to: &mut [f32]) {
+    fn gather_row(&self, x: *mut f32, n: usize, iy: usize, ox: usize, to: &mut [f32]) {
         let g = &self.geometry;
         let c = self.in_channels;
         let first = ox * g.strides[1];
@@ -197,7 +231,7 @@ impl Conv {
         let inside = g.input[1].saturating_sub(start).min(g.kernel[1] - left);
         to[..left * c].fill(0.0);
         let from = ((n * g.input[0] + iy) * g.input[1] + start) * c;
-        copy(&self.x, from, &mut to[left * c..(left + inside) * c]);
+        copy(x, from, &mut to[left * c..(left + inside) * c]);
         to[(left + inside) * c..].fill(0.0);
     }
 
@@ -225,17 +259,21 @@ impl Conv {
             let (residue, group, range, cols) = blocks[t].clone();
             let residue = &self.residues[residue];
             let k = residue.taps[0].len() * residue.taps[1].len() * co;
+            let y = Source::new(&self.y, self.out_channels, &self.y_prologue, || self.seen_pixels(residue, &range));
             let patch = if self.pointwise { 0 } else { range.len() * k };
-            self.scratch(patch + if dense { 0 } else { range.len() * cols.len() }, |memory, tiles| {
-                let (patches, results) = memory.split_at_mut(patch);
+            let result = if dense { 0 } else { range.len() * cols.len() };
+            self.scratch(patch + result + y.scratch(), |memory, tiles| {
+                let (patches, rest) = memory.split_at_mut(patch);
+                let (results, made) = rest.split_at_mut(result);
+                let y = y.make(0..self.out_channels, made);
                 for g in 0..self.groups {
                     let (a, b);
                     if self.pointwise {
-                        let at = self.y.f32(range.start * self.out_channels + g * co);
+                        let at = y.wrapping_add(range.start * self.out_channels + g * co);
                         a = Matrix { at, row: self.out_channels, col: 1 };
                         b = Matrix { at: self.w.f32(g * co * ci + cols.start), row: ci, col: 1 };
                     } else {
-                        self.gather_outputs(residue, range.clone(), g, patches);
+                        self.gather_outputs(y, residue, range.clone(), g, patches);
                         a = Matrix { at: patches.as_mut_ptr(), row: k, col: 1 };
                         let packed =
                             self.packed.as_ref().expect("invariant: the plan has a workspace for packed weights");
@@ -296,14 +334,14 @@ impl Conv {
                     let from = ((group * co + o) * self.taps() + tap) * ci;
                     // SAFETY: views lie in their buffers; tasks write disjoint rows.
                     let to = unsafe { std::slice::from_raw_parts_mut(packed.f32(group * size + (row + o) * ci), ci) };
-                    copy(&self.w, from, to);
+                    copy(self.w.f32(0), from, to);
                 }
             }
         });
     }
 
     /// For input pixels of a residue: the output channels at every kernel position that reaches them, one row a pixel.
-    fn gather_outputs(&self, r: &Residue, pixels: Range<usize>, group: usize, to: &mut [f32]) {
+    fn gather_outputs(&self, y: *mut f32, r: &Residue, pixels: Range<usize>, group: usize, to: &mut [f32]) {
         let g = &self.geometry;
         let (_, co) = self.group_channels();
         let width = r.taps[0].len() * r.taps[1].len() * co;
@@ -326,7 +364,7 @@ impl Conv {
                     match (oy, target(1, ix, kx)) {
                         (Some(oy), Some(ox)) => {
                             let from = ((n * g.output[0] + oy) * g.output[1] + ox) * self.out_channels + group * co;
-                            copy(&self.y, from, part);
+                            copy(y, from, part);
                         }
                         _ => part.fill(0.0),
                     }
@@ -376,45 +414,58 @@ impl Conv {
                 let at = partials.map_or_else(|| self.w.f32(at), |p| p.f32(group * size + at));
                 Matrix { at, row: k, col: 1 }
             };
-            let outputs = |p: usize, g: usize| Matrix {
-                at: self.y.f32(p * self.out_channels + g * co + rows.start),
+            let outputs = |y: *mut f32, p: usize, g: usize| Matrix {
+                at: y.wrapping_add(p * self.out_channels + g * co + rows.start),
                 row: 1,
                 col: self.out_channels,
             };
+            let inputs = |x: *mut f32, p: usize, g: usize| Matrix {
+                at: x.wrapping_add(p * self.in_channels + g * ci + columns.start),
+                row: self.in_channels,
+                col: 1,
+            };
             // Of a split gradient, the sum of its parts has the epilogue.
             let epilogue = self.epilogue.as_ref().filter(|_| partials.is_none());
-            let tile = if self.pointwise { 0 } else { pixel_tile(columns.len(), pixels.len().max(1)) };
-            self.scratch(tile * columns.len(), |patches, memory| {
-                if self.pointwise {
+            let made = self.x_prologue.is_some() || self.y_prologue.is_some();
+            let tile = if self.pointwise && !made {
+                pixels.len().max(1)
+            } else {
+                pixel_tile(columns.len(), pixels.len().max(1))
+            };
+            let tiles = pixels.len().div_ceil(tile);
+            let range = |i: usize| {
+                let range = part(pixels.len(), tiles, i);
+                pixels.start + range.start..pixels.start + range.end
+            };
+            let sources = |range: &Range<usize>| {
+                let x = Source::new(&self.x, self.in_channels, &self.x_prologue, || self.read_pixels(range));
+                (x, Source::new(&self.y, self.out_channels, &self.y_prologue, || range.clone()))
+            };
+            let needed = |i: usize| {
+                let (x, y) = sources(&range(i));
+                x.scratch() + y.scratch()
+            };
+            let patch = if self.pointwise { 0 } else { tile * columns.len() };
+            let most = if made { (0..tiles).map(needed).max().unwrap_or(0) } else { 0 };
+            // Of a patch, all channels are made.
+            let channels = if self.pointwise { columns.clone() } else { 0..self.in_channels };
+            self.scratch(patch + most, |memory_of_task, memory| {
+                let (patches, made) = memory_of_task.split_at_mut(patch);
+                for i in 0..tiles {
+                    let range = range(i);
+                    let (x, y) = sources(&range);
+                    let (first, second) = made.split_at_mut(x.scratch());
+                    let (x, y) = (x.make(channels.clone(), first), y.make(rows.clone(), second));
                     for g in 0..self.groups {
-                        let at = self.x.f32(pixels.start * self.in_channels + g * ci + columns.start);
-                        let b = Matrix { at, row: self.in_channels, col: 1 };
-                        // SAFETY: views lie in their buffers; tasks write disjoint columns.
-                        unsafe {
-                            product(rows.len(), columns.len(), pixels.len(), to(g), outputs(pixels.start, g), b, false)
+                        let b = if self.pointwise {
+                            inputs(x, range.start, g)
+                        } else {
+                            self.gather(x, range.clone(), g, columns.clone(), patches);
+                            Matrix { at: patches.as_mut_ptr(), row: columns.len(), col: 1 }
                         };
-                    }
-                } else {
-                    let tiles = pixels.len().div_ceil(tile);
-                    for i in 0..tiles {
-                        let range = part(pixels.len(), tiles, i);
-                        let range = pixels.start + range.start..pixels.start + range.end;
-                        for g in 0..self.groups {
-                            self.gather(range.clone(), g, columns.clone(), patches);
-                            let b = Matrix { at: patches.as_mut_ptr(), row: columns.len(), col: 1 };
-                            // SAFETY: as above.
-                            unsafe {
-                                product(
-                                    rows.len(),
-                                    columns.len(),
-                                    range.len(),
-                                    to(g),
-                                    outputs(range.start, g),
-                                    b,
-                                    i > 0,
-                                )
-                            };
-                        }
+                        let a = outputs(y, range.start, g);
+                        // SAFETY: views lie in their buffers; tasks write disjoint columns.
+                        unsafe { product(rows.len(), columns.len(), range.len(), to(g), a, b, i > 0) };
                     }
                 }
                 if let Some(e) = epilogue {
@@ -451,10 +502,58 @@ pub(super) fn sum_partials(
     });
 }
 
-/// Copies consecutive f32 of an operand.
-fn copy(o: &Operand, at: usize, to: &mut [f32]) {
+/// Copies consecutive f32 of an operand that begins at `from`.
+fn copy(from: *mut f32, at: usize, to: &mut [f32]) {
     // SAFETY: views lie in their buffers; `to` is scratch or another buffer.
-    unsafe { std::ptr::copy_nonoverlapping(o.f32(at), to.as_mut_ptr(), to.len()) };
+    unsafe { std::ptr::copy_nonoverlapping(from.wrapping_add(at), to.as_mut_ptr(), to.len()) };
+}
+
+/// The rows of pixels of one picture that those of another are computed from: `see` says of a row of the first which
+/// rows of the second it needs, from and to.
+pub(super) fn rows_between(
+    [of, from]: [&Dims; 2],
+    pixels: &Range<usize>,
+    see: impl Fn(usize) -> [usize; 2],
+) -> Range<usize> {
+    if pixels.is_empty() {
+        return 0..0;
+    }
+    let place = |p: usize| (p / (of[0] * of[1]), p / of[1] % of[0]);
+    let ((n, first), (m, last)) = (place(pixels.start), place(pixels.end - 1));
+    let (start, end) = (see(first)[0].min(from[0]), (see(last)[1] + 1).min(from[0]));
+    let (start, end) = ((n * from[0] + start) * from[1], (m * from[0] + end) * from[1]);
+    start..end.max(start)
+}
+
+/// An operand that a task reads: where it lies, or rows of it that are made for the task.
+pub(super) struct Source<'a> {
+    operand: &'a Operand,
+    made: Option<(Rows<'a>, Range<usize>)>,
+}
+
+impl<'a> Source<'a> {
+    /// An operand of pixels of so many channels; `pixels` says which are needed.
+    pub(super) fn new(
+        operand: &'a Operand,
+        channels: usize,
+        prologue: &'a Option<Prologue>,
+        pixels: impl FnOnce() -> Range<usize>,
+    ) -> Source<'a> {
+        Source { operand, made: prologue.as_ref().map(|p| (Rows::new(p, channels), pixels())) }
+    }
+
+    /// f32 scratch to make them in.
+    pub(super) fn scratch(&self) -> usize {
+        self.made.as_ref().map_or(0, |(rows, pixels)| rows.scratch(pixels.len()))
+    }
+
+    /// Where the operand begins, of which channels `channels` of the pixels needed are there.
+    pub(super) fn make(&self, channels: Range<usize>, memory: &mut [f32]) -> *mut f32 {
+        match &self.made {
+            None => self.operand.f32(0),
+            Some((rows, pixels)) => rows.make(pixels.clone(), channels, memory),
+        }
+    }
 }
 
 /// Pixels of a product with `k` patch columns.

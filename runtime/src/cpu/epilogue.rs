@@ -7,8 +7,8 @@ use slrc_plan::kernel::Product;
 
 use crate::cpu::map::operands;
 use crate::cpu::memory::Memory;
-use crate::cpu::parallel::part;
 use crate::cpu::reduce::Reduce;
+use crate::cpu::rows::{row_blocks, scratch_of};
 use crate::cpu::tile::{TILE, TileProgram};
 
 /// A prepared epilogue.
@@ -39,7 +39,7 @@ impl Epilogue {
     /// f32 scratch that [`Epilogue::run`] needs.
     pub(super) fn scratch(&self) -> usize {
         match &self.work {
-            Work::Map(program) => program.scratch(TILE),
+            Work::Map(program) => scratch_of(program),
             Work::Columns(reduce) => reduce.rows_scratch(),
         }
     }
@@ -87,26 +87,6 @@ impl Epilogue {
 
     /// Calls `work` with the first element, the rows and the columns of every block.
     fn blocks(&self, rows: Range<usize>, cols: &Range<usize>, work: &mut dyn FnMut(&[usize], usize, usize)) {
-        let (_, outer) = self.space.split_last().expect("invariant: a row is a dimension");
-        // Rows of a block are neighbours along the last outer dimension.
-        let line = outer.last().copied().unwrap_or(1);
-        let parts = cols.len().div_ceil(TILE);
-        let height = (TILE / cols.len()).max(1);
-        let mut index = vec![0; self.space.len()];
-        let mut row = rows.start;
-        while row < rows.end {
-            let count = height.min(rows.end - row).min(line - row % line);
-            let mut rest = row;
-            for (i, n) in index.iter_mut().zip(outer).rev() {
-                *i = rest % n;
-                rest /= n;
-            }
-            for p in 0..parts {
-                let range = part(cols.len(), parts, p);
-                index[outer.len()] = cols.start + range.start;
-                work(&index, count, range.len());
-            }
-            row += count;
-        }
+        row_blocks(&self.space, rows, cols, |_, index, rows, cols| work(index, rows, cols));
     }
 }

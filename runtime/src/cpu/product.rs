@@ -147,6 +147,11 @@ impl Division {
         self.row_parts * self.col_parts
     }
 
+    /// Rows and columns of the largest block.
+    pub(super) fn largest(&self) -> (usize, usize) {
+        (self.rows.div_ceil(self.row_parts), self.cols.div_ceil(self.col_parts))
+    }
+
     /// Parts that rows are cut into.
     pub(super) fn row_parts(&self) -> usize {
         self.row_parts

@@ -189,6 +189,15 @@ impl<'a> Code<'a> {
         self.line("}");
     }
 
+    /// Lines that are to stand elsewhere.
+    pub(super) fn apart(&mut self, work: impl FnOnce(&mut Code<'a>)) -> Vec<String> {
+        let (text, depth) = (std::mem::take(&mut self.text), std::mem::take(&mut self.depth));
+        work(self);
+        self.depth = depth;
+        let lines = std::mem::replace(&mut self.text, text);
+        lines.lines().map(String::from).collect()
+    }
+
     /// The parameter that points to a buffer.
     pub(super) fn pointer(&mut self, id: &str, write: bool) -> String {
         if let Some(p) = self.pointers.iter_mut().find(|p| p.id == id) {

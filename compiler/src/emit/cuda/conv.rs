@@ -9,6 +9,7 @@ use crate::emit::cuda::code::{Call, Code, Table, index_type};
 use crate::emit::cuda::depthwise;
 use crate::emit::cuda::epilogue::Epilogue;
 use crate::emit::cuda::product::{Product, Side, Store, Sum, sum_groups};
+use crate::emit::cuda::prologue;
 
 pub(super) fn emit(table: &Table<'_>, c: &Conv, precision: Precision) -> Vec<Call> {
     match c.algorithm {
@@ -50,6 +51,7 @@ fn describe(code: &mut Code<'_>, c: &Conv, what: &str, epilogue: Option<&Epilogu
         "{what}: {} samples, {} channels {} -> {} channels {}, kernel {}, stride {}, pad {}, dilation {}, groups {}",
         c.batch, c.in_channels, g.input, c.out_channels, g.output, g.kernel, g.strides, g.pads, g.dilations, c.groups
     ));
+    c.made().for_each(|m| prologue::describe(code, &m));
     if let Some(e) = epilogue {
         e.describe(code);
     }
@@ -57,7 +59,8 @@ fn describe(code: &mut Code<'_>, c: &Conv, what: &str, epilogue: Option<&Epilogu
 
 /// The type of positions.
 fn position_type(c: &Conv, epilogue: Option<&Epilogue<'_>>) -> &'static str {
-    index_type(epilogue.map_or(0, Epilogue::last).max(largest(c)))
+    let made = c.made().map(|m| prologue::last(&m)).max().unwrap_or(0);
+    index_type(epilogue.map_or(0, Epilogue::last).max(largest(c)).max(made))
 }
 
 /// Stores `value` at element `at` of the tensor `to`, or works on it.
@@ -86,8 +89,20 @@ fn pixel(g: &WindowGeometry, ty: &str, p: &str) -> Vec<String> {
     ]
 }
 
+/// An element of `x` or `y`, `operand`, in `v`: channel `channel` of group `group` of a pixel.
+fn element(code: &mut Code<'_>, c: &Conv, ty: &str, operand: &str, pixel: &str, channel: &str) -> Vec<String> {
+    let (view, channels, groups) = match operand {
+        "x" => (&c.x, c.in_channels, c.in_channels / c.groups),
+        _ => (&c.y, c.out_channels, c.out_channels / c.groups),
+    };
+    let made = c.made().find(|m| m.name == operand);
+    let at = format!("{pixel} * {channels} + group * {groups} + {channel}");
+    // What is made is of one group.
+    prologue::element(code, ty, view, made.as_ref(), [pixel, channel], &at)
+}
+
 /// `v = x` at the patch column `column` of pixel `pixel`.
-fn patch(c: &Conv, ty: &str, x: &str, pixel_name: &str, column: &str) -> Vec<String> {
+fn patch(code: &mut Code<'_>, c: &Conv, ty: &str, pixel_name: &str, column: &str) -> Vec<String> {
     let g = &c.geometry;
     let ci = c.in_channels / c.groups;
     let mut lines = pixel(g, ty, pixel_name);
@@ -95,10 +110,8 @@ fn patch(c: &Conv, ty: &str, x: &str, pixel_name: &str, column: &str) -> Vec<Str
     lines.push(format!("const {ty} channel = {column} % {ci};"));
     lines.extend(sources(g, ty, &format!("(tap / {})", g.kernel[1]), &format!("(tap % {})", g.kernel[1])));
     lines.push(format!("if ({}) {{", inside(g)));
-    lines.push(format!(
-        "  v = {x}[((sample * {} + iy) * {} + ix) * {} + group * {ci} + channel];",
-        g.input[0], g.input[1], c.in_channels
-    ));
+    let pixel = format!("((sample * {} + iy) * {} + ix)", g.input[0], g.input[1]);
+    lines.extend(element(code, c, ty, "x", &pixel, "channel").into_iter().map(|l| format!("  {l}")));
     lines.push("}".into());
     lines
 }
@@ -111,7 +124,8 @@ fn forward(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
     let g = &c.geometry;
     let (ci, co) = (c.in_channels / c.groups, c.out_channels / c.groups);
     let terms = g.kernel[0] * g.kernel[1] * ci;
-    let (x, w) = (code.pointer(&c.x.buffer, false), code.pointer(&c.w.buffer, false));
+    let patch = patch(&mut code, c, ty, "m", "k");
+    let w = code.pointer(&c.w.buffer, false);
     let at = format!("m * {} + group * {co} + n", c.out_channels);
     let store = store(&mut code, &c.y, epilogue.as_ref(), ty, at);
     Product {
@@ -124,7 +138,7 @@ fn forward(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
         count: c.groups,
         setup: vec![group(c, ty, "z")],
         ranged: false,
-        a: Side { lines: patch(c, ty, &x, "m", "k"), along_terms: true },
+        a: Side { lines: patch, along_terms: true },
         b: Side { lines: vec![format!("v = {w}[(group * {co} + n) * {terms} + k];")], along_terms: true },
         store,
         epilogue: epilogue.as_ref(),
@@ -141,7 +155,7 @@ fn input_grad(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
     let g = &c.geometry;
     let (ci, co) = (c.in_channels / c.groups, c.out_channels / c.groups);
     let taps = g.kernel[0] * g.kernel[1];
-    let (w, y) = (code.pointer(&c.w.buffer, false), code.pointer(&c.y.buffer, false));
+    let w = code.pointer(&c.w.buffer, false);
     let at = format!("m * {} + group * {ci} + n", c.in_channels);
     let store = store(&mut code, &c.x, epilogue.as_ref(), ty, at);
     let (iw, ow) = (g.input[1], g.output[1]);
@@ -161,10 +175,8 @@ fn input_grad(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
     a.push(format!("const {ty} oy = sy / {sy};"));
     a.push(format!("const {ty} ox = sx / {sx};"));
     a.push(format!("if (hits && oy < {} && ox < {ow}) {{", g.output[0]));
-    a.push(format!(
-        "  v = {y}[((sample * {} + oy) * {ow} + ox) * {} + group * {co} + channel];",
-        g.output[0], c.out_channels
-    ));
+    let pixel = format!("((sample * {} + oy) * {ow} + ox)", g.output[0]);
+    a.extend(element(&mut code, c, ty, "y", &pixel, "channel").into_iter().map(|l| format!("  {l}")));
     a.push("}".into());
     let b = format!("v = {w}[((group * {co} + k % {co}) * {taps} + k / {co}) * {ci} + n];");
     Product {
@@ -195,7 +207,8 @@ fn weight_grad(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
     let (ci, co) = (c.in_channels / c.groups, c.out_channels / c.groups);
     let cols = g.kernel[0] * g.kernel[1] * ci;
     let pixels = c.batch * g.output[0] * g.output[1];
-    let (x, y) = (code.pointer(&c.x.buffer, false), code.pointer(&c.y.buffer, false));
+    let x = patch(&mut code, c, ty, "k", "n");
+    let y = element(&mut code, c, ty, "y", "k", "m");
     let count = c.split.as_ref().map_or(1, |s| s.count);
     let size = c.out_channels * cols;
     let at = format!("(group * {co} + m) * {cols} + n");
@@ -231,8 +244,8 @@ fn weight_grad(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
             format!("const {ty} end = min(({ty})(begin + {each}), ({ty}){pixels});"),
         ],
         ranged: true,
-        a: Side { lines: vec![format!("v = {y}[k * {} + group * {co} + m];", c.out_channels)], along_terms: false },
-        b: Side { lines: patch(c, ty, &x, "k", "n"), along_terms: false },
+        a: Side { lines: y, along_terms: false },
+        b: Side { lines: x, along_terms: false },
         store,
         // Rows are filters: nothing reduces them.
         epilogue: None,

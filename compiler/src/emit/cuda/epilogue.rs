@@ -58,19 +58,8 @@ impl<'a> Epilogue<'a> {
 
     /// Works on `value`, the element of row `row` and column `col`.
     pub(super) fn run(&self, code: &mut Code<'_>, ty: &str, row: &str, col: &str, sharing: Sharing) {
-        let (walk, cols) = (&self.body.walk, self.cols);
-        let all: Vec<usize> = (0..walk.extents.len()).collect();
-        match all.split_last() {
-            // Rows are a dimension of their own, so that nothing is to be taken apart.
-            Some((last, outer)) if walk.extents[*last] == cols && !outer.is_empty() => {
-                walk.coordinates(code, ty, row, outer);
-                code.line(format!("const {ty} i{last} = {col};"));
-            }
-            _ => {
-                code.line(format!("const {ty} at = {row} * {cols} + {col};"));
-                walk.coordinates(code, ty, "at", &all);
-            }
-        }
+        let cols = self.cols;
+        self.body.walk.row_and_column(code, ty, [row, col], cols);
         if self.keep {
             let p = code.pointer(&self.to.buffer, true);
             let offset = if self.to.offset == 0 { String::new() } else { format!("{} + ", self.to.offset) };

@@ -6,23 +6,25 @@ use slrc_plan::{Precision, View};
 use crate::emit::cuda::code::{Call, Code, Table, index_type, sum, times};
 use crate::emit::cuda::epilogue::Epilogue;
 use crate::emit::cuda::product::{Product, Side, Store, Sum};
+use crate::emit::cuda::prologue;
 
 pub(super) fn emit(table: &Table<'_>, p: &Matmul, precision: Precision) -> Vec<Call> {
     let count: usize = p.batch.iter().product();
     let with = |tail: [usize; 2]| [&p.batch[..], &tail].concat();
     let ends = [p.a.end(&with([p.m, p.k])), p.b.end(&with([p.k, p.n])), p.c.end(&with([p.m, p.n]))];
     let epilogue = Epilogue::new(table, &p.product());
-    let end = ends.into_iter().flatten().chain(epilogue.as_ref().map(Epilogue::last)).max();
+    let made = p.made().map(|m| prologue::last(&m));
+    let end = ends.into_iter().flatten().chain(made).chain(epilogue.as_ref().map(Epilogue::last)).max();
     let ty = index_type(end.unwrap_or(0));
     let mut code = Code::new(table);
     let batch = if count > 1 { format!(", {} products", p.batch) } else { String::new() };
     code.formula(format!("c[{}, {}] = sum of {} terms a[m, k] b[k, n]{batch}", p.m, p.n, p.k));
+    p.made().for_each(|m| prologue::describe(&mut code, &m));
     if let Some(e) = &epilogue {
         e.describe(&mut code);
     }
     let d = p.batch.len();
-    let (a, b) = (code.pointer(&p.a.buffer, false), code.pointer(&p.b.buffer, false));
-    let element = |p: &str, v: &View, row: &str, col: &str| {
+    let place = |v: &View, row: &str, col: &str| {
         let mut terms: Vec<String> = Vec::new();
         for (i, &s) in v.strides[..d].iter().enumerate() {
             if s != 0 && count > 1 {
@@ -37,7 +39,13 @@ pub(super) fn emit(table: &Table<'_>, p: &Matmul, precision: Precision) -> Vec<C
         if v.offset != 0 {
             terms.push(v.offset.to_string());
         }
-        format!("{p}[{}]", sum(terms))
+        sum(terms)
+    };
+    let element = |p: &str, v: &View, row: &str, col: &str| format!("{p}[{}]", place(v, row, col));
+    let factor = |code: &mut Code<'_>, name: &str, v: &View, rows: usize, [row, col]: [&str; 2]| {
+        let made = p.made().find(|m| m.name == name);
+        let all = if count > 1 { format!("(z * {rows} + {row})") } else { row.into() };
+        prologue::element(code, ty, v, made.as_ref(), [&all, col], &place(v, row, col))
     };
     let mut setup = Vec::new();
     let mut inner = 1;
@@ -48,13 +56,11 @@ pub(super) fn emit(table: &Table<'_>, p: &Matmul, precision: Precision) -> Vec<C
         inner *= p.batch[i];
     }
     let a_side = Side {
-        lines: vec![format!("v = {};", element(&a, &p.a, "m", "k"))],
+        lines: factor(&mut code, "a", &p.a, p.m, ["m", "k"]),
         along_terms: p.a.strides[d + 1] <= p.a.strides[d],
     };
-    let b_side = Side {
-        lines: vec![format!("v = {};", element(&b, &p.b, "k", "n"))],
-        along_terms: p.b.strides[d] < p.b.strides[d + 1],
-    };
+    let b_side =
+        Side { lines: factor(&mut code, "b", &p.b, p.k, ["k", "n"]), along_terms: p.b.strides[d] < p.b.strides[d + 1] };
     let mut product = Product {
         family: "matmul",
         precision,

@@ -16,6 +16,7 @@ mod map;
 mod matmul;
 mod memory_ops;
 mod product;
+mod prologue;
 mod reduce;
 mod row;
 mod scalar;

@@ -72,6 +72,22 @@ impl Walk {
         lines.iter().rev().for_each(|l| code.line(l));
     }
 
+    /// Declares all coordinates from a row of `cols` elements and a column, expressions.
+    pub(super) fn row_and_column(&self, code: &mut Code<'_>, ty: &str, [row, col]: [&str; 2], cols: usize) {
+        let all: Vec<usize> = (0..self.extents.len()).collect();
+        match all.split_last() {
+            // Rows are a dimension of their own, so that nothing is to be taken apart.
+            Some((last, outer)) if self.extents[*last] == cols && !outer.is_empty() => {
+                self.coordinates(code, ty, row, outer);
+                code.line(format!("const {ty} i{last} = {col};"));
+            }
+            _ => {
+                code.line(format!("const {ty} at = {row} * {cols} + {col};"));
+                self.coordinates(code, ty, "at", &all);
+            }
+        }
+    }
+
     /// The element of view `v` at the coordinates declared.
     pub(super) fn element(&self, v: usize) -> String {
         let mut terms: Vec<String> = Vec::new();

@@ -6,7 +6,7 @@ use crate::kernel::{
     Conv, ConvAlgorithm, ConvDirection, Kernel, KernelOp, Matmul, MatmulSplit, WINOGRAD_CHANNELS, WindowGeometry,
     WindowOp,
 };
-use crate::validate::region::{check_attention_region, check_epilogue, check_region, check_stores};
+use crate::validate::region::{check_attention_region, check_epilogue, check_prologue, check_region, check_stores};
 
 /// Most elements of an index space, and most multiplications of a product: far more than any device does in a kernel,
 /// few enough that no count overflows.
@@ -120,6 +120,7 @@ fn check_matmul(m: &Matmul) -> Result<(), String> {
     if m.epilogue.is_some() && !m.c.is_dense(&[&m.batch[..], &[m.m, m.n]].concat()) {
         return Err(format!("a product with an epilogue is dense, {} is not", m.c));
     }
+    m.made().try_for_each(|p| check_prologue(&p))?;
     check_epilogue(&m.product())?;
     check_split(m.split.as_ref(), m.k)
 }
@@ -164,6 +165,13 @@ fn check_conv(c: &Conv) -> Result<(), String> {
     if c.epilogue.is_some() && c.groups > 1 {
         return Err("a convolution in groups has no epilogue".into());
     }
+    let reads = c.reads();
+    for (prologue, read) in [&c.x_prologue, &c.y_prologue].into_iter().zip(reads) {
+        if prologue.is_some() && (c.groups > 1 || !read) {
+            return Err("a prologue is for what a convolution in one group reads, and not for its weights".into());
+        }
+    }
+    c.made().try_for_each(|p| check_prologue(&p))?;
     check_epilogue(&c.product())?;
     if c.split.is_some() && c.direction != ConvDirection::WeightGrad {
         return Err("only a weight gradient is split".into());

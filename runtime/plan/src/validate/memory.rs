@@ -81,12 +81,11 @@ pub fn in_place(kernel: &Kernel, old: &Buffer, new: &Buffer) -> bool {
         (KernelOp::Map(r) | KernelOp::Row(r), _) => r,
         (run, Some(Product { epilogue: Some(r), to, .. })) => {
             // The product is written before its epilogue reads, and its operands are read while the epilogue writes.
-            let factors = run.operands().into_iter().take(2);
+            let made = run.made();
+            let made = made.iter().flat_map(|m| &m.by.loads).map(|l| &l.view);
+            let factors: Vec<&View> = run.operands().into_iter().take(2).map(|o| o.view).chain(made).collect();
             let reduces = !r.reduce.is_empty();
-            if reduces
-                || [old, new].iter().any(|b| b.id == to.buffer)
-                || factors.into_iter().any(|o| o.view.buffer == old.id)
-            {
+            if reduces || [old, new].iter().any(|b| b.id == to.buffer) || factors.iter().any(|v| v.buffer == old.id) {
                 return false;
             }
             r

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::attention::Attention;
 use crate::buffer::DType;
 use crate::kernel::{KernelOp, Product};
+use crate::prologue::Made;
 use crate::region::{Level, Region};
 use crate::scalar::ResultKind;
 use crate::statement::{Arg, StatementOp, is_value_name};
@@ -100,6 +101,20 @@ pub(super) fn check_epilogue(p: &Product<'_>) -> Result<(), String> {
         if v.offset != p.to.offset || !v.is_dense(&r.space) {
             return Err(format!("the epilogue's {v} is not the product {}", p.to));
         }
+    }
+    Ok(())
+}
+
+/// A map over an operand's elements that reads, among others, what lies where the operand's view says.
+pub(super) fn check_prologue(p: &Made<'_>) -> Result<(), String> {
+    let r = p.by.region(&p.space);
+    check_ranks(&r)?;
+    r.levels()?;
+    if !p.by.body.iter().any(|s| s.name == p.by.value) {
+        return Err(format!("{} is operand {} but not computed", p.by.value, p.name));
+    }
+    if !p.by.loads.iter().any(|l| l.view == *p.view) {
+        return Err(format!("the prologue of {} does not read {}", p.name, p.view));
     }
     Ok(())
 }

@@ -46,26 +46,40 @@ impl Layout {
 }
 
 impl Picture {
-    /// Channels from `channel` on of `N x N` pixels from row `y` and column `x` on, counted from the padding's start;
-    /// zeros outside.
+    /// Channels from `channel` on of `N x N` pixels of what begins at `at`, from row `y` and column `x` on, counted
+    /// from the padding's start; zeros outside.
     #[inline(always)]
-    unsafe fn patch<L: Lanes, const N: usize>(&self, n: usize, y: usize, x: usize, channel: usize) -> [[L; N]; N] {
+    unsafe fn patch<L: Lanes, const N: usize>(
+        &self,
+        at: *mut f32,
+        n: usize,
+        y: usize,
+        x: usize,
+        channel: usize,
+    ) -> [[L; N]; N] {
         let [height, width] = self.extents;
         let inside = |at: usize, pad: usize, extent: usize| at >= pad && at + N - pad <= extent;
         // SAFETY: pixels are inside; by the caller.
         unsafe {
             if inside(y, self.pads[0], height) && inside(x, self.pads[1], width) {
                 let first = (n * height + y - self.pads[0]) * width + x - self.pads[1];
-                load(self.operand.f32(first * self.channels + channel), width * self.channels, self.channels)
+                load(at.wrapping_add(first * self.channels + channel), width * self.channels, self.channels)
             } else {
-                self.edge(n, y, x, channel)
+                self.edge(at, n, y, x, channel)
             }
         }
     }
 
     /// A patch some of whose pixels are outside.
     #[inline(always)]
-    unsafe fn edge<L: Lanes, const N: usize>(&self, n: usize, y: usize, x: usize, channel: usize) -> [[L; N]; N] {
+    unsafe fn edge<L: Lanes, const N: usize>(
+        &self,
+        from: *mut f32,
+        n: usize,
+        y: usize,
+        x: usize,
+        channel: usize,
+    ) -> [[L; N]; N] {
         let [height, width] = self.extents;
         // SAFETY: by the caller.
         let mut out = unsafe { [[L::splat(0.0); N]; N] };
@@ -75,7 +89,7 @@ impl Picture {
                 let Some(x) = (x + s).checked_sub(self.pads[1]).filter(|&x| x < width) else { continue };
                 let at = ((n * height + y) * width + x) * self.channels + channel;
                 // SAFETY: the pixel is inside; by the caller.
-                *value = unsafe { L::load(self.operand.f32(at)) };
+                *value = unsafe { L::load(from.wrapping_add(at)) };
             }
         }
         out
@@ -85,6 +99,8 @@ impl Picture {
 /// Transforms the tiles of a picture under a kernel of three by three.
 pub(super) struct ToTiles<'a> {
     pub(super) picture: &'a Picture,
+    /// Where the picture's memory begins, or would, if all of it was there.
+    pub(super) at: *mut f32,
     pub(super) tiles: Tiles,
     pub(super) range: Range<usize>,
     /// A multiple of sixteen of them.
@@ -125,7 +141,7 @@ unsafe fn transform<F: Along<FROM, 4>, L: Lanes, const FROM: usize>(w: &ToTiles<
         for c in w.channels.clone().step_by(L::WIDTH) {
             // SAFETY: by the caller.
             unsafe {
-                let tile = both::<F, L, FROM, 4>(w.picture.patch(n, y, x, c));
+                let tile = both::<F, L, FROM, 4>(w.picture.patch(w.at, n, y, x, c));
                 let to = w.to.add(w.layout.at(i, c - w.channels.start));
                 store(tile, to, 4 * w.step, w.step);
             }

@@ -14,10 +14,16 @@ mod weight_grad;
 
 use slrc_plan::kernel::{Conv as Plan, ConvDirection, WINOGRAD_CHANNELS};
 
+use std::ops::Range;
+
+use slrc_plan::Dims;
+
+use crate::cpu::conv::{Source, rows_between};
 use crate::cpu::epilogue::Epilogue;
 use crate::cpu::math::Vector;
 use crate::cpu::memory::{Memory, Operand};
 use crate::cpu::parallel::{LINE, for_each, part, scratch};
+use crate::cpu::prologue::Prologue;
 
 use image::{FromProducts, Layout, Picture, ToTiles};
 use lanes::with_lanes;
@@ -73,6 +79,8 @@ pub(super) struct Winograd {
     w: Operand,
     packed: Option<Operand>,
     split: Option<(usize, Operand)>,
+    source_prologue: Option<Prologue>,
+    target_prologue: Option<Prologue>,
     epilogue: Option<Epilogue>,
     vector: Vector,
 }
@@ -91,6 +99,10 @@ impl Winograd {
         // Turned around, the weights look as far back as they looked ahead.
         let back = if p.direction == ConvDirection::InputGrad { pads.map(|n| 2 - n) } else { [0, 0] };
         let y = picture(&p.y, &g.output, p.out_channels, back);
+        let made = |name: &str| p.made().find(|m| m.name == name).map(|m| Prologue::new(memory, &m));
+        let (made_x, made_y) = (made("x"), made("y"));
+        let (source_prologue, target_prologue) =
+            if p.direction == ConvDirection::InputGrad { (made_y, made_x) } else { (made_x, made_y) };
         let (source, target) = if p.direction == ConvDirection::InputGrad { (y, x) } else { (x, y) };
         Winograd {
             direction: p.direction,
@@ -102,6 +114,8 @@ impl Winograd {
             w: memory.operand(&p.w),
             packed: p.packed.as_ref().map(|v| memory.operand(v)),
             split: p.split.as_ref().map(|s| (s.count, memory.operand(&s.partials))),
+            source_prologue,
+            target_prologue,
             epilogue: Epilogue::new(memory, &p.product()),
             vector: Vector::detect(),
         }
@@ -148,14 +162,18 @@ impl Winograd {
         for_each(cut.tasks, |t| {
             let range = cut.tiles(t);
             let count = range.len();
-            scratch(POSITIONS * (v_step + m_step) + more, |memory| {
+            let source = self.source_of(&tiles, &range);
+            scratch(POSITIONS * (v_step + m_step) + source.scratch() + more, |memory| {
                 let (v, rest) = memory.split_at_mut(POSITIONS * v_step);
-                let (m, registers) = rest.split_at_mut(POSITIONS * m_step);
+                let (m, rest) = rest.split_at_mut(POSITIONS * m_step);
+                let (made, registers) = rest.split_at_mut(source.scratch());
+                let source = source.make(0..from, made);
                 let layout = Layout::Chunks { tiles: count };
                 with_lanes(
                     self.vector,
                     ToTiles {
                         picture: &self.source,
+                        at: source,
                         tiles,
                         range: range.clone(),
                         channels: 0..from,
@@ -206,8 +224,20 @@ impl Winograd {
         }
     }
 
+    /// What some tiles of results are computed from.
+    fn source_of(&self, tiles: &Tiles, range: &Range<usize>) -> Source<'_> {
+        let pad = self.source.pads[0];
+        let see = |y: usize| [y.saturating_sub(pad), (y + 3).saturating_sub(pad)];
+        read_by(tiles, range, &self.source, &self.source_prologue, see)
+    }
+
+    /// Results, or their gradients, of some tiles.
+    fn target_of(&self, tiles: &Tiles, range: &Range<usize>) -> Source<'_> {
+        read_by(tiles, range, &self.target, &self.target_prologue, |y| [y, y + 1])
+    }
+
     /// Calls `work` for the runs of neighbouring pixels that make up some tiles, in order.
-    fn pixels(&self, tiles: &Tiles, range: std::ops::Range<usize>, work: &mut dyn FnMut(std::ops::Range<usize>)) {
+    fn pixels(&self, tiles: &Tiles, range: Range<usize>, work: &mut dyn FnMut(Range<usize>)) {
         let [height, width] = self.target.extents;
         let mut run = 0..0;
         let mut tile = range.start;
@@ -235,6 +265,20 @@ impl Winograd {
     }
 }
 
+/// The rows of a picture that tiles read; `see` says which those are that begin at some row.
+fn read_by<'a>(
+    tiles: &Tiles,
+    range: &Range<usize>,
+    picture: &'a Picture,
+    prologue: &'a Option<Prologue>,
+    see: impl Fn(usize) -> [usize; 2],
+) -> Source<'a> {
+    Source::new(&picture.operand, picture.channels, prologue, || {
+        let tiled = Dims(vec![tiles.rows, tiles.cols]);
+        rows_between([&tiled, &Dims(picture.extents.to_vec())], range, |row| see(row * SIDE))
+    })
+}
+
 /// Tiles divided among tasks: whole rows of tiles where a task has room for one.
 struct Cut {
     tasks: usize,
@@ -257,7 +301,7 @@ impl Cut {
         Cut { tasks: groups.map_or(self.tasks, |g| self.tasks.min(g)), ..self }
     }
 
-    fn tiles(&self, task: usize) -> std::ops::Range<usize> {
+    fn tiles(&self, task: usize) -> Range<usize> {
         let units = part(self.units, self.tasks, task);
         units.start * self.each..units.end * self.each
     }

@@ -40,19 +40,34 @@ impl Winograd {
             let (group, part_of_rows, part_of_cols) = (t / each, t % each / col_parts, t % col_parts);
             let samples = part(self.batch, count, group);
             let (rows, cols) = (block(co, row_parts, part_of_rows), block(ci, col_parts, part_of_cols));
-            scratch(POSITIONS * (v_step + z_step + m_step) + more, |memory| {
+            let sample = tiles.rows * tiles.cols;
+            let all = samples.start * sample..samples.end * sample;
+            let blocks = all.len().div_ceil(most);
+            let range = |b: usize| {
+                let range = part(all.len(), blocks, b);
+                all.start + range.start..all.start + range.end
+            };
+            let sources = |b: usize| (self.source_of(&tiles, &range(b)), self.target_of(&tiles, &range(b)));
+            let needed = |b: usize| {
+                let (x, y) = sources(b);
+                x.scratch() + y.scratch()
+            };
+            let made = self.source_prologue.is_some() || self.target_prologue.is_some();
+            let made = if made { (0..blocks).map(needed).max().unwrap_or(0) } else { 0 };
+            scratch(POSITIONS * (v_step + z_step + m_step) + made + more, |memory| {
                 let (v, rest) = memory.split_at_mut(POSITIONS * v_step);
                 let (z, rest) = rest.split_at_mut(POSITIONS * z_step);
-                let (m, registers) = rest.split_at_mut(POSITIONS * m_step);
-                let sample = tiles.rows * tiles.cols;
-                let all = samples.start * sample..samples.end * sample;
-                let blocks = all.len().div_ceil(most);
+                let (m, rest) = rest.split_at_mut(POSITIONS * m_step);
+                let (made, registers) = rest.split_at_mut(made);
                 for b in 0..blocks {
-                    let range = part(all.len(), blocks, b);
-                    let range = all.start + range.start..all.start + range.end;
+                    let range = range(b);
                     let count = range.len();
+                    let (x, y) = sources(b);
+                    let (first, second) = made.split_at_mut(x.scratch());
+                    let (x, y) = (x.make(cols.clone(), first), y.make(rows.clone(), second));
                     let image = ToTiles {
                         picture: &self.source,
+                        at: x,
                         tiles,
                         range: range.clone(),
                         channels: cols.clone(),
@@ -63,6 +78,7 @@ impl Winograd {
                     with_lanes(self.vector, image);
                     let grads = ToTiles {
                         picture: &self.target,
+                        at: y,
                         tiles,
                         range,
                         channels: rows.clone(),

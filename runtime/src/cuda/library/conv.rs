@@ -52,8 +52,8 @@ pub(crate) struct Convolution<'a> {
 /// How the library computes a kernel of a validated plan; `None` where it does not. `buffers` are the plan's, by id.
 pub(crate) fn convolution<'a>(run: &'a KernelOp, buffers: &BTreeMap<&str, &Buffer>) -> Option<Convolution<'a>> {
     let KernelOp::Conv(c) = run else { return None };
-    // A filter a channel is no product: nothing to gain.
-    if c.is_depthwise() || !has_even_padding(c) {
+    // A filter a channel is no product: nothing to gain. Operands that are made as they are read are nowhere.
+    if c.is_depthwise() || !has_even_padding(c) || c.made().next().is_some() {
         return None;
     }
     let finished = finish(&c.product(), buffers)?;

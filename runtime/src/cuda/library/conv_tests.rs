@@ -60,6 +60,8 @@ fn conv(direction: ConvDirection, [ins, outs, groups]: [usize; 3], [h, w]: [Wind
         x: dense("x", 3, [2, h[0], w[0], ins]),
         w: dense("w", 5, [outs, h[2], w[2], ins / groups]),
         y: dense("y", 7, [2, h[1], w[1], outs]),
+        x_prologue: None,
+        y_prologue: None,
         split: None,
         packed: None,
         epilogue: None,

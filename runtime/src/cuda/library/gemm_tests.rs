@@ -36,7 +36,21 @@ fn described(run: &KernelOp) -> Option<Gemm<'_>> {
 
 fn matmul(batch: &[usize], [m, n, k]: [usize; 3], [a, b, c]: [&str; 3], epilogue: Option<Region>) -> KernelOp {
     let (a, b, c) = (view(a), view(b), view(c));
-    KernelOp::Matmul(slrc_plan::kernel::Matmul { batch: Dims(batch.to_vec()), m, n, k, a, b, c, split: None, epilogue })
+    let batch = Dims(batch.to_vec());
+    let (a_prologue, b_prologue) = (None, None);
+    KernelOp::Matmul(slrc_plan::kernel::Matmul {
+        batch,
+        m,
+        n,
+        k,
+        a,
+        b,
+        c,
+        a_prologue,
+        b_prologue,
+        split: None,
+        epilogue,
+    })
 }
 
 fn region(space: &[usize], loads: &[&str], body: &[&str], stores: &[&str]) -> Option<Region> {
@@ -303,6 +317,8 @@ fn pointwise(direction: ConvDirection) -> slrc_plan::kernel::Conv {
         x: view("x@2(30,15,3,1)"),
         w: view("w(3,3,3,1)"),
         y: view("y(40,20,4,1)"),
+        x_prologue: None,
+        y_prologue: None,
         split: None,
         packed: None,
         epilogue: None,
