@@ -25,7 +25,9 @@ Elementwise bytes. PyTorch: of every op but products, convolutions, attention, p
 and each written; normalisation, softmax, reductions, loss and optimizer are in. Given twice: each tensor once an op, which
 no device can reach for BatchNorm of images, and with what BatchNorm must read again after its sums. slrc: of every map, row
 and reduce kernel of the plan, each operand once a kernel (BatchNorm is two kernels or more), elements of a broadcast once;
-partial sums written and read. The ratio is to the second figure. Caches are not modelled.
+partial sums written and read; of an operand that a product makes as it reads it, every tensor but the one that lies as
+the operand would, whose read is the product's own. The ratio is to the second figure. Caches are not modelled, and a
+product reads an element more than once on either side.
 """
 
 import argparse
@@ -199,6 +201,10 @@ def ours(plan):
         table = {b["id"]: width[b["dtype"]] for b in plan["buffers"] + step["buffers"]}
         for kernel in step["kernels"]:
             run = kernel["run"]
+            for operand in "abxy":
+                loads = run.get(f"{operand}_prologue", {}).get("loads", [])
+                for view in {line.split(" = ")[1] for line in loads} - {run.get(operand)}:
+                    moved[run["family"]] += width_of(view, run, operand, table)
             region, product = run.get("epilogue"), None
             if region is not None:
                 conv = {"forward": "y", "input-grad": "x", "weight-grad": "w"}
@@ -226,13 +232,33 @@ def ours(plan):
     return count, moved
 
 
+def width_of(view, run, operand, table):
+    """Bytes that a view of an operand's index space has, each element once."""
+    buffer, strides = VIEW.fullmatch(view).groups()
+    if run["family"] == "conv":
+        g = run["geometry"]
+        side, channels = ("input", "in_channels") if operand == "x" else ("output", "out_channels")
+        space = [run["batch"], *extents(g[side]), run[channels]]
+    else:
+        batch = extents(run["batch"])
+        space = batch + ([run["m"], run["k"]] if operand == "a" else [run["k"], run["n"]])
+    strides = [int(s) for s in strides.split(",")]
+    assert len(strides) == len(space), view
+    return table[buffer] * math.prod(n for n, s in zip(space, strides) if s != 0)
+
+
 CASES = [
     ("ResNet-50", "", "resnet50.torchscript", resnet50),
     ("ViT-S/16", "attention written out", "vit_small_patch16_224.dynamo", lambda: vit(False)),
     ("ViT-S/16", "fused attention", "vit_small_patch16_224.dynamo", lambda: vit(True)),
 ]
-# What slrc computes again, with how the table calls it. PyTorch eager keeps everything.
-RECOMPUTE = [("none", "kept, as PyTorch does"), ("elementwise", "computed again")]
+# What slrc does with activations, with how the table calls it. PyTorch eager keeps everything.
+WAYS = [
+    ("--recompute none", "kept, as PyTorch does"),
+    ("--recompute none --prologues products", "kept, operands made as they are read"),
+    ("--recompute elementwise", "computed again"),
+    ("--recompute elementwise --prologues products", "computed again, operands made"),
+]
 
 
 def main():
@@ -253,10 +279,10 @@ def main():
     plans, lists = {}, []
     for name, variant, export, make in CASES:
         theirs = pytorch(make, a.batch)
-        for recompute, how in RECOMPUTE:
-            key = (export, recompute)
+        for way, how in WAYS:
+            key = (export, way)
             if key not in plans:
-                options = f"--modules 1 --target cuda --recompute {recompute}"
+                options = f"--modules 1 --target cuda {way}"
                 with tempfile.TemporaryDirectory() as folder:
                     plans[key] = ours(plan_of(a.slrc, export, options, a.batch, pathlib.Path(folder)))
             count, moved = plans[key]
