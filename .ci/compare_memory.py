@@ -102,9 +102,13 @@ NETWORKS = {
 METHODS = [
     ("BP, K = 1", "--modules 1 --recompute none"),
     ("BP, K = 1, recomputing", "--modules 1"),
+    ("BP, K = 1, recomputing products, too", "--modules 1 --recompute products"),
     ("local, K = 4", "--modules 4 --reconcile off --no-monitor"),
     ("SGR finite-difference, K = 4", "--modules 4"),
+    ("SGR finite-difference, K = 4, products, too", "--modules 4 --recompute products"),
+    ("the same, operands made as they are read", "--modules 4 --recompute products --prologues products"),
     ("SGR exact, K = 4", "--modules 4 --reconcile exact"),
+    ("SGR exact, K = 4, products, too", "--modules 4 --reconcile exact --recompute products"),
     ("SGR finite-difference, K = 8", "--modules 8"),
 ]
 

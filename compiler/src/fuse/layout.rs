@@ -193,6 +193,7 @@ pub(crate) fn must_be_stored(g: &Graph, needed: &[bool], scores: &Scores, prolog
     for r in &g.roots {
         hard[r.value.index()] = true;
     }
+    g.ids().filter(|&id| prologues.adds_up(id)).for_each(|id| hard[id.index()] = true);
     for id in g.ids().rev().filter(|id| needed[id.index()]) {
         let n = g.node(id);
         for (slot, &o) in n.operands.iter().enumerate() {

@@ -10,8 +10,8 @@
 
 use std::collections::BTreeSet;
 
-use slrc_plan::DType;
 use slrc_plan::buffer::strides_of;
+use slrc_plan::{DType, ScalarFn};
 
 use crate::fuse::expression::{Leaf, identity_map, item_space, long_dims, reads, reads_of};
 use crate::fuse::layout::{CHANNELS_LAST, Form, Layouts, Owner, reshape_strides};
@@ -19,6 +19,7 @@ use crate::fuse::scores::Scores;
 use crate::fuse::store::operation_bytes;
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::op::{Class, Op};
+use crate::ir::ops::map::Map;
 
 /// Most functions that make an element, and most values that they are of.
 const MAX_BODY: usize = 24;
@@ -32,6 +33,7 @@ pub struct Prologues {
     slots: BTreeSet<(NodeId, usize)>,
     values: BTreeSet<NodeId>,
     views: BTreeSet<NodeId>,
+    sums: BTreeSet<NodeId>,
     /// Most tensors of an operand's size that an operand is made of.
     pub(super) tensors: usize,
 }
@@ -45,6 +47,12 @@ impl Prologues {
     /// Whether only products read a value, which is elementwise.
     pub(super) fn holds(&self, id: NodeId) -> bool {
         self.values.contains(&id)
+    }
+
+    /// Whether such a value is of this one, which is of several tensors and reduced, too: a residual sum before
+    /// LayerNorm. It is stored rather than added up in every product.
+    pub(super) fn adds_up(&self, id: NodeId) -> bool {
+        self.sums.contains(&id)
     }
 
     /// Whether a view of such a value is what products read.
@@ -85,6 +93,7 @@ pub fn find(g: &Graph, needed: &[bool], scores: &Scores, tensors: usize) -> Prol
     }
     let holds = |id: NodeId| only_products[id.index()] && g.node(id).op.rule().class() == Class::Pointwise;
     out.values = g.ids().filter(|&id| holds(id)).collect();
+    out.sums = out.values.iter().flat_map(|&id| sums(g, id)).collect();
     for id in g.ids().filter(|id| needed[id.index()]) {
         if is_view(g, id) && only_products[id.index()] && out.values.contains(&base(g, id)) {
             out.views.insert(id);
@@ -93,6 +102,28 @@ pub fn find(g: &Graph, needed: &[bool], scores: &Scores, tensors: usize) -> Prol
             if takes(g, scores, id, slot) && only_products[o.index()] && out.values.contains(&base(g, o)) {
                 out.slots.insert((id, slot));
             }
+        }
+    }
+    out
+}
+
+/// Elementwise values as large as `id` that it is computed from, that are of several tensors and reduced, too.
+fn sums(g: &Graph, id: NodeId) -> Vec<NodeId> {
+    let large = |x: NodeId| g.ty(x).count() == g.ty(id).count();
+    let pointwise = |x: NodeId| g.node(x).op.rule().class() == Class::Pointwise;
+    let tensor = |x: NodeId| large(x) && !matches!(g.node(x).op, Op::Broadcast(_) | Op::Splat(_));
+    let (mut out, mut seen, mut open) = (Vec::new(), BTreeSet::new(), g.node(id).operands.clone());
+    while let Some(x) = open.pop() {
+        if !large(x) || !pointwise(x) || !seen.insert(x) {
+            continue;
+        }
+        let operands = &g.node(x).operands;
+        let adds = matches!(g.node(x).op, Op::Map(Map(ScalarFn::Add | ScalarFn::Sub)));
+        let reduced = || g.users(x).iter().any(|&u| matches!(g.node(u).op, Op::Reduce(_)));
+        if adds && reduced() && operands.iter().filter(|&&o| tensor(o)).count() > 1 {
+            out.push(x);
+        } else {
+            open.extend(operands);
         }
     }
     out

@@ -31,25 +31,31 @@ use crate::recompute::pressure::Pressure;
 const MOMENTS: usize = 4;
 
 /// The graph with values computed again where that lets a step hold fewer bytes at its fullest moment; products, too,
-/// where `products` says so.
+/// where `products` says so and that is better than without.
 pub fn recompute(graph: &Graph, products: bool) -> Graph {
-    let mut best = graph.clone();
-    let mut pressure = Pressure::of(&best);
-    let mut spare = if products { products::spare(graph) } else { 0 };
-    for _ in 0..if products { 2 * MOMENTS } else { MOMENTS } {
-        let tried = products::dropped(&best, &pressure, spare).into_iter().map(|(dropped, work)| {
-            let candidate = without(&best, &pressure, &dropped);
-            let eased = Pressure::of(&candidate);
-            (candidate, eased, work)
-        });
-        let Some((candidate, eased, work)) = tried.min_by_key(|(_, eased, work)| (eased.bytes, *work)) else { break };
-        if eased.bytes >= pressure.bytes {
+    let pressure = Pressure::of(graph);
+    let spares = if products { vec![products::spare(graph), 0] } else { vec![0] };
+    let ways = spares.into_iter().map(|spare| eased(graph, &pressure, spare));
+    ways.min_by_key(|(_, bytes)| *bytes).expect("invariant: there is a way").0
+}
+
+/// The same, with products of `spare` multiply-adds at most; and the bytes that are held.
+fn eased(graph: &Graph, pressure: &Pressure, mut spare: u64) -> (Graph, usize) {
+    let (mut best, mut held) = (graph.clone(), pressure.bytes);
+    let mut last: Option<Pressure> = None;
+    for _ in 0..if spare > 0 { 2 * MOMENTS } else { MOMENTS } {
+        let pressure = last.as_ref().unwrap_or(pressure);
+        let Some((dropped, work)) = products::dropped(&best, pressure, spare) else { break };
+        let candidate = without(&best, pressure, &dropped);
+        let eased = Pressure::of(&candidate);
+        if eased.bytes >= held {
             break;
         }
-        (best, pressure) = (candidate, eased);
+        (best, held) = (candidate, eased.bytes);
+        last = Some(eased);
         spare -= work;
     }
-    best
+    (best, held)
 }
 
 /// The graph with the `dropped` values of nodes up to the fullest moment computed again for those after it.

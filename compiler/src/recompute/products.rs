@@ -36,9 +36,9 @@ pub(super) fn spare(g: &Graph) -> u64 {
     g.ids().filter(|id| needed[id.index()]).map(|id| work(g, id)).sum::<u64>() / SHARE
 }
 
-/// What may not be kept beyond the fullest moment, with the multiply-adds that this takes again: no products, and as
-/// many as `spare` multiply-adds allow. Nothing where everything is kept.
-pub(super) fn dropped(g: &Graph, p: &Pressure, spare: u64) -> Vec<(Vec<bool>, u64)> {
+/// What is not kept beyond the fullest moment, with as many products among it as `spare` multiply-adds allow, and how
+/// many it takes; `None` where everything is kept.
+pub(super) fn dropped(g: &Graph, p: &Pressure, spare: u64) -> Option<(Vec<bool>, u64)> {
     let scored = scored(g, p);
     let may = |id: &NodeId| p.needed[id.index()] && !scored[id.index()] && !p.scores.yields(*id);
     let up_to = g.ids().take_while(|&id| id <= p.moment).filter(may);
@@ -53,24 +53,23 @@ pub(super) fn dropped(g: &Graph, p: &Pressure, spare: u64) -> Vec<(Vec<bool>, u6
         let work = again(g, p, &dropped).filter(|&id| !p.scores.holds(id)).map(|id| work(g, id)).sum::<u64>();
         Some((dropped, work))
     };
-    let mut ways: Vec<(Vec<bool>, u64)> = of(0).into_iter().collect();
+    let mut best = of(0);
     if spare == 0 {
-        return ways;
+        return best;
     }
     // More products may take more work, never much less.
-    let (mut low, mut high, mut most) = (0, ids.len(), None);
+    let (mut low, mut high) = (0, ids.len());
     while low < high {
         let middle = (low + high).div_ceil(2);
         match of(middle) {
             Some((_, work)) if work > spare => high = middle - 1,
             found => {
-                most = found.or(most);
+                best = found.or(best);
                 low = middle;
             }
         }
     }
-    ways.extend(most);
-    ways
+    best
 }
 
 /// Scores and what they are computed from but for what products stand behind: computed twice, these would be two, and

@@ -96,7 +96,7 @@ choice! {
     Recompute {
         /// Elementwise work (normalisation, activation), where that takes fewer bytes at a step's fullest moment.
         Elementwise = "elementwise",
-        /// That, and products whose results are large for the work they take, for a tenth of a step's work at most.
+        /// That, and products whose results are large for the work they take, for a twentieth of a step's work at most.
         Products = "products",
         /// Nothing.
         None = "none",
