@@ -6,7 +6,6 @@
 //! channels a task, and transforms the sums.
 
 mod image;
-mod lanes;
 mod micro;
 mod pack;
 mod transform;
@@ -20,13 +19,13 @@ use slrc_plan::Dims;
 
 use crate::cpu::conv::{Source, rows_between};
 use crate::cpu::epilogue::Epilogue;
+use crate::cpu::lanes::with_lanes;
 use crate::cpu::math::Vector;
 use crate::cpu::memory::{Memory, Operand};
 use crate::cpu::parallel::{LINE, for_each, part, scratch};
 use crate::cpu::prologue::Prologue;
 
 use image::{FromProducts, Layout, Picture, ToTiles};
-use lanes::with_lanes;
 use micro::{CHUNK, Left, Panels, ROW, panel_width};
 use pack::Pack;
 use transform::POSITIONS;
