@@ -187,6 +187,10 @@ pub(crate) struct SpecArgs {
         help_heading = "Repair"
     )]
     pub(crate) rebn: Option<Vec<String>>,
+    /// Measure, on this data, what enters the BatchNormalization that --rebn puts in, and begin with these statistics: in
+    /// training, too, the network then computes about what it did. An .npz file or a folder, as for slrc train.
+    #[arg(long, value_name = "DATA", help_heading = "Repair")]
+    pub(crate) calibrate: Option<PathBuf>,
     /// Put dropout of this rate where networks of the model's kind usually have it, or behind these nodes: 0.1,
     /// 0.1@node_a,node_b. Random in training, nothing in inference and in exports.
     #[arg(long, value_name = "P[@NODE,..]", help_heading = "Repair")]

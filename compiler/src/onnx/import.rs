@@ -381,7 +381,8 @@ pub(crate) fn convert<'s>(
             }
         }
     }
-    let constant = operands.iter().all(|o| matches!(o, Operand::Const(_) | Operand::Absent));
+    let constant =
+        !ops::DRAW.contains(&entry.op) && operands.iter().all(|o| matches!(o, Operand::Const(_) | Operand::Absent));
     let mut scratch = Graph::new("constants");
     // Building on the network's graph and on a scratch graph differ only in which graph it is.
     let target: &mut Graph = if constant { &mut scratch } else { graph };

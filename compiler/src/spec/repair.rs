@@ -13,6 +13,9 @@ pub struct RepairFile {
     /// BatchNormalization behind convolutions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rebn: Option<RebnFile>,
+    /// Data, relative to the spec, on which statistics are measured for what `rebn` puts in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibrate: Option<String>,
     /// Dropout: a rate, or a rate and nodes, as in `0.1@node_a,node_b`.
     #[serde(deserialize_with = "written", skip_serializing_if = "Option::is_none")]
     pub dropout: Option<String>,
@@ -44,6 +47,9 @@ impl RepairFile {
             }
             Some(RebnFile::Named(names)) => Some(Rebn::Named(names.clone())),
         };
+        if rebn.is_none() && self.calibrate.is_some() {
+            return bad("repair.calibrate", "only BatchNormalization that rebn puts in is calibrated: add it");
+        }
         let dropout = self.dropout.as_deref().map(dropout).transpose()?;
         Ok(Repairs { rebn, dropout })
     }
