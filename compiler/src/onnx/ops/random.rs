@@ -35,8 +35,6 @@ fn draw(cx: &mut Cx<'_, '_, '_>, shape: &[usize]) -> NodeId {
     let stream = cx.state.streams;
     cx.state.streams += 1;
     cx.state.note("the network draws random numbers: a plan draws its own, every step anew");
-    // A plan has its own seed.
-    let _ = cx.float("seed", 0.0);
     cx.b.random(stream, shape)
 }
 

@@ -39,6 +39,9 @@ struct Norm {
     name: String,
     channels: usize,
     epsilon: f32,
+    /// What enters it: a convolution's result, and its dimensions.
+    convolved: String,
+    rank: usize,
 }
 
 impl Measured {
@@ -56,9 +59,7 @@ impl Measured {
         let mut means = Vec::new();
         let mut variances = Vec::new();
         for norm in &norms {
-            let node = &graph.node[norm.index];
-            let x = node.input.first().cloned().unwrap_or_default();
-            let rank = rank_of(graph, &x)?;
+            let (x, rank) = (&norm.convolved, norm.rank);
             let mut put = |op: &str, input: Vec<String>| {
                 let output = new(&format!("{}.{op}", norm.name));
                 graph.node.push(NodeProto {
@@ -74,7 +75,7 @@ impl Measured {
                 output
             };
             let mean = put("ReduceMean", vec![x.clone()]);
-            let away = put("Sub", vec![x, mean.clone()]);
+            let away = put("Sub", vec![x.clone(), mean.clone()]);
             let square = put("Mul", vec![away.clone(), away]);
             let variance = put("ReduceMean", vec![square]);
             for (all, value) in [(&mut means, mean), (&mut variances, variance)] {
@@ -187,22 +188,22 @@ impl Statistics {
 
 fn norms(graph: &GraphProto) -> Result<Vec<Norm>, OnnxError> {
     let links = Links::new(graph);
-    let mut out = Vec::new();
-    for (index, n) in graph.node.iter().enumerate().filter(|(_, n)| has_mark(n, REBN)) {
-        let channels = n.input.get(1).and_then(|s| links.initializer(s)).and_then(|t| t.dims.first().copied());
-        let channels = channels.and_then(|c| usize::try_from(c).ok());
-        let channels = channels.ok_or_else(|| OnnxError::Graph(format!("no scale of \"{}\"", node_name(n))))?;
+    let norm = |(index, n): (usize, &NodeProto)| {
+        let extents = |node: &NodeProto| node.input.get(1).and_then(|w| links.initializer(w)).map(|t| &t.dims[..]);
+        let channels = extents(n)?.first().copied().and_then(|c| usize::try_from(c).ok())?;
+        let convolved = n.input.first()?.clone();
+        // As many dimensions as the weight of the convolution.
+        let rank = extents(&graph.node[links.maker(&convolved)?])?.len();
         let epsilon = n.attribute.iter().find(|a| a.name == "epsilon").map_or(1e-5, |a| a.f);
-        out.push(Norm { index, name: node_name(n), channels, epsilon });
-    }
-    Ok(out)
-}
-
-/// Dimensions of a convolution's result: those of its weight.
-fn rank_of(graph: &GraphProto, result: &str) -> Result<usize, OnnxError> {
-    let links = Links::new(graph);
-    let weight = links.maker(result).and_then(|m| links.initializer(graph.node[m].input.get(1)?));
-    weight.map(|t| t.dims.len()).ok_or_else(|| OnnxError::Graph(format!("no convolution makes \"{result}\"")))
+        Some(Norm { index, name: node_name(n), channels, epsilon, convolved, rank })
+    };
+    let put = graph.node.iter().enumerate().filter(|(_, n)| has_mark(n, REBN));
+    put.map(|(i, n)| {
+        let damaged =
+            || OnnxError::Graph(format!("no convolution stands before \"{}\", which rebn put in", node_name(n)));
+        norm((i, n)).ok_or_else(damaged)
+    })
+    .collect()
 }
 
 /// Lets the last node, a ReduceMean, average all dimensions behind the channels.
