@@ -176,6 +176,10 @@ pub(crate) struct SpecArgs {
     /// Shape of an input whose extents the model leaves open, such as input=Nx3x32x32; N is the batch. Repeatable.
     #[arg(long, value_name = "IN=NxCxHxW", help_heading = "Input")]
     pub(crate) shape: Vec<String>,
+    /// Initializers whose uses go on sharing one weight, such as an embedding that is the output layer, too. Every use of
+    /// any other gets a weight of its own.
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', help_heading = "Weights")]
+    pub(crate) tie: Vec<String>,
     /// Put BatchNormalization back behind the convolutions that exporting folded it into, or behind these
     /// (docs/repair.md). In inference the network computes what it did; in training it normalises by the batch.
     #[arg(

@@ -75,6 +75,9 @@ fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
         }
     }
     set(&mut spec.partition.allow_skips, o.allow_skips);
+    if !o.tie.is_empty() {
+        spec.tie = o.tie.iter().cloned().collect();
+    }
     match o.rebn.as_deref() {
         None => {}
         Some([]) => spec.repair.rebn = Some(RebnFile::Found(true)),
