@@ -359,12 +359,7 @@ impl SpecFile {
             _ => return bad("partition", "give only one of modules, per-layer, at and memory-budget"),
         };
         self.repair.resolve()?;
-        if self.repair.calibrate.is_some() && (self.init == Some(InitMode::Random) || self.init_from.is_some()) {
-            return bad(
-                "repair.calibrate",
-                "statistics are of the model's own weights, and init or init-from puts others in their place",
-            );
-        }
+        self.repair.check_weights(self.init == Some(InitMode::Random) || self.init_from.is_some())?;
         let target = Target::parse(self.target.as_deref().unwrap_or("cpu"))?;
         let precision = self.precision.unwrap_or(Precision::F32);
         target.check_precision(precision)?;

@@ -37,6 +37,17 @@ impl RepairFile {
         *self == RepairFile::default()
     }
 
+    /// Whether weights that are not the model's own are refused.
+    pub(super) fn check_weights(&self, are_others: bool) -> Result<(), SpecError> {
+        if self.calibrate.is_some() && are_others {
+            return bad(
+                "repair.calibrate",
+                "statistics are of the model's own weights, and init or init-from puts others in their place",
+            );
+        }
+        Ok(())
+    }
+
     /// Makes every choice.
     pub fn resolve(&self) -> Result<Repairs, SpecError> {
         let rebn = match &self.rebn {
