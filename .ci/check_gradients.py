@@ -8,7 +8,8 @@ The networks of .ci/networks.py, exported as there, with smaller images and fewe
 BatchNorm put back where exporting folded it. `slrc train --steps 1` leaves the step's gradients in its momentum buffers.
 PyTorch computes the same in f64 on the plan's own graph and weights (.ci/torch_step.py), and once more in f32, to tell
 what f32 itself costs. Where slrc is further away than `EXPLAINED`, the choices that explain it are looked for
-(.ci/torch_kinks.py). --write puts the rows into docs/models.md: those that were not asked for stay.
+(.ci/torch_kinks.py). With --allow-skips N cuts may be where up to N tensors cross beside the module's output; the rows are
+then the network's with so many skips. --write puts the rows into docs/models.md: those that were not asked for stay.
 """
 
 import argparse
@@ -34,16 +35,23 @@ SHORT = {"exact": "exact", "finite-difference": "fd"}
 HEAD = ["network", "exporter", "BP", *(f"{SHORT[mode]}, K = {modules}" for modules, mode in STEPS[1:])]
 # Differences that are looked into, and those that are taken for rounding.
 EXPLAINED, ROUNDING = 2e-3, 3e-4
+# Of networks here none needs more.
+MOST_SKIPS = 3
 
 
-def check(run, name, path, folder):
+def label(name, skips):
+    return f"{name}, {skips} skip{'s' * (skips > 1)}" if skips else name
+
+
+def check(run, name, path, folder, skips):
     x = networks.sample(name, small=True)
     y = networks.labels(name, x, infer(str(path), x).shape, numpy.random.default_rng(1))
     numpy.savez(folder / "data.npz", y=y, **x)
     cells = []
     for i, (modules, mode) in enumerate(STEPS):
+        cuts = ["--modules", str(modules), *(["--allow-skips", str(skips)] if skips else [])]
         try:
-            partition_repaired(run, path, "--modules", str(modules), "--reconcile", mode, "-o", f"plan{i}")
+            partition_repaired(run, path, *cuts, "--reconcile", mode, "-o", f"plan{i}")
         except RuntimeError as e:
             if "cut" not in str(e):
                 raise
@@ -70,6 +78,7 @@ def main():
     parser.add_argument("--slrc", default=ROOT / "target" / "release" / "slrc")
     parser.add_argument("--exports", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "slrc-exports")
     parser.add_argument("--exporter", default="torchscript", choices=networks.EXPORTERS)
+    parser.add_argument("--allow-skips", type=int, default=0, metavar="N", choices=range(MOST_SKIPS + 1))
     parser.add_argument("--write", action="store_true")
     a = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -82,13 +91,14 @@ def main():
             try:
                 if not path.exists():
                     networks.export(name, a.exporter, str(path), small=True)
-                cells = check(runner(slrc, folder), name, path, pathlib.Path(folder))
+                cells = check(runner(slrc, folder), name, path, pathlib.Path(folder), a.allow_skips)
             except RuntimeError as e:
                 cells = [" ".join(str(e).replace("|", "/").split())[:160]]
-        row = f"| {name} | {a.exporter} | " + " | ".join(cells) + " |"
+        row = f"| {label(name, a.allow_skips)} | {a.exporter} | " + " | ".join(cells) + " |"
         print(row, f"{time.time() - start:.0f} s", flush=True)
         if a.write:
-            write(PAGE, BEGIN, HEAD, [row], networks.NETWORKS)
+            rows = [label(name, skips) for name in networks.NETWORKS for skips in range(MOST_SKIPS + 1)]
+            write(PAGE, BEGIN, HEAD, [row], rows)
 
 
 if __name__ == "__main__":

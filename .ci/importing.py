@@ -12,6 +12,8 @@ alone, each for something that could grow faster than the network:
     scaled chain   a number of its own at every layer
     long skip      the first layer is used by the last, so that nothing between separates the network
     reshapes       shapes computed from shapes at every layer, as exporters write them
+    loop           steps of a Loop, put in place: counted as they stand then, and not past the most that slrc puts there
+    scan           the same of a Scan, each step with a part of the input
 
 Times are those of `slrc check --times`, the least of --runs; memory is the peak of the process, mapped pages of the file
 included. Prints Markdown tables, and of every synthetic network the growth exponent: the slope of log(time) over
@@ -82,6 +84,45 @@ def reshapes(nodes):
     return model(net, x)
 
 
+# Layers of a loop's body, and its nodes.
+DEEP = 7
+STEP = 3 * DEEP
+
+
+def body(net, name, x, extra):
+    """Layers that all steps share, from `x`, as a graph with these inputs before it and outputs behind it."""
+    own = Network()
+    y = x
+    for i in range(DEEP):
+        weight, bias = (net.weight(f"{name}{i}.{what}", *shape) for what, shape in [("w", [WIDTH, WIDTH]), ("b", [WIDTH])])
+        product = own.add("MatMul", f"fc{i}", y, weight)
+        y = own.add("Tanh", f"tanh{i}", own.add("Add", f"biased{i}", product, bias))
+    value = lambda name, type, shape: helper.make_tensor_value_info(name, type, shape)
+    state, flag = (lambda name: value(name, TensorProto.FLOAT, None)), (lambda name: value(name, TensorProto.BOOL, []))
+    if extra == "loop":
+        own.add("Identity", "on", "go")
+        inputs = [value("i", TensorProto.INT64, []), flag("go"), state(x)]
+        return helper.make_graph(own.nodes, "body", inputs, [flag("on.out"), state(y)])
+    y = own.add("Add", "mixed", y, "part")
+    return helper.make_graph(own.nodes, "body", [state(x), state("part")], [state(y)])
+
+
+def loop(nodes):
+    net = Network()
+    count = net.constant("count", numpy.array(nodes // STEP, dtype="i8"))
+    inside = body(net, "step", "h", "loop")
+    return model(net, net.add("Loop", "loop", count, "", layer(net, 0, "input"), body=inside))
+
+
+def scan(nodes):
+    net, steps = Network(), nodes // (STEP + 1)
+    inside = body(net, "step", "h", "scan")
+    x = net.add("MatMul", "wide", "input", net.weight("wide.weight", WIDTH, steps * WIDTH))
+    x = net.add("Reshape", "parts", x, net.constant("parted", numpy.array([-1, steps, WIDTH], dtype="i8")))
+    options = {"body": inside, "num_scan_inputs": 1, "scan_input_axes": [1]}
+    return model(net, net.add("Scan", "scan", layer(net, 0, "input"), x, **options))
+
+
 # Nodes of a block of planning.py's transformer.
 BLOCK = 29
 SYNTHETIC = {
@@ -89,6 +130,8 @@ SYNTHETIC = {
     "scaled chain": scaled_chain,
     "long skip": long_skip,
     "reshapes": reshapes,
+    "loop": loop,
+    "scan": scan,
 }
 
 

@@ -1,6 +1,6 @@
 """An ONNX file's graph computed by PyTorch, operator by operator, so that its autograd differentiates it.
 
-`Graph.value` computes a value from others that are given, with weights that a plan names (docs/spec.md says how). What
+`Graph.values` computes values from others that are given, with weights that a plan names (docs/spec.md says how). What
 a ReLU, a clip or a max-pool chooses can be kept and used again, as frozen kinks are (docs/method.md). BatchNorm
 normalises by the batch, as in training.
 """
@@ -442,11 +442,11 @@ class Graph:
                     return self.weights[known]
         return None
 
-    def value(self, name, given, choices):
-        """Computes a value from given ones, which are left as they are."""
+    def values(self, names, given, choices):
+        """Computes values, in one pass, from given ones, which are left as they are."""
         known = dict(given)
         choices.real = self.real
-        waiting = [name]
+        waiting = list(names)
         while waiting:
             at = waiting[-1]
             if at in known:
@@ -469,4 +469,4 @@ class Graph:
             operands = [None if not n else known[n] if own.get(n) is None else own[n] for n in node.input]
             made = OPS[node.op_type](Call(node, operands, self.opset, choices))
             known.update(zip(node.output, made if isinstance(made, (tuple, list)) else [made]))
-        return known[name]
+        return [known[name] for name in names]

@@ -283,3 +283,89 @@ fn old_files_list_what_is_put_in() {
     assert!(listed("kept.onnx").values().all(|&is| is), "{:?}", listed("kept.onnx"));
     assert_eq!(listed("folded.onnx"), listed("old.onnx"));
 }
+
+/// Mean loss of the data set by `slrc eval`, of the network's own head.
+fn eval_loss(work: &Workspace, run: &str) -> f64 {
+    let report = work.json(&format!("eval {run} --data all.npz --json"));
+    report["heads"].as_array().expect("heads").last().expect("a head")["loss"].as_f64().expect("a loss")
+}
+
+/// Loss of the first training step, of the network's own head.
+fn first_loss(work: &Workspace, plan: &str) -> f64 {
+    work.ok(&format!("train {plan} --data all.npz --steps 1 --no-shuffle -o {plan}.run"));
+    let lines = std::fs::read_to_string(work.path(&format!("{plan}.run/metrics.jsonl"))).expect("metrics");
+    let line: serde_json::Value = serde_json::from_str(lines.lines().next().expect("a line")).expect("json");
+    line["modules"].as_array().expect("modules").last().expect("a module")["loss"].as_f64().expect("a loss")
+}
+
+/// With statistics measured on all of the data, a step over all of the data computes in training what it does in
+/// inference: its own statistics are those. And in inference that is what the file computes. Neither would be so if a
+/// mean, a variance, a scale or a bias were another.
+#[test]
+fn calibrated_it_trains_from_the_files_function() {
+    let work = Workspace::new();
+    let model = folded_cnn(&work);
+    work.write("all.npz", npz(&samples("mnist_cnn", 40, 1)));
+    for modules in [1, 3] {
+        let options = format!("--modules {modules} --batch 40");
+        work.ok(&format!("partition {model} {options} -o plain"));
+        work.ok(&format!("partition {model} {options} --rebn -o identity"));
+        let shown = work.ok(&format!("partition {model} {options} --rebn --calibrate all.npz -o plan")).stdout;
+        let done = "calibrate: statistics of 40 samples in 8 BatchNormalizations that rebn put in";
+        assert!(shown.contains(done), "{shown}");
+        work.ok(&format!("partition {model} {options} --rebn --calibrate all.npz --check plan"));
+        let mut found = Vec::new();
+        for plan in ["plain", "plan"] {
+            work.ok(&format!("train {plan} --data all.npz --steps 0 -o {plan}.idle"));
+            work.ok(&format!("eval {plan}.idle --data all.npz --save-logits {plan}.npz"));
+            found.push(logits(&work, &format!("{plan}.npz")));
+        }
+        let error = support::relative(&found[0], &found[1]);
+        let (file, calibrated) = (eval_loss(&work, "plain.idle"), eval_loss(&work, "plan.idle"));
+        let (trained, identity) = (first_loss(&work, "plan"), first_loss(&work, "identity"));
+        println!("{modules} modules: {error:e}; losses {file} {calibrated} {trained} {identity}");
+        assert!(error > 0.0 && error < F32, "{error:e}");
+        // Reports of both are f32 sums of 40 samples.
+        assert!((calibrated - file).abs() < 1e-5 * file, "{calibrated} {file}");
+        assert!((trained - file).abs() < 1e-4 * file, "{trained} {file}");
+        assert!((identity - file).abs() > 1e-2 * file, "what is not calibrated differs: {identity} {file}");
+        for name in ["plain.idle", "plan.idle", "plan.run", "identity.run"] {
+            std::fs::remove_dir_all(work.path(name)).expect("removed");
+        }
+    }
+}
+
+/// A spec says it too; fewer samples than a batch are as many as they are, and labels are of no use.
+#[test]
+fn calibration_by_a_spec_and_what_is_refused() {
+    let work = Workspace::new();
+    let model = folded_cnn(&work);
+    let mut data = samples("mnist_cnn", 5, 1);
+    work.write("few.npz", npz(&data));
+    let x = data.remove(0);
+    let labels = cli::Array::new("y", &[5, 2], cli::Values::I64(vec![-7; 10]));
+    work.write("odd.npz", npz(&[x, labels]));
+    let text = |data: &str, more: &str| {
+        format!(
+            "model: {model}\nbatch: 8\npartition: {{modules: 2}}\nrepair: {{rebn: true, calibrate: {data}}}\n{more}"
+        )
+    };
+    work.write("s.yaml", text("few.npz", ""));
+    let shown = work.ok("partition --spec s.yaml -o by_spec").stdout;
+    assert!(shown.contains("statistics of 5 samples"), "{shown}");
+    work.ok(&format!("partition {model} --batch 8 --modules 2 --rebn --calibrate odd.npz -o by_option"));
+    for name in ["plan.yaml", "model.onnx", "weights.safetensors"] {
+        cli::same_file(&work.path(&format!("by_spec/{name}")), &work.path(&format!("by_option/{name}")));
+    }
+    work.write("random.yaml", text("few.npz", "init: random\n"));
+    let plan = format!("partition {model} --batch 8 -o p");
+    let mut t = cli::Transcript::new(&work);
+    t.fails("nothing to calibrate", &format!("{plan} --calibrate few.npz"), 2, &["only BatchNormalization that rebn"]);
+    t.fails("random weights", "partition --spec random.yaml -o p", 2, &["statistics are of the model's own weights"]);
+    let other = format!("{plan} --rebn --calibrate few.npz --init-from by_spec/weights.safetensors");
+    t.fails("other weights", &other, 2, &["statistics are of the model's own weights"]);
+    t.fails("no data", &format!("{plan} --rebn --calibrate none.npz"), 4, &["none.npz"]);
+    work.write("small.npz", npz(&[cli::Array::new("x", &[5, 3], cli::Values::F32(vec![0.0; 15]))]));
+    t.fails("other data", &format!("{plan} --rebn --calibrate small.npz"), 4, &["small.npz"]);
+    insta::assert_snapshot!("calibration_refused", t.finish());
+}

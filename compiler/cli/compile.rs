@@ -16,6 +16,7 @@ use slrc_runtime::files::{
 use slrc_runtime::session::NamedTensor;
 
 use crate::args::{CutArgs, SpecArgs};
+use crate::calibrate::calibrate;
 use crate::failure::Failure;
 use crate::plan_report::PAGE;
 
@@ -24,6 +25,8 @@ pub(crate) struct Request {
     pub(crate) spec: SpecFile,
     pub(crate) model: PathBuf,
     pub(crate) init_from: Option<PathBuf>,
+    /// Data for the statistics of BatchNormalization that is put back.
+    pub(crate) calibrate: Option<PathBuf>,
 }
 
 impl Request {
@@ -43,6 +46,7 @@ impl Request {
         };
         let beside = |name: &str| spec_path.and_then(Path::parent).unwrap_or(Path::new("")).join(name);
         let init_from = options.init_from.clone().or_else(|| spec.init_from.as_deref().map(beside));
+        let calibrate = options.calibrate.clone().or_else(|| spec.repair.calibrate.as_deref().map(beside));
         let model = model.map(Path::to_path_buf).or_else(|| spec.model.as_deref().map(beside));
         let model = model
             .ok_or_else(|| Failure::Usage("name a model: slrc partition MODEL.onnx, or model: in the spec".into()))?;
@@ -57,7 +61,10 @@ impl Request {
             spec.partition = PartitionFile { allow_skips: spec.partition.allow_skips, ..cuts };
         }
         apply(options, &mut spec)?;
-        Ok(Request { spec, model, init_from })
+        // Where it lies is in the request: the spec says that there is some.
+        spec.repair.calibrate = calibrate.as_ref().map(|_| String::new());
+        spec.init_from = init_from.as_ref().map(|_| String::new());
+        Ok(Request { spec, model, init_from, calibrate })
     }
 }
 
@@ -68,6 +75,9 @@ fn apply(o: &SpecArgs, spec: &mut SpecFile) -> Result<(), Failure> {
         }
     }
     set(&mut spec.partition.allow_skips, o.allow_skips);
+    if !o.tie.is_empty() {
+        spec.tie = o.tie.iter().cloned().collect();
+    }
     match o.rebn.as_deref() {
         None => {}
         Some([]) => spec.repair.rebn = Some(RebnFile::Found(true)),
@@ -151,7 +161,7 @@ pub(crate) fn build(request: &Request) -> Result<Built, Failure> {
     let file = OnnxFile::open(&request.model)?;
     let opened = Instant::now();
     let mut planner = Planner::new(&file, &request.spec)?;
-    let compiled = compile_shown(&mut planner, &request.spec.partition, "partition")?;
+    let mut compiled = compile_shown(&mut planner, &request.spec.partition, "partition")?;
     let planning = opened.elapsed();
     for note in &compiled.network.notes {
         eprintln!("note: {note}");
@@ -163,11 +173,14 @@ pub(crate) fn build(request: &Request) -> Result<Built, Failure> {
             .map(|t| WeightTensor { name: t.name, shape: t.shape, data: t.data })
             .collect(),
     };
-    let (weights, unused) = initial_weights(&compiled, planner.file(), &replacements)?;
+    let (mut weights, unused) = initial_weights(&compiled, planner.file(), &replacements)?;
     if !unused.is_empty() {
         let some: Vec<&str> = unused.iter().take(4).map(String::as_str).collect();
         let more = if unused.len() > 4 { ", .." } else { "" };
         eprintln!("note: {} tensors of --init-from are not in the plan: {}{more}", unused.len(), some.join(", "));
+    }
+    if let Some(data) = &request.calibrate {
+        compiled.plan.settings.repairs.push(calibrate(&planner, &request.spec, &compiled, data, &mut weights)?);
     }
     let weights = weights.into_iter().map(|w| NamedTensor { name: w.name, shape: w.shape, data: w.data }).collect();
     let model = skeleton(planner.file(), &compiled.network.sources)?;

@@ -4,6 +4,7 @@
 mod args;
 mod batch;
 mod bench;
+mod calibrate;
 mod check;
 mod check_model;
 mod compile;

@@ -365,6 +365,7 @@ impl SpecFile {
             _ => return bad("partition", "give only one of modules, per-layer, at and memory-budget"),
         };
         self.repair.resolve()?;
+        self.repair.check_weights(self.init == Some(InitMode::Random) || self.init_from.is_some())?;
         let target = Target::parse(self.target.as_deref().unwrap_or("cpu"))?;
         let precision = self.precision.unwrap_or(Precision::F32);
         target.check_precision(precision)?;
@@ -568,6 +569,10 @@ mod tests {
             ("modul: 3", "modul"),
             ("repair: {rebn: maybe}", "true, false or a list of convolutions"),
             ("repair: {rebn: []}", "repair.rebn"),
+            ("repair: {calibrate: train.npz}", "repair.calibrate: only BatchNormalization that rebn puts in"),
+            ("repair: {rebn: false, calibrate: train.npz}", "add it"),
+            ("repair: {rebn: true, calibrate: train.npz}\ninit: random", "repair.calibrate"),
+            ("repair: {rebn: true, calibrate: a.npz}\ninit-from: w.safetensors", "repair.calibrate"),
             ("repair: {dropout: 1}", "repair.dropout: 1 is not in [0, 1)"),
             ("repair: {dropout: -0.5}", "repair.dropout"),
             ("repair: {dropout: .nan}", "repair.dropout"),

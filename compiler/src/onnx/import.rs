@@ -353,7 +353,7 @@ pub(crate) fn convert<'s>(
             Some(Slot::Ready(o)) => operands.push(o.clone()),
             Some(Slot::Failed) => return Err(None),
             Some(Slot::Unavailable(what)) => failed = Some(format!("uses {what}, which slrc does not compute")),
-            None if file.proto.graph.node.iter().any(|n| n.output.contains(name)) => {
+            None if state.makes(name) => {
                 failed = Some(format!("uses \"{name}\" before the node that makes it"));
             }
             None => failed = Some(format!("uses \"{name}\", which nothing defines")),
@@ -381,7 +381,8 @@ pub(crate) fn convert<'s>(
             }
         }
     }
-    let constant = operands.iter().all(|o| matches!(o, Operand::Const(_) | Operand::Absent));
+    let constant =
+        !ops::DRAW.contains(&entry.op) && operands.iter().all(|o| matches!(o, Operand::Const(_) | Operand::Absent));
     let mut scratch = Graph::new("constants");
     // Building on the network's graph and on a scratch graph differ only in which graph it is.
     let target: &mut Graph = if constant { &mut scratch } else { graph };
@@ -448,10 +449,11 @@ fn run<'s>(
 
 /// The operand of a final softmax over the classes.
 fn before_softmax(file: &OnnxFile, graph: &Graph, output: &str, values: &Values) -> Option<NodeId> {
-    let nodes = &file.proto.graph.node;
+    let nodes = file.proto.graph.node.iter();
+    let makers: BTreeMap<&str, &NodeProto> = nodes.filter_map(|n| Some((n.output.first()?.as_str(), n))).collect();
     let mut name = output;
     loop {
-        let n = nodes.iter().find(|n| n.output.first().is_some_and(|o| o == name))?;
+        let n = makers.get(name)?;
         match (n.op_type.as_str(), n.input.first()) {
             ("Identity", Some(input)) => name = input,
             ("Softmax" | "LogSoftmax", Some(input)) => match values.get(input) {

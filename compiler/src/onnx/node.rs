@@ -87,6 +87,8 @@ pub(crate) struct State<'a> {
     pub(crate) allowance: Allowance,
     /// Element types, as ONNX codes, of values for which the file declares one.
     pub(crate) types: BTreeMap<&'a str, i32>,
+    /// What nodes make, once it was asked for.
+    made: Option<BTreeSet<&'a str>>,
 }
 
 impl<'a> State<'a> {
@@ -108,7 +110,14 @@ impl<'a> State<'a> {
         let declared = graph.node.iter().filter_map(cast).chain(declared);
         let types = declared.chain(graph.initializer.iter().map(|t| (t.name.as_str(), t.data_type))).collect();
         let allowance = Allowance::default();
-        State { file, tie, freeze, rebatch, sources, notes, streams: 0, updates, allowance, types }
+        State { file, tie, freeze, rebatch, sources, notes, streams: 0, updates, allowance, types, made: None }
+    }
+
+    /// Whether a node of the file's makes a value.
+    pub(crate) fn makes(&mut self, name: &str) -> bool {
+        let nodes = &self.file.proto.graph.node;
+        let made = self.made.get_or_insert_with(|| nodes.iter().flat_map(|n| &n.output).map(String::as_str).collect());
+        made.contains(name)
     }
 
     pub(crate) fn note(&mut self, text: impl Into<String>) {

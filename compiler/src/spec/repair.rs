@@ -13,6 +13,9 @@ pub struct RepairFile {
     /// BatchNormalization behind convolutions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rebn: Option<RebnFile>,
+    /// Data, relative to the spec, on which statistics are measured for what `rebn` puts in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibrate: Option<String>,
     /// Dropout: a rate, or a rate and nodes, as in `0.1@node_a,node_b`.
     #[serde(deserialize_with = "written", skip_serializing_if = "Option::is_none")]
     pub dropout: Option<String>,
@@ -34,6 +37,17 @@ impl RepairFile {
         *self == RepairFile::default()
     }
 
+    /// Whether weights that are not the model's own are refused.
+    pub(super) fn check_weights(&self, are_others: bool) -> Result<(), SpecError> {
+        if self.calibrate.is_some() && are_others {
+            return bad(
+                "repair.calibrate",
+                "statistics are of the model's own weights, and init or init-from puts others in their place",
+            );
+        }
+        Ok(())
+    }
+
     /// Makes every choice.
     pub fn resolve(&self) -> Result<Repairs, SpecError> {
         let rebn = match &self.rebn {
@@ -44,6 +58,9 @@ impl RepairFile {
             }
             Some(RebnFile::Named(names)) => Some(Rebn::Named(names.clone())),
         };
+        if rebn.is_none() && self.calibrate.is_some() {
+            return bad("repair.calibrate", "only BatchNormalization that rebn puts in is calibrated: add it");
+        }
         let dropout = self.dropout.as_deref().map(dropout).transpose()?;
         Ok(Repairs { rebn, dropout })
     }

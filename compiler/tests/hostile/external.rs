@@ -69,6 +69,26 @@ fn files_beside_the_model_are_read() {
     taken(&work.open(&[("location", "data/weights.bin"), ("offset", "64"), ("checksum", "of any kind")]));
 }
 
+/// Most of the file is a hole, which takes no room.
+#[test]
+fn tensors_behind_four_gigabytes_are_read() {
+    let work = Work::new();
+    const FAR: u64 = (4 << 30) + 64;
+    std::fs::write(work.beside("far.bin"), b"").expect("a file");
+    let file = std::fs::OpenOptions::new().write(true).open(work.beside("far.bin")).expect("a file");
+    let near: Vec<u8> = [8i64, 3].iter().flat_map(|x| x.to_le_bytes()).collect();
+    for (bytes, at) in [(near, FAR - (4 << 30)), (shape(), FAR)] {
+        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, at).expect("written");
+    }
+    let at =
+        |offset: u64| [("location", "far.bin".to_string()), ("offset", offset.to_string()), ("length", "16".into())];
+    let open = |offset: u64| work.open(&at(offset).each_ref().map(|(k, v)| (*k, v.as_str())));
+    taken(&open(FAR));
+    // Were 32 bits all that counts of an offset, this would be the same place.
+    let said = refusal_of(&open(FAR - (4 << 30)));
+    assert!(said.contains("Reshape"), "{said}");
+}
+
 #[test]
 fn cve_2022_25882_parent_folders() {
     let work = Work::new();

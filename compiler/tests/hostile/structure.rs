@@ -121,3 +121,23 @@ fn empty_names() {
     m.graph.mut_or_insert_default().output[0].name = String::new();
     refused("an output", &m, "does not depend on any input");
 }
+
+/// Looked up one by one among all nodes, these would take minutes.
+#[test]
+fn names_are_found_without_a_search() {
+    const MANY: usize = 200_000;
+    let name = |i: usize| format!("v{i}");
+    // What nothing makes, used by all.
+    let used = (0..MANY).map(|i| node("Relu", &[&format!("nowhere{i}")], &[&name(i)]));
+    let mut nodes: Vec<NodeProto> = used.collect();
+    let all: Vec<String> = (0..MANY).map(name).collect();
+    nodes.push(node("Sum", &all.iter().map(String::as_str).collect::<Vec<_>>(), &["y"]));
+    refused("undefined", &of(nodes), "which nothing defines");
+    // An output that is passed on and on; the loss looks for a softmax behind it.
+    let passed =
+        (0..MANY).map(|i| node("Identity", &[&if i == 0 { "x".to_string() } else { name(i) }], &[&name(i + 1)]));
+    let mut nodes: Vec<NodeProto> = passed.collect();
+    nodes.push(node("Identity", &[&name(MANY)], &["y"]));
+    let file = crate::protos::open(&of(nodes));
+    crate::taken(&file);
+}

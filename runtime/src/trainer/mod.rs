@@ -284,8 +284,8 @@ fn check_finite(step: u64, modules: &[ModuleReport]) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Puts a batch on the device.
-fn feed(session: &mut Session, data: &Dataset, samples: &[u32]) -> Result<(), DeviceError> {
+/// Puts a batch of a data set that was checked on the device.
+pub fn feed(session: &mut Session, data: &Dataset, samples: &[u32]) -> Result<(), DeviceError> {
     let inputs = session.plan().inputs.clone();
     for input in &inputs {
         let bytes = data.input_batch(session.plan(), input, samples);

@@ -11,6 +11,7 @@ use crate::onnx::import::int_const;
 use crate::onnx::narrow::Narrow;
 use crate::onnx::node::{Cx, Operand, Out};
 use crate::onnx::ops::Entry;
+use crate::onnx::ops::random::likelihood;
 use crate::onnx::tensor::{Const, Elem, elem, read_numbers, type_name};
 
 pub(super) const OPS: &[Entry] = &[
@@ -166,7 +167,16 @@ fn cast_to(cx: &mut Cx<'_, '_, '_>, code: i32) -> R {
             Ok(vec![Out::Const(Const { elem: to, shape: c.shape, data })])
         }
         (o, _) if from == to => Ok(vec![Out::Alias(o)]),
-        (_, Elem::Float) => Ok(vec![Out::Node(cx.real(0)?, Elem::Float)]),
+        (o, Elem::Float) => {
+            let mut x = cx.real(0)?;
+            if let Operand::Node(flag, Elem::Bool) = o
+                && let Some(p) = likelihood(cx.b, flag)
+            {
+                let mean = cx.b.splat_like(x, p);
+                x = cx.b.mode_select(x, mean);
+            }
+            Ok(vec![Out::Node(x, Elem::Float)])
+        }
         (_, Elem::Bool) => Ok(vec![Out::Node(cx.flag(0)?, Elem::Bool)]),
         (_, Elem::Int) if from == Elem::Bool => Ok(vec![Out::Node(cx.real(0)?, Elem::Int)]),
         (_, Elem::Int) => {

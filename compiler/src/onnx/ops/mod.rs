@@ -17,6 +17,7 @@ mod norm;
 mod place;
 mod pool;
 mod quantize;
+mod random;
 mod recurrent;
 mod reduce;
 mod resize;
@@ -30,6 +31,7 @@ mod window;
 use onnx_protobuf::NodeProto;
 
 use crate::onnx::node::{Cx, Out};
+pub(crate) use random::DRAW;
 
 /// A conversion.
 pub(crate) type Convert = fn(&mut Cx<'_, '_, '_>) -> Result<Vec<Out>, String>;
@@ -60,6 +62,7 @@ const FAMILIES: &[&[Entry]] = &[
     place::OPS,
     pool::OPS,
     quantize::OPS,
+    random::OPS,
     recurrent::OPS,
     reduce::OPS,
     resize::OPS,

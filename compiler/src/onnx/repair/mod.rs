@@ -6,6 +6,7 @@
 mod dropout;
 mod fold;
 mod rebn;
+mod statistics;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -16,6 +17,7 @@ use crate::onnx::OnnxError;
 use crate::onnx::file::OnnxFile;
 pub(crate) use dropout::take_away;
 pub(crate) use fold::fold;
+pub use statistics::{Measured, Statistics};
 
 /// What to repair.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -5,7 +5,7 @@
 //! In training it normalises by the batch from the first step on, as it would have had it never been folded; but the
 //! scales that folding multiplied into the weights stay there, where the normalisation divides them out again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use onnx_protobuf::type_proto::{Tensor, Value};
 use onnx_protobuf::{
@@ -45,9 +45,14 @@ pub(super) fn rebn(file: &mut OnnxFile, which: &Rebn) -> Result<String, OnnxErro
     let listed = file.proto.ir_version < FREE_INITIALIZERS;
     let graph = file.proto.graph.mut_or_insert_default();
     let mut names = Names::of(graph);
+    let channels = {
+        let links = Links::new(graph);
+        let of = |&i: &usize| Ok((i, channels_of(&graph.node[i], &links)?));
+        nodes.iter().map(of).collect::<Result<BTreeMap<usize, i64>, OnnxError>>()?
+    };
     let old = std::mem::take(&mut graph.node);
     for (i, mut conv) in old.into_iter().enumerate() {
-        let norm = nodes.contains(&i).then(|| put_behind(&mut conv, graph, &mut names, listed)).transpose()?;
+        let norm = channels.get(&i).map(|&channels| put_behind(&mut conv, channels, graph, &mut names, listed));
         graph.node.push(conv);
         graph.node.extend(norm);
     }
@@ -102,16 +107,12 @@ fn named(graph: &GraphProto, links: &Links<'_>, name: &str) -> Result<usize, Onn
 /// Takes the convolution's bias, and makes the BatchNormalization whose result has the name that the convolution's had.
 fn put_behind(
     conv: &mut NodeProto,
+    channels: i64,
     graph: &mut GraphProto,
     names: &mut Names,
     listed: bool,
-) -> Result<NodeProto, OnnxError> {
+) -> NodeProto {
     let name = node_name(conv);
-    let channels = channels_of(conv, graph).ok_or_else(|| {
-        OnnxError::Graph(format!(
-            "rebn: the weight of convolution \"{name}\" has no number of channels that makes sense"
-        ))
-    })?;
     let mut new = |what: &str, value: f32| {
         let tensor_name = names.new_name(format!("{name}.bn.{what}"));
         graph.initializer.push(TensorProto {
@@ -145,14 +146,19 @@ fn put_behind(
         ..Default::default()
     };
     mark(&mut norm, REBN);
-    Ok(norm)
+    norm
 }
 
-/// The first extent of a convolution's weight. The graph holds only the nodes before it, which is enough: an Identity
-/// stands before its use.
-fn channels_of(conv: &NodeProto, graph: &GraphProto) -> Option<i64> {
-    let weight = Links::new(graph).initializer(conv.input.get(1)?)?;
-    weight.dims.first().copied().filter(|c| (1..=MOST_CHANNELS).contains(c))
+/// The first extent of a convolution's weight.
+fn channels_of(conv: &NodeProto, links: &Links<'_>) -> Result<i64, OnnxError> {
+    let weight = conv.input.get(1).and_then(|w| links.initializer(w));
+    let channels = weight.and_then(|t| t.dims.first().copied()).filter(|c| (1..=MOST_CHANNELS).contains(c));
+    channels.ok_or_else(|| {
+        let name = node_name(conv);
+        OnnxError::Graph(format!(
+            "rebn: the weight of convolution \"{name}\" has no number of channels that makes sense"
+        ))
+    })
 }
 
 fn float(name: &str, f: f32) -> AttributeProto {
