@@ -13,7 +13,7 @@ use slrc_plan::kernel::{Conv as Plan, ConvDirection, WindowGeometry};
 use crate::cpu::epilogue::Epilogue;
 use crate::cpu::memory::{Memory, Operand};
 use crate::cpu::parallel::{for_each, part, scratch, tasks_for};
-use crate::cpu::product::{Division, Matrix, costs, product};
+use crate::cpu::product::{Division, Matrix, product};
 use crate::cpu::prologue::{Prologue, Rows};
 
 /// Patch elements a task gathers at a time.
@@ -155,7 +155,7 @@ impl Conv {
 
     /// How the product over some pixels is cut: the channels of one group, those of several whole.
     fn division(&self, pixels: usize, channels: usize, terms: usize) -> Division {
-        let cost = if self.pointwise { costs(true, self.direction == ConvDirection::InputGrad) } else { [GATHER, 1] };
+        let cost = if self.pointwise { [1, 1] } else { [GATHER, 1] };
         Division::new([pixels, channels, terms], self.groups, pixel_tile(terms, pixels), cost)
     }
 
@@ -400,7 +400,7 @@ impl Conv {
             None => (1, None),
         };
         let division = {
-            let cost = if self.pointwise { costs(false, true) } else { [1, GATHER] };
+            let cost = if self.pointwise { [1, 1] } else { [1, GATHER] };
             Division::new([co, k, self.pixels() / count], count * self.groups, co, cost)
         };
         let blocks = division.blocks();

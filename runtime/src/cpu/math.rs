@@ -197,18 +197,6 @@ impl Vector {
     }
 }
 
-#[cfg(test)]
-impl Vector {
-    /// Those that this processor has.
-    pub(super) fn all() -> &'static [Vector] {
-        match Vector::detect() {
-            Vector::Baseline => &[Vector::Baseline],
-            Vector::Avx2 => &[Vector::Baseline, Vector::Avx2],
-            Vector::Avx512 => &[Vector::Baseline, Vector::Avx2, Vector::Avx512],
-        }
-    }
-}
-
 impl std::fmt::Display for Vector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

@@ -7,7 +7,7 @@ use slrc_plan::kernel::Matmul as Plan;
 use crate::cpu::epilogue::Epilogue;
 use crate::cpu::memory::{Memory, Operand};
 use crate::cpu::parallel::{for_each, part, scratch, tasks_for};
-use crate::cpu::product::{Division, Matrix, costs, product};
+use crate::cpu::product::{Division, Matrix, product};
 use crate::cpu::prologue::Prologue;
 
 /// Terms of which operands are made at a time: a block's stay in a core's cache.
@@ -35,9 +35,7 @@ impl Matmul {
         let batch = p.batch.0.clone();
         let count: usize = batch.iter().product();
         let epilogue = Epilogue::new(memory, &p.product());
-        let [a, b] = [&p.a, &p.b].map(|o| memory.operand(o));
-        let by_rows = |o: &Operand| o.strides.last() == Some(&1);
-        let division = Division::new([p.m, p.n, p.k], count, p.m, costs(by_rows(&a), by_rows(&b)));
+        let division = Division::new([p.m, p.n, p.k], count, p.m, [1, 1]);
         let division = division.within(epilogue.as_ref().and_then(Epilogue::groups));
         let made = |name: &str| p.made().find(|m| m.name == name).map(|m| Prologue::new(memory, &m));
         Matmul {
@@ -45,8 +43,8 @@ impl Matmul {
             m: p.m,
             n: p.n,
             k: p.k,
-            a,
-            b,
+            a: memory.operand(&p.a),
+            b: memory.operand(&p.b),
             c: memory.operand(&p.c),
             a_prologue: made("a"),
             b_prologue: made("b"),

@@ -2,8 +2,7 @@
 //!
 //! Every kernel is prepared once, when the plan is loaded: operands become pointers, statements become instructions.
 //! Work is divided into tasks whose number and bounds depend on the plan alone, so results do not depend on the thread
-//! count. Fused work runs tile by tile in cache-sized vectors (`tile.rs`); products keep blocks of results in registers
-//! (`block.rs`).
+//! count. Fused work runs tile by tile in cache-sized vectors (`tile.rs`); products run on the `gemm` crate.
 //!
 //! Unsafe code is allowed in this folder and nowhere else in the runtime. Its contract: a plan passes
 //! [`slrc_plan::validate`] before it is prepared, so every view lies in its buffer and is of the type and density that
@@ -13,7 +12,6 @@
 #![allow(unsafe_code, reason = "kernels work on views of one arena through raw pointers; see the contract above")]
 
 mod attention;
-mod block;
 mod conv;
 mod copy;
 mod depthwise;
@@ -21,7 +19,6 @@ mod epilogue;
 mod gather;
 mod instruction;
 mod kernel;
-mod lanes;
 mod map;
 mod math;
 mod matmul;

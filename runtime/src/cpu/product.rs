@@ -1,11 +1,9 @@
-//! Matrix products, slrc's own where they are large and the `gemm` crate's otherwise, and how they are divided among
-//! tasks.
+//! Matrix products on the `gemm` crate, and how they are divided among tasks.
 
 use std::ops::Range;
 
-use crate::cpu::block::Product;
-use crate::cpu::math::Vector;
-use crate::cpu::parallel::part;
+use crate::cpu::parallel::{panels, part};
+use crate::cpu::transpose::transpose;
 
 /// A matrix in memory: first element and the steps of rows and columns.
 #[derive(Clone, Copy)]
@@ -22,23 +20,46 @@ impl Matrix {
     }
 }
 
-/// Fewest rows, and columns, of a product that slrc computes itself: from there on it pays to bring its operands into
-/// order.
-const OWN: usize = 16;
+/// Fewest rows of a product for which a right operand is worth turning.
+const TURNED_ROWS: usize = 32;
+/// Terms and columns that are turned at a time: they stay in a core's cache.
+const TURNED_TERMS: usize = 512;
+const TURNED_COLUMNS: usize = 256;
+/// Between rows of turned columns: rows that are a power of two apart would fall into the same set of a cache.
+const SKEW: usize = 16;
 
 /// `c = a b` (or `c += a b`) with `c` of `m x n` and `k` terms.
+///
+/// A right operand whose terms lie side by side is turned first, block by block: the crate loads columns, and loading
+/// them from as many rows that lie far apart takes it up to a third of its speed.
 ///
 /// # Safety
 /// The matrices lie in memory that may be read (and, for `c`, written) and `c` overlaps neither `a` nor `b`.
 pub(super) unsafe fn product(m: usize, n: usize, k: usize, c: Matrix, a: Matrix, b: Matrix, add: bool) {
-    // SAFETY: by the caller.
-    unsafe {
-        if c.col == 1 && m >= OWN && n >= OWN {
-            Product { m, n, k, c, a, b, add }.run(Vector::detect());
-        } else {
-            multiply(m, n, k, c, a, b, add);
-        }
+    let turn = b.row == 1 && b.col > 1 && c.col == 1 && m >= TURNED_ROWS && n > 1;
+    if !turn {
+        // SAFETY: by the caller.
+        unsafe { multiply(m, n, k, c, a, b, add) };
+        return;
     }
+    let (col_parts, term_parts) = (n.div_ceil(TURNED_COLUMNS), k.div_ceil(TURNED_TERMS));
+    panels(TURNED_TERMS * (TURNED_COLUMNS + 2 * SKEW), |memory| {
+        for j in 0..col_parts {
+            let cols = part(n, col_parts, j);
+            for i in 0..term_parts {
+                let terms = part(k, term_parts, i);
+                let stride = cols.len().next_multiple_of(SKEW) + SKEW;
+                let from = b.from(terms.start, cols.start);
+                let turned = Matrix { at: memory.as_mut_ptr(), row: stride, col: 1 };
+                // SAFETY: by the caller; the block fits the scratch memory.
+                unsafe {
+                    transpose(from.at, from.col, cols.len(), terms.len(), turned.at, stride);
+                    let (to, left) = (c.from(0, cols.start), a.from(0, terms.start));
+                    multiply(m, cols.len(), terms.len(), to, left, turned, add || i > 0);
+                }
+            }
+        }
+    });
 }
 
 unsafe fn multiply(m: usize, n: usize, k: usize, c: Matrix, a: Matrix, b: Matrix, add: bool) {
@@ -66,12 +87,6 @@ unsafe fn multiply(m: usize, n: usize, k: usize, c: Matrix, a: Matrix, b: Matrix
             gemm::Parallelism::None,
         );
     }
-}
-
-/// What an element of a left and of a right operand takes to be brought into order, by whether their columns lie side
-/// by side: a left one whose columns do is read where it lies, a right one goes into panels either way.
-pub(super) fn costs(left: bool, right: bool) -> [usize; 2] {
-    [if left { 1 } else { 2 }, if right { 3 } else { 6 }]
 }
 
 /// Multiplications worth a task.

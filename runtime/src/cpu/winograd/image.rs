@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
+use super::lanes::{Lanes, Work};
 use super::micro::{CHUNK, ROW};
 use super::transform::{Along, Image, ResultGrads, Results, both, load, store};
 use super::{SIDE, Tiles};
-use crate::cpu::lanes::{Lanes, Work};
 use crate::cpu::memory::Operand;
 
 /// Samples of some rows, columns and channels, channels innermost.

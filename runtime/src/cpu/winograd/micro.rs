@@ -1,6 +1,6 @@
 //! Products of the transformed tiles: a block of results in registers, one operand in panels.
 
-use crate::cpu::lanes::{Lanes, Work, with_lanes};
+use super::lanes::{Lanes, Work, with_lanes};
 use crate::cpu::math::Vector;
 
 /// Values of a row that lie together: channels of a tile.
@@ -141,6 +141,15 @@ impl Panels {
 mod tests {
     use super::*;
 
+    /// Vectors that this processor has.
+    fn vectors() -> Vec<Vector> {
+        match Vector::detect() {
+            Vector::Baseline => vec![Vector::Baseline],
+            Vector::Avx2 => vec![Vector::Baseline, Vector::Avx2],
+            Vector::Avx512 => vec![Vector::Baseline, Vector::Avx2, Vector::Avx512],
+        }
+    }
+
     /// Small integers, so that every order of summing gives the same.
     fn number(seed: usize) -> f32 {
         ((seed * 2_654_435_761) >> 7) as u8 as f32 % 7.0 - 3.0
@@ -148,7 +157,7 @@ mod tests {
 
     #[test]
     fn every_vector_multiplies() {
-        for &v in Vector::all() {
+        for v in vectors() {
             let width = panel_width(v);
             for (rows, terms, panels, columns) in
                 [(1, 1, 1, false), (13, 64, 2, false), (25, 80, 1, false), (30, 200, 3, false), (64, 9, 2, true)]

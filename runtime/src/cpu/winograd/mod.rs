@@ -6,6 +6,7 @@
 //! channels a task, and transforms the sums.
 
 mod image;
+mod lanes;
 mod micro;
 mod pack;
 mod transform;
@@ -19,13 +20,13 @@ use slrc_plan::Dims;
 
 use crate::cpu::conv::{Source, rows_between};
 use crate::cpu::epilogue::Epilogue;
-use crate::cpu::lanes::with_lanes;
 use crate::cpu::math::Vector;
 use crate::cpu::memory::{Memory, Operand};
 use crate::cpu::parallel::{LINE, for_each, part, scratch};
 use crate::cpu::prologue::Prologue;
 
 use image::{FromProducts, Layout, Picture, ToTiles};
+use lanes::with_lanes;
 use micro::{CHUNK, Left, Panels, ROW, panel_width};
 use pack::Pack;
 use transform::POSITIONS;

@@ -1,7 +1,7 @@
 //! Transformed weights, in the order in which products read them.
 
+use super::lanes::{Lanes, Work};
 use super::transform::{POSITIONS, TAPS, Weights, both, load, store};
-use crate::cpu::lanes::{Lanes, Work};
 use crate::cpu::memory::Operand;
 use crate::cpu::parallel::tasks_for;
 

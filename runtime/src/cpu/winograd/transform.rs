@@ -18,7 +18,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "tiles stay in registers where loops have constant bounds")]
 
-use crate::cpu::lanes::Lanes;
+use super::lanes::Lanes;
 
 /// Weights of a pair of channels.
 pub(super) const TAPS: usize = 9;

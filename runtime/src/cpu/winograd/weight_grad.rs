@@ -5,12 +5,12 @@ use std::ops::Range;
 use slrc_plan::kernel::WINOGRAD_CHANNELS;
 
 use super::image::{GradsToTiles, Layout, ToTiles};
+use super::lanes::{Lanes, Work, with_lanes};
 use super::micro::{CHUNK, Left, Panels, ROW, panel_width};
 use super::transform::{POSITIONS, TAPS, WeightGrads, both, load, store};
 use super::{COLUMNS, SKEW, Tiles, Winograd};
 use crate::cpu::conv::sum_partials;
 use crate::cpu::epilogue::Epilogue;
-use crate::cpu::lanes::{Lanes, Work, with_lanes};
 use crate::cpu::parallel::{LINE, for_each, part, scratch};
 
 /// Tiles that are transformed at a time.

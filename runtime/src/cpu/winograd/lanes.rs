@@ -14,9 +14,6 @@ pub(super) trait Lanes: Copy {
     const WIDTH: usize;
     /// Rows of two vectors that stay in registers, with room for what they are made of.
     const ROWS: usize;
-    /// Rows of results that stay in registers, with room for what they are made of: of one, two, ... vectors, as many
-    /// as a panel of [`crate::cpu::block`] has.
-    const BLOCK: &'static [usize];
     unsafe fn splat(x: f32) -> Self;
     /// [`Lanes::WIDTH`] numbers from `p` on, however aligned.
     unsafe fn load(p: *const f32) -> Self;
@@ -29,11 +26,10 @@ pub(super) trait Lanes: Copy {
 }
 
 macro_rules! lanes {
-    ($vector:ty, $width:literal x $rows:literal, $block:expr, $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident) => {
+    ($vector:ty, $width:literal x $rows:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident) => {
         impl Lanes for $vector {
             const WIDTH: usize = $width;
             const ROWS: usize = $rows;
-            const BLOCK: &'static [usize] = &$block;
             #[inline(always)]
             unsafe fn splat(x: f32) -> Self {
                 // SAFETY: by the caller, here and below.
@@ -75,7 +71,6 @@ mod x86 {
     lanes!(
         __m512,
         16 x 12,
-        [12, 12, 8, 6],
         _mm512_set1_ps,
         _mm512_loadu_ps,
         _mm512_storeu_ps,
@@ -87,7 +82,6 @@ mod x86 {
     lanes!(
         __m256,
         8 x 6,
-        [12, 6],
         _mm256_set1_ps,
         _mm256_loadu_ps,
         _mm256_storeu_ps,
@@ -112,7 +106,6 @@ mod arm {
     lanes!(
         float32x4_t,
         4 x 12,
-        [12, 12, 8, 6],
         vdupq_n_f32,
         vld1q_f32,
         vst1q_f32,
@@ -145,7 +138,6 @@ impl Plain {
 impl Lanes for Plain {
     const WIDTH: usize = 4;
     const ROWS: usize = 6;
-    const BLOCK: &'static [usize] = &[12, 6];
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         Plain([x; 4])
