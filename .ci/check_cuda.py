@@ -30,6 +30,8 @@ SMALL = [
     ("mnist_vit", "--modules 2 --batch 8"),
     ("tokens_bert", "--modules 2 --batch 4"),
     ("mnist_cnn", "--modules 3 --batch 8 --precision tf32"),
+    ("mnist_cnn", "--modules 1 --batch 8 --prologues products"),
+    ("mnist_cnn", "--modules 2 --batch 8 --prologues products --precision bf16"),
     ("mnist_vit", "--modules 2 --batch 8 --reconcile exact --precision bf16"),
 ]
 LARGE = [
@@ -38,6 +40,7 @@ LARGE = [
     ("vgg11_bn.torchscript", "--modules 4 --batch 32"),
     ("mobilenet_v2.torchscript", "--modules 4 --batch 64"),
     ("vit_small_patch16_224.dynamo", "--modules 4 --batch 64"),
+    ("resnet50.torchscript", "--modules 1 --batch 64 --recompute none --prologues products"),
     ("resnet50.torchscript", "--modules 4 --batch 64 --precision tf32"),
     ("resnet50.torchscript", "--modules 4 --batch 64 --precision bf16"),
     ("mobilenet_v2.torchscript", "--modules 4 --batch 64 --precision tf32"),

@@ -58,9 +58,13 @@ pub(super) fn emit(table: &Table<'_>, p: &Matmul, precision: Precision) -> Vec<C
     let a_side = Side {
         lines: factor(&mut code, "a", &p.a, p.m, ["m", "k"]),
         along_terms: p.a.strides[d + 1] <= p.a.strides[d],
+        made: p.a_prologue.is_some(),
     };
-    let b_side =
-        Side { lines: factor(&mut code, "b", &p.b, p.k, ["k", "n"]), along_terms: p.b.strides[d] < p.b.strides[d + 1] };
+    let b_side = Side {
+        lines: factor(&mut code, "b", &p.b, p.k, ["k", "n"]),
+        along_terms: p.b.strides[d] < p.b.strides[d + 1],
+        made: p.b_prologue.is_some(),
+    };
     let mut product = Product {
         family: "matmul",
         precision,

@@ -25,9 +25,17 @@ pub(super) struct Side {
     pub(super) lines: Vec<String>,
     /// Whether memory runs along `k`.
     pub(super) along_terms: bool,
+    /// Whether elements are made rather than read.
+    pub(super) made: bool,
 }
 
 impl Side {
+    /// How often a loop that stages elements is unrolled, at most. Further, the bounds of patches need more predicates
+    /// than there are, and ptxas spills them; and so do the values that an element is made of.
+    pub(super) fn unrolled(&self) -> usize {
+        if self.made { 1 } else { 2 }
+    }
+
     /// Which row (or column) and which term of a tile of `extent x depth` the thread's element `t` is: neighbours in
     /// memory are neighbouring threads'.
     pub(super) fn walk(&self, extent: usize, depth: usize) -> (String, String) {
@@ -223,8 +231,7 @@ impl Product<'_> {
     /// Fills a tile of one operand.
     fn stage(&self, code: &mut Code<'_>, tile: &str, o: &Operand<'_>) {
         let ty = self.ty;
-        // Unrolled further, the bounds of patches need more predicates than there are, and ptxas spills them.
-        code.line("#pragma unroll 2");
+        code.line(format!("#pragma unroll {}", o.side.unrolled()));
         code.open(format!("for (int j = 0; j < {}; ++j)", TILE * DEPTH / THREADS));
         code.line(format!("const int t = threadIdx.x + j * {THREADS};"));
         let (at, term) = o.side.walk(TILE, DEPTH);

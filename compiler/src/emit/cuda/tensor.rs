@@ -60,8 +60,7 @@ impl Staged<'_> {
     /// Fills the array from term `k0` on.
     fn fill(&self, code: &mut Code<'_>, ty: &str, precision: Precision) {
         let (o, extent) = (self.operand, self.extent);
-        // Unrolled further, the bounds of patches need more predicates than there are, and ptxas spills them.
-        code.line(format!("#pragma unroll {}", 2 / packed(precision)));
+        code.line(format!("#pragma unroll {}", o.side.unrolled().div_ceil(packed(precision))));
         code.open(format!("for (int j = 0; j < {}; ++j)", extent * WORDS / THREADS));
         code.line(format!("const int t = threadIdx.x + j * {THREADS};"));
         let (row, word) = o.side.walk(extent, WORDS);
