@@ -176,8 +176,8 @@ pub(crate) struct SpecArgs {
     /// Shape of an input whose extents the model leaves open, such as input=Nx3x32x32; N is the batch. Repeatable.
     #[arg(long, value_name = "IN=NxCxHxW", help_heading = "Input")]
     pub(crate) shape: Vec<String>,
-    /// Initializers whose uses go on sharing one weight, such as an embedding that is the output layer, too. Every use of
-    /// any other gets a weight of its own.
+    /// Initializers whose uses go on sharing one weight, such as an embedding that is the output layer, too. Every use
+    /// of any other gets a weight of its own.
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', help_heading = "Weights")]
     pub(crate) tie: Vec<String>,
     /// Put BatchNormalization back behind the convolutions that exporting folded it into, or behind these
@@ -191,8 +191,8 @@ pub(crate) struct SpecArgs {
         help_heading = "Repair"
     )]
     pub(crate) rebn: Option<Vec<String>>,
-    /// Measure, on this data, what enters the BatchNormalization that --rebn puts in, and begin with these statistics: in
-    /// training, too, the network then computes about what it did. An .npz file or a folder, as for slrc train.
+    /// Measure, on this data, what enters the BatchNormalization that --rebn puts in, and begin with these statistics:
+    /// in training, too, the network then computes about what it did. An .npz file or a folder, as for slrc train.
     #[arg(long, value_name = "DATA", help_heading = "Repair")]
     pub(crate) calibrate: Option<PathBuf>,
     /// Put dropout of this rate where networks of the model's kind usually have it, or behind these nodes: 0.1,

@@ -67,8 +67,8 @@ impl GraphPlan {
         Self::making(g, inputs, variables, target, Precision::F32, 0)
     }
 
-    /// As [`GraphPlan::new`], with operands of products rounded, and made of `made_of` tensors of their size at most, as
-    /// they are read.
+    /// As [`GraphPlan::new`], with operands of products rounded, and made of `made_of` tensors of their size at most,
+    /// as they are read.
     pub(crate) fn making(
         g: &Graph,
         inputs: &[Tensor],

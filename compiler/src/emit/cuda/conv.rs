@@ -156,9 +156,11 @@ fn input_grad(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
     let (ci, co) = (c.in_channels / c.groups, c.out_channels / c.groups);
     let taps = g.kernel[0] * g.kernel[1];
     let w = code.pointer(&c.w.buffer, false);
+    let (iw, ow) = (g.input[1], g.output[1]);
+    let pixel = format!("((sample * {} + oy) * {ow} + ox)", g.output[0]);
+    let output = element(&mut code, c, ty, "y", &pixel, "channel");
     let at = format!("m * {} + group * {ci} + n", c.in_channels);
     let store = store(&mut code, &c.x, epilogue.as_ref(), ty, at);
-    let (iw, ow) = (g.input[1], g.output[1]);
     // Term k is tap * co + channel; the window that reaches input pixel m with this tap, if there is one.
     let mut a = vec![
         format!("const {ty} tap = k / {co};"),
@@ -175,8 +177,7 @@ fn input_grad(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
     a.push(format!("const {ty} oy = sy / {sy};"));
     a.push(format!("const {ty} ox = sx / {sx};"));
     a.push(format!("if (hits && oy < {} && ox < {ow}) {{", g.output[0]));
-    let pixel = format!("((sample * {} + oy) * {ow} + ox)", g.output[0]);
-    a.extend(element(&mut code, c, ty, "y", &pixel, "channel").into_iter().map(|l| format!("  {l}")));
+    a.extend(output.into_iter().map(|l| format!("  {l}")));
     a.push("}".into());
     let b = format!("v = {w}[((group * {co} + k % {co}) * {taps} + k / {co}) * {ci} + n];");
     Product {
