@@ -5,7 +5,7 @@
 //! its gradient: the convolutions that follow, and those that weights' gradients take, read what the sums were of. What
 //! it costs is the work, once for each time that a kernel reads an element; so it must be little, and of few tensors.
 //!
-//! [`find`] looks for such values before anything has a place, [`fits`] decides where the places of what a value is
+//! [`find`] looks for such values before anything has a place, `fits` decides where the places of what a value is
 //! computed of are known.
 
 use std::collections::BTreeSet;

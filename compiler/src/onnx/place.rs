@@ -3,7 +3,7 @@
 //!
 //! What steers them is imported into a graph of its own, by the same conversions as the network, on the way. The result
 //! is a model without such nodes: import, repairs, plans and exports know nothing of them. What cannot be put in place
-//! stays, and is an error where it is imported, with the reason ([`crate::onnx::file::Placed::refused`]).
+//! stays, and is an error where it is imported, with the reason (`refused` in `onnx/file.rs`).
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
