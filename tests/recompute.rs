@@ -34,7 +34,8 @@ fn both(model: &str, options: &str, limit: f32) -> (usize, usize) {
             assert!(apart <= limit * largest, "{model} {options} {what}: {name} differs by {apart:e} of {largest:e}");
         }
     }
-    assert!(arenas[2] <= arenas[1], "{model} {options}: {arenas:?}");
+    // What is computed again is chosen before anything is fused, so the smaller of two ways may turn out the larger.
+    assert!(arenas[2] <= arenas[0], "{model} {options}: {arenas:?}");
     (arenas[0], arenas[1])
 }
 
