@@ -5,6 +5,8 @@
 
 mod findings;
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use crate::ir::graph::VarKind;
@@ -108,7 +110,8 @@ pub fn diagnose(file: &OnnxFile, spec: &SpecFile) -> Diagnosis {
         Some(CompileError::Onnx(OnnxError::Nodes(all))) => grouped(all),
         _ => Vec::new(),
     };
-    let refused = refused.into_iter().filter(|r| !missing.iter().any(|m| m.op == r.op)).collect();
+    let unknown: BTreeSet<&str> = missing.iter().map(|m| m.op.as_str()).collect();
+    let refused = refused.into_iter().filter(|r| !unknown.contains(r.op.as_str())).collect();
     let findings = findings::findings(looked_at, output, network.as_ref());
     let report = Report {
         trainable: error.is_none(),

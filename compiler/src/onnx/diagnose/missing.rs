@@ -1,5 +1,7 @@
 //! Operators that cannot be imported.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::onnx::NodeError;
@@ -48,8 +50,10 @@ pub fn missing(file: &OnnxFile, output: Option<&str>) -> Vec<Missing> {
 /// Errors of nodes by operator and reason, in the order of their first nodes.
 pub fn grouped(errors: &[NodeError]) -> Vec<Missing> {
     let mut out: Vec<Missing> = Vec::new();
+    let mut places: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for e in errors {
-        match out.iter_mut().find(|m| m.op == e.op && m.reason == e.reason) {
+        let place = *places.entry((&e.op, &e.reason)).or_insert(out.len());
+        match out.get_mut(place) {
             Some(m) => {
                 m.count += 1;
                 if m.nodes.len() < NAMED {
