@@ -8,7 +8,7 @@ use slrc_plan::kernel::Product;
 use crate::cpu::map::operands;
 use crate::cpu::memory::Memory;
 use crate::cpu::reduce::Reduce;
-use crate::cpu::rows::{row_blocks, scratch_of};
+use crate::cpu::rows::row_blocks;
 use crate::cpu::tile::{TILE, TileProgram};
 
 /// A prepared epilogue.
@@ -39,7 +39,7 @@ impl Epilogue {
     /// f32 scratch that [`Epilogue::run`] needs.
     pub(super) fn scratch(&self) -> usize {
         match &self.work {
-            Work::Map(program) => scratch_of(program),
+            Work::Map(program) => program.scratch(TILE),
             Work::Columns(reduce) => reduce.rows_scratch(),
         }
     }

@@ -7,7 +7,7 @@ use slrc_plan::prologue::Made;
 
 use crate::cpu::instruction::Source;
 use crate::cpu::memory::Memory;
-use crate::cpu::rows::{row_blocks, scratch_of};
+use crate::cpu::rows::row_blocks;
 use crate::cpu::tile::{Place, TILE, TileProgram};
 
 /// A prepared prologue.
@@ -54,7 +54,7 @@ impl Prologue {
 
     /// f32 scratch that [`Prologue::make`] needs.
     pub(super) fn scratch(&self) -> usize {
-        scratch_of(&self.program)
+        self.program.scratch(TILE)
     }
 
     /// Makes columns `cols` of rows `rows`, rows `stride` elements apart from `to` on.
@@ -71,10 +71,7 @@ impl Prologue {
     ) {
         let mut state = self.program.begin(scratch, TILE);
         let (extent, first) = (self.space[self.space.len() - 1], cols.start);
-        let mut done = rows.start;
         row_blocks(&self.space, rows.clone(), &cols, |row, index, count, width| {
-            debug_assert!(row >= done, "rows come in order");
-            done = row;
             state.run(index, count, width, extent);
             let from = state.source(self.value, count * width);
             let column = index[index.len() - 1] - first;

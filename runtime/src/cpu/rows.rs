@@ -2,12 +2,8 @@
 
 use std::ops::Range;
 
-use crate::cpu::tile::{TILE, TileProgram};
-
-/// f32 scratch that a program over blocks of rows needs.
-pub(super) fn scratch_of(program: &TileProgram) -> usize {
-    program.scratch(TILE)
-}
+use crate::cpu::parallel::part;
+use crate::cpu::tile::TILE;
 
 /// Calls `work` with the first row, the first element's index, the rows and the columns of every block of columns
 /// `cols` of rows `rows` of a space, whose last dimension is a row: at most [`TILE`] elements each.
@@ -32,7 +28,7 @@ pub(super) fn row_blocks(
             rest /= n;
         }
         for p in 0..parts {
-            let range = crate::cpu::parallel::part(cols.len(), parts, p);
+            let range = part(cols.len(), parts, p);
             index[outer.len()] = cols.start + range.start;
             work(row, &index, count, range.len());
         }
