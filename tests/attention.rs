@@ -62,6 +62,8 @@ const FUSED: &[Case] = &[
     case("unnormalised", [2, 2], [8, 5, 3, 7], Form::Unnormalised),
     case("several strips", [1, 2], [290, 330, 8, 5], Form::Plain),
     case("a single batch", [1, 1], [9, 9, 4, 4], Form::Plain),
+    // As many matrices as a large GPU has multiprocessors: a block has all columns of one, behind the rows.
+    case("many matrices", [8, 16], [33, 34, 2, 3], Form::Masked),
 ];
 
 const UNFUSED: &[Case] = &[
@@ -247,6 +249,19 @@ fn the_cuda_device_agrees() {
         for sanitizer in [Sanitizer::Address, Sanitizer::Thread] {
             in_child(test, &Options { sanitizer, ..Options::default() }, order, on_cuda);
         }
+    }
+}
+
+/// Gradients over rows and over columns take two launches, but one where there are many matrices.
+#[test]
+fn columns_of_many_matrices_share_a_launch_with_rows() {
+    for case in FUSED {
+        let planned = GraphPlan::new(&orders(case)[1], &inputs(case), &[], "cuda:sm_80");
+        let program = &planned.plan.modules[0].eval;
+        let kernels = program.kernels.iter().filter(|k| k.run.family() == "attention").count();
+        let functions = program.launches.iter().filter(|l| l.function.starts_with("attention_")).count();
+        let many = case.batch.iter().product::<usize>() >= 128;
+        assert_eq!(functions, kernels + usize::from(!many), "{}", case.name);
     }
 }
 

@@ -9,6 +9,8 @@ mod columns;
 mod library;
 #[path = "tensor_cores/prologues.rs"]
 mod prologues;
+#[path = "tensor_cores/rows.rs"]
+mod rows;
 mod support;
 
 use slrc_compiler::ir::graph::{Input, InputId, InputKind, RootKind};

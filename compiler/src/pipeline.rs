@@ -17,7 +17,7 @@ use crate::ir::op::Op;
 use crate::ir::verify::{Spec as VerifySpec, VerifyError, verify};
 use crate::loss::class_dimension;
 use crate::lower::{Draft, Names, Products, Program, Purpose, lower};
-use crate::memory::{Arena, Ends, place};
+use crate::memory::{Arena, Ends, bring_near, place};
 use crate::onnx::OnnxError;
 use crate::onnx::file::{OnnxFile, sha256_hex};
 use crate::onnx::import::{Imported, import};
@@ -253,12 +253,11 @@ fn check_lambdas(spec: &Spec, modules: usize) -> Result<(), SpecError> {
 
 /// Fuses, schedules, lowers and places one program.
 pub fn program(g: &Graph, k: usize, kind: Program, products: Products, names: &mut Names) -> (Draft, Arena) {
-    let draft = Fused::of(g, products).lower(
-        g,
-        Purpose { module: k, program: kind, convolutions: products.convolutions },
-        names,
-    );
-    let arena = place(&draft, &Ends::of(g, k));
+    let purpose = Purpose { module: k, program: kind, convolutions: products.convolutions };
+    let mut draft = Fused::of(g, products).lower(g, purpose, names);
+    let ends = Ends::of(g, k);
+    bring_near(&mut draft, &ends);
+    let arena = place(&draft, &ends);
     (draft, arena)
 }
 
@@ -312,7 +311,9 @@ fn compile_modules(
         let programs = [(&m.graphs.train, &m.step, Program::Step), (&m.graphs.eval, &m.inference, Program::Eval)];
         for (g, fused, program) in programs {
             let purpose = Purpose { module: k, program, convolutions: spec.products().convolutions };
-            drafts.push((fused.lower(g, purpose, &mut names), Ends::of(g, k)));
+            let (mut draft, ends) = (fused.lower(g, purpose, &mut names), Ends::of(g, k));
+            bring_near(&mut draft, &ends);
+            drafts.push((draft, ends));
         }
     }
     let arenas = parallel::map(&drafts, |(draft, ends)| place(draft, ends));

@@ -4,7 +4,7 @@
 //! block, and an access past a buffer's end passes for one of its neighbour. So the plan is spread out first: every
 //! buffer of every program gets bytes of its own, between gaps that kernels are forbidden.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use slrc_compiler::onnx::file::sha256_hex;
@@ -93,6 +93,7 @@ fn plant(plan: &mut Plan, source: &mut String, space: Space, statement: &str) {
         function: "planted".into(),
         grid: Dims(vec![1, 1, 1]),
         blocks: Vec::new(),
+        follows: BTreeMap::new(),
         block: 32,
         shared: 0,
         args: vec![LaunchArg::Buffer(id)],
@@ -169,7 +170,7 @@ fn clean(test: &str, sanitizer: Sanitizer, spread: bool) {
     for (case, limits) in cases() {
         let model = &case.model;
         let ran = in_child(test, &under(sanitizer), Altered { case: case.clone(), spread, planted: None }, altered);
-        assert!(ran.counts.launches.values().sum::<u64>() > 20, "{model}: {:?}", ran.counts.launches);
+        assert!(ran.counts.launches.values().sum::<u64>() >= 10, "{model}: {:?}", ran.counts.launches);
         compare(&case, &ran.value, &on_cpu(&case), limits);
     }
 }

@@ -27,9 +27,11 @@ fn trained((case, way): (Case, Way)) -> Tensors {
     all
 }
 
-fn check(test: &str, case: Case) {
+/// `followed` is how many kernels work on rows of a product in its launch.
+fn check(test: &str, case: Case, followed: usize) {
     let (c, _) = compiled(&case, "cuda");
     let launches = || c.plan.modules.iter().flat_map(|m| &m.step.launches);
+    assert_eq!(launches().map(|l| l.follows.len()).sum::<usize>(), followed);
     let (together, alone) = (launches().count(), launches().map(|l| l.one_by_one().len()).sum::<usize>());
     assert!(together < alone, "no kernels share a launch");
     let base = in_child(test, &Options::default(), (case.clone(), Way::OneByOne), trained);
@@ -46,17 +48,24 @@ fn check(test: &str, case: Case) {
 #[test]
 fn convolutional() {
     let spec = "{batch: 4, partition: {modules: 2}, reconcile: {mode: finite-difference}}";
-    check("together::convolutional", case("mnist_cnn", spec, 3));
+    check("together::convolutional", case("mnist_cnn", spec, 3), 3);
 }
 
 #[test]
 fn vision_transformer() {
     let spec = "{batch: 3, partition: {modules: 2}, reconcile: {mode: 'off'}, optimizer: {kind: adamw}}";
-    check("together::vision_transformer", case("mnist_vit", spec, 3));
+    check("together::vision_transformer", case("mnist_vit", spec, 3), 14);
 }
 
 #[test]
 fn on_tensor_cores() {
     let spec = "{batch: 4, partition: {modules: 1}, precision: tf32}";
-    check("together::on_tensor_cores", case("mnist_cnn", spec, 2));
+    check("together::on_tensor_cores", case("mnist_cnn", spec, 2), 1);
+}
+
+/// Tiles of more rows, by tensor cores, and rows that fill no tile.
+#[test]
+fn vision_transformer_on_tensor_cores() {
+    let spec = "{batch: 5, partition: {modules: 1}, reconcile: {mode: 'off'}, precision: bf16}";
+    check("together::vision_transformer_on_tensor_cores", case("mnist_vit", spec, 2), 13);
 }

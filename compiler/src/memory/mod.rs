@@ -2,12 +2,14 @@
 //!
 //! A buffer is live from the kernel that first writes it to the last that touches it. An elementwise kernel may write
 //! its result over an operand that dies there. What shares a place is a block; `pack.rs` finds where blocks lie. Where
-//! kernels may run at once, blocks live a little longer for it (`at_once.rs`).
+//! kernels may run at once, blocks live a little longer for it (`at_once.rs`), and so that they may, work on the rows of
+//! a product has been moved up to it (`near.rs`).
 //!
 //! What the module before hands over lies at the lower end, what is handed on at the upper end. The next module takes
 //! its arena upside down: where this one ends, it begins.
 
 mod at_once;
+mod near;
 mod pack;
 
 use std::collections::BTreeMap;
@@ -21,6 +23,7 @@ use crate::ir::graph::{Graph, InputKind, RootKind};
 use crate::ir::types::Type;
 use crate::lower::Draft;
 use crate::lower::Names;
+pub use crate::memory::near::bring_near;
 use crate::memory::pack::{Block, Place, pack};
 
 /// A program's arena.
@@ -75,8 +78,18 @@ impl Ends {
     }
 }
 
-/// Places every buffer of a draft.
-pub fn place(draft: &Draft, ends: &Ends) -> Arena {
+/// The buffers of a draft and of its ends, and the blocks that they share.
+struct Division {
+    /// Those of the draft, then boundaries.
+    buffers: Vec<Buffer>,
+    /// How many are of the draft.
+    own: usize,
+    /// By block.
+    members: Vec<Members>,
+    blocks: Vec<Block>,
+}
+
+fn divide(draft: &Draft, ends: &Ends) -> Division {
     let live = live_ranges(draft);
     let mut buffers = own_buffers(draft, &live);
     let own = buffers.len();
@@ -85,13 +98,17 @@ pub fn place(draft: &Draft, ends: &Ends) -> Arena {
         buffers.push(b);
         places.push(place);
     }
-    let (members, mut blocks): (Vec<Members>, Vec<Block>) =
-        share_in_place(&draft.kernels, &buffers, &places).into_iter().unzip();
+    let (members, blocks) = share_in_place(&draft.kernels, &buffers, &places).into_iter().unzip();
+    Division { buffers, own, members, blocks }
+}
+
+/// Places every buffer of a draft.
+pub fn place(draft: &Draft, ends: &Ends) -> Arena {
+    let mut division = divide(draft, ends);
     if draft.at_once {
-        let pairs = members.iter().enumerate().flat_map(|(block, m)| m.iter().map(move |&b| (b, block)));
-        let block_of = pairs.map(|(b, block)| (buffers[b].id.as_str(), block)).collect();
-        at_once::extend(&draft.kernels, &block_of, &mut blocks);
+        at_once::extend(&draft.kernels, &mut division);
     }
+    let Division { mut buffers, own, members, blocks } = division;
     let live_bytes = most_live(&blocks, draft.kernels.len());
     let packed = pack(&blocks, live_bytes);
     let mut at_top = vec![false; own];

@@ -11,6 +11,7 @@
 pub mod attention;
 pub mod buffer;
 pub mod dims;
+pub mod follow;
 pub mod kernel;
 pub mod launch;
 pub mod operand;

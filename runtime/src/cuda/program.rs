@@ -22,10 +22,11 @@ struct Prepared {
     grid: (u32, u32, u32),
     block: u32,
     shared: u32,
-    /// What the function's parameters are: addresses, and the number of a block.
+    /// What the function's parameters are: addresses and numbers.
     arguments: Vec<CUdeviceptr>,
-    /// Which of them is the number of the first block.
+    /// Which of them is the number of the first block, and which says whether kernels run without those that follow.
     first: Option<usize>,
+    alone: Option<usize>,
     /// Whether it may report a fault.
     faults: bool,
 }
@@ -86,7 +87,7 @@ impl Program {
             let function = prepare(l, code, place)?;
             for part in parts {
                 let work = Work::Function(function.part(&part));
-                launches.push(Queued { work, kernels: each[part.kernels].to_vec() });
+                launches.push(Queued { work, kernels: part.kernels.iter().map(|&i| each[i].clone()).collect() });
             }
         }
         Ok(Program { kernels: plan.kernels.clone(), launches, ran: false, graph: None })
@@ -216,7 +217,7 @@ fn prepare(l: &Launch, code: &Arc<CudaModule>, place: &Place<'_>) -> Result<Prep
         LaunchArg::Run => Ok(place.memory.address(layout.run())),
         LaunchArg::Fault => Ok(place.memory.address(layout.fault(place.module, place.kind))),
         LaunchArg::Turns => Ok(place.memory.address(layout.turns().start)),
-        LaunchArg::First => Ok(0),
+        LaunchArg::First | LaunchArg::Alone => Ok(0),
     };
     Ok(Prepared {
         function,
@@ -226,6 +227,7 @@ fn prepare(l: &Launch, code: &Arc<CudaModule>, place: &Place<'_>) -> Result<Prep
         shared: small(l.shared)?,
         arguments: l.args.iter().map(address).collect::<Result<_, _>>()?,
         first: l.args.iter().position(|a| *a == LaunchArg::First),
+        alone: l.args.iter().position(|a| *a == LaunchArg::Alone),
         faults: l.args.contains(&LaunchArg::Fault),
     })
 }
@@ -254,6 +256,9 @@ impl Prepared {
         let mut prepared = Prepared { grid: (extent(x), extent(y), extent(z)), ..self.clone() };
         if let Some(first) = self.first {
             prepared.arguments[first] = part.first as CUdeviceptr;
+        }
+        if let Some(alone) = self.alone {
+            prepared.arguments[alone] = CUdeviceptr::from(part.alone);
         }
         prepared
     }

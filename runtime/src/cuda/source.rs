@@ -35,8 +35,8 @@ pub(super) fn check_arguments(plan: &Plan, source: &str) -> Result<(), DeviceErr
     for m in &plan.modules {
         for l in m.step.launches.iter().chain(&m.eval.launches) {
             let name = &l.function;
-            let given: Vec<Takes> =
-                l.args.iter().map(|a| if *a == LaunchArg::First { Takes::Number } else { Takes::Pointer }).collect();
+            let takes = |a: &LaunchArg| if a.is_number() { Takes::Number } else { Takes::Pointer };
+            let given: Vec<Takes> = l.args.iter().map(takes).collect();
             let problem = match functions.get(name.as_str()) {
                 None => "is missing".to_string(),
                 Some(Some(takes)) if *takes == given => continue,

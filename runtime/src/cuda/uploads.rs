@@ -42,7 +42,7 @@ impl Uploads {
         let reads = |p: &slrc_plan::plan::Program| -> Vec<String> {
             let arguments = p.launches.iter().flat_map(|l| &l.args).filter_map(|a| match a {
                 LaunchArg::Buffer(id) => inputs.get(id.as_str()).copied(),
-                LaunchArg::Run | LaunchArg::Fault | LaunchArg::Turns | LaunchArg::First => None,
+                LaunchArg::Run | LaunchArg::Fault | LaunchArg::Turns | LaunchArg::First | LaunchArg::Alone => None,
             });
             arguments.collect::<BTreeSet<&str>>().into_iter().map(str::to_string).collect()
         };

@@ -1,7 +1,9 @@
 //! Attention: a block takes some rows of the scores, which stay in shared memory between the products on both sides.
 //!
-//! Results over rows are those of the transposed problem, by a launch of its own: its blocks take some columns, and
-//! find what the first launch reduced rows to in memory. No block waits for another, and nothing is added atomically.
+//! Results over rows are those of the transposed problem: blocks take some columns, and find in memory what rows have
+//! been reduced to. Where there are matrices enough for all of a device, the block that finishes a matrix's last strip
+//! goes on with its columns; otherwise these are a launch of their own, strip by strip. No block waits for another, and
+//! nothing is added atomically.
 
 use std::collections::BTreeSet;
 
@@ -25,17 +27,23 @@ const STRIPS: [usize; 4] = [32, 16, 8, 4];
 /// Bytes of shared memory that every device has for a block.
 const SHARED: usize = 48 << 10;
 
+/// Fewest matrices of which a block does all columns: about as many as the largest devices of 2026 have
+/// multiprocessors.
+pub(super) const FEWEST_MATRICES: usize = 128;
+
 pub(super) fn emit(table: &Table<'_>, a: &Attention) -> Vec<Call> {
     let results = |over: Over| a.results.iter().filter(move |r| r.over == over).cloned().collect::<Vec<_>>();
     let (by_cols, by_rows) = (results(Over::Cols), results(Over::Rows));
-    let mut calls = Vec::new();
-    if !by_cols.is_empty() || !a.region.stores.is_empty() {
-        calls.push(launch(table, &straight(a, by_cols)));
+    let straight = (!by_cols.is_empty() || !a.region.stores.is_empty()).then(|| straight(a, by_cols));
+    let transposed = (!by_rows.is_empty()).then(|| transposed(a, by_rows));
+    match (straight, transposed) {
+        (Some(first), Some(then))
+            if a.batch().iter().product::<usize>() >= FEWEST_MATRICES && strip_of(&first) == strip_of(&then) =>
+        {
+            vec![launch(table, &first, Some(&then))]
+        }
+        (first, then) => first.iter().chain(&then).map(|a| launch(table, a, None)).collect(),
     }
-    if !by_rows.is_empty() {
-        calls.push(launch(table, &transposed(a, by_rows)));
-    }
-    calls
 }
 
 /// Names that `values` are computed from, themselves included, not looking past those that are `known`.
@@ -109,61 +117,93 @@ fn strip_of(a: &Attention) -> usize {
     most.min(enough)
 }
 
-/// The launch of a problem whose results are all sums over columns.
-fn launch(table: &Table<'_>, a: &Attention) -> Call {
-    let (batch, rows, cols) = (a.batch(), a.rows(), a.cols());
+/// The launch of a problem whose results are all sums over columns, and of one over the same matrices that needs all of
+/// a matrix's strips.
+fn launch(table: &Table<'_>, a: &Attention, then: Option<&Attention>) -> Call {
     let strip = strip_of(a);
-    let strips = rows.div_ceil(strip);
-    // Element e of the row at hand in a matrix.
-    let at = |i: usize| if i == 0 { "t[e]".into() } else { format!("t[{} + e]", i * strip * cols) };
-    let given: Vec<(&str, String)> = a.products.iter().enumerate().map(|(i, p)| (p.name.as_str(), at(i))).collect();
-    let body = Body::between(&a.region, &given);
-    let ends = a.products.iter().flat_map(|p| [p.a.end(&a.with([rows, p.k])), p.b.end(&a.with([p.k, cols]))]);
-    let ends = ends
-        .chain(a.results.iter().flat_map(|r| [r.by.end(&a.with([cols, r.width])), r.to.end(&a.with([rows, r.width]))]));
-    let ty = index_type(ends.flatten().chain([body.walk.end]).max().unwrap_or(0));
+    let all = || [a].into_iter().chain(then);
+    let ty = index_type(all().map(end).max().unwrap_or(0));
     let mut code = Code::new(table);
-    for p in &a.products {
-        code.formula(format!("{}[{rows}, {cols}] = sum of {} terms a[r, k] b[k, c]", p.name, p.k));
-    }
-    body.describe(&mut code);
-    for r in &a.results {
-        code.formula(format!("to[{rows}, {}] = sum over c of {}[r, c] by[c, e]", r.width, r.value));
-    }
-    let wanted = a.results.iter().enumerate().map(|(i, r)| (r.value.clone(), at(i))).collect();
-    let row = Row::new(body, ty, 32, wanted);
-    code.shared("float", "s", &[a.held() * strip * cols]);
-    if !a.products.is_empty() {
+    all().for_each(|a| describe(&mut code, a));
+    let held = all().map(|a| a.held() * strip * a.cols()).max().unwrap_or(0);
+    code.shared("float", "s", &[held]);
+    if all().any(|a| !a.products.is_empty()) {
         code.shared("float", "as", &[DEPTH, strip]);
     }
     code.shared("float", "bs", &[DEPTH, TILE]);
     code.line(format!("const int tx = threadIdx.x % {TILE};"));
     code.line(format!("const int ty = threadIdx.x / {TILE};"));
+    let (matrices, strips) = (a.batch().iter().product::<usize>(), a.rows().div_ceil(strip));
     code.line(format!("const {ty} z = blockIdx.x / {strips};"));
-    code.line(format!("const {ty} r0 = blockIdx.x % {strips} * {strip};"));
     let mut inner = 1;
-    for (i, &extent) in batch.iter().enumerate().rev() {
+    for (i, &extent) in a.batch().iter().enumerate().rev() {
         code.line(format!("const {ty} z{i} = z / {inner} % {extent};"));
         inner *= extent;
     }
-    let tile = Tile { ty, rows, cols, strip, held: strip * cols };
-    a.products.iter().enumerate().for_each(|(i, p)| tile.product(&mut code, i, p));
-    code.line("__syncthreads();");
     code.line("const int lane = threadIdx.x % 32;");
+    let constant = if then.is_none() { "const " } else { "" };
+    code.line(format!("{constant}{ty} r0 = blockIdx.x % {strips} * {strip};"));
+    pass(&mut code, a, ty);
+    if let Some(then) = then {
+        code.last_block("z", strips);
+        code.open(format!("for (r0 = 0; r0 < {}; r0 += {strip})", then.rows()));
+        pass(&mut code, then, ty);
+        code.close();
+    }
+    let call = code.finish("attention", BLOCK, [matrices * strips, 1, 1]);
+    // Shared memory leaves room for few blocks in any case; left to itself, ptxas aims at more, and spills.
+    Call { registers: Registers::All, ..call }
+}
+
+/// What is computed between products, given the element `e` of the row at hand in each matrix, and where these are.
+fn between(a: &Attention) -> (Body<'_>, impl Fn(usize) -> String) {
+    let held = strip_of(a) * a.cols();
+    let at = move |i: usize| if i == 0 { "t[e]".to_string() } else { format!("t[{} + e]", i * held) };
+    let given: Vec<(&str, String)> = a.products.iter().enumerate().map(|(i, p)| (p.name.as_str(), at(i))).collect();
+    (Body::between(&a.region, &given), at)
+}
+
+/// One past the largest position of any operand.
+fn end(a: &Attention) -> usize {
+    let (rows, cols) = (a.rows(), a.cols());
+    let ends = a.products.iter().flat_map(|p| [p.a.end(&a.with([rows, p.k])), p.b.end(&a.with([p.k, cols]))]);
+    let ends = ends
+        .chain(a.results.iter().flat_map(|r| [r.by.end(&a.with([cols, r.width])), r.to.end(&a.with([rows, r.width]))]));
+    ends.flatten().chain([between(a).0.walk.end]).max().unwrap_or(0)
+}
+
+/// The formula, for the head comment.
+fn describe(code: &mut Code<'_>, a: &Attention) {
+    let (rows, cols) = (a.rows(), a.cols());
+    for p in &a.products {
+        code.formula(format!("{}[{rows}, {cols}] = sum of {} terms a[r, k] b[k, c]", p.name, p.k));
+    }
+    between(a).0.describe(code);
+    for r in &a.results {
+        code.formula(format!("to[{rows}, {}] = sum over c of {}[r, c] by[c, e]", r.width, r.value));
+    }
+}
+
+/// Works on the strip of matrix `z` that begins at row `r0`.
+fn pass(code: &mut Code<'_>, a: &Attention, ty: &'static str) {
+    let (rows, cols, strip) = (a.rows(), a.cols(), strip_of(a));
+    let (body, at) = between(a);
+    let wanted = a.results.iter().enumerate().map(|(i, r)| (r.value.clone(), at(i))).collect();
+    let row = Row::new(body, ty, 32, wanted);
+    let tile = Tile { ty, rows, cols, strip, held: strip * cols };
+    a.products.iter().enumerate().for_each(|(i, p)| tile.product(code, i, p));
+    code.line("__syncthreads();");
     code.open(format!("for (int q = threadIdx.x / 32; q < {strip}; q += {})", BLOCK / 32));
     code.open(format!("if (r0 + q < {rows})"));
     code.line(format!("const {ty} row = z * {rows} + r0 + q;"));
     code.line(format!("float* const t = s + q * {cols};"));
-    row.run(&mut code);
+    row.run(code);
     code.close();
     code.close();
     if !a.results.is_empty() {
         code.line("__syncthreads();");
     }
-    a.results.iter().enumerate().for_each(|(i, r)| tile.contraction(&mut code, i, r));
-    let call = code.finish("attention", BLOCK, [batch.iter().product::<usize>() * strips, 1, 1]);
-    // Shared memory leaves room for few blocks in any case; left to itself, ptxas aims at more, and spills.
-    Call { registers: Registers::All, ..call }
+    a.results.iter().enumerate().for_each(|(i, r)| tile.contraction(code, i, r));
 }
 
 /// Extents of a block's tiles.

@@ -28,6 +28,19 @@ pub(super) struct Call {
     pub(super) shared: Vec<Shared>,
     /// How many registers a thread may take.
     pub(super) registers: Registers,
+    /// What is known of its rows, where a kernel that works on rows can follow it or it can follow a product.
+    pub(super) rows: Rows,
+}
+
+/// How a function's blocks divide rows between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rows {
+    /// In no way that others could rely on.
+    Unknown,
+    /// Tiles of a product: `tile` rows each, and `across` blocks one after the other for the tiles of the same rows.
+    Tiles { tile: usize, across: usize },
+    /// Each block works on the next `rows`, if there are so many `blocks`.
+    Each { rows: usize, blocks: usize },
 }
 
 /// A parameter of a function: a pointer, with what is known of it.
@@ -44,6 +57,11 @@ pub(super) struct Param {
 }
 
 impl Param {
+    /// The counters of a launch's blocks.
+    pub(super) fn turns() -> Param {
+        Param { name: "turns".into(), arg: LaunchArg::Turns, ty: "unsigned int", written: true, apart: false }
+    }
+
     pub(super) fn declaration(&self) -> String {
         let constant = if self.written { "" } else { "const " };
         let restrict = if self.apart { " __restrict__" } else { "" };
@@ -251,7 +269,9 @@ impl<'a> Code<'a> {
             LaunchArg::Run => "run",
             LaunchArg::Fault => "fault",
             LaunchArg::Turns => "turns",
-            LaunchArg::Buffer(_) | LaunchArg::First => unreachable!("invariant: kernels know of no such argument"),
+            LaunchArg::Buffer(_) | LaunchArg::First | LaunchArg::Alone => {
+                unreachable!("invariant: kernels know of no such argument")
+            }
         };
         if !self.special.contains(&arg) {
             self.special.push(arg);
@@ -284,10 +304,12 @@ impl<'a> Code<'a> {
         });
         let special = self.special.iter().map(|arg| {
             let (name, ty, written) = match arg {
+                LaunchArg::Turns => return Param::turns(),
                 LaunchArg::Run => ("run", "unsigned long long", false),
                 LaunchArg::Fault => ("fault", "int", true),
-                LaunchArg::Turns => ("turns", "unsigned int", true),
-                LaunchArg::Buffer(_) | LaunchArg::First => unreachable!("invariant: kernels know of no such argument"),
+                LaunchArg::Buffer(_) | LaunchArg::First | LaunchArg::Alone => {
+                    unreachable!("invariant: kernels know of no such argument")
+                }
             };
             Param { name: name.into(), arg: arg.clone(), ty, written, apart: !written }
         });
@@ -300,6 +322,7 @@ impl<'a> Code<'a> {
             body: self.text,
             shared: self.shared,
             registers: Registers::Unbounded,
+            rows: Rows::Unknown,
         }
     }
 }

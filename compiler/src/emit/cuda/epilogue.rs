@@ -28,6 +28,11 @@ impl<'a> Epilogue<'a> {
         Some(Epilogue { body, columns, to: p.to, cols: p.cols, keep: read_later && !overwritten })
     }
 
+    /// Whether it reduces nothing.
+    pub(super) fn is_elementwise(&self) -> bool {
+        self.columns.is_none()
+    }
+
     /// Before the first element.
     pub(super) fn begin(&self, code: &mut Code<'_>, sharing: Sharing) {
         if let Some(c) = &self.columns {

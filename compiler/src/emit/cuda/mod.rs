@@ -31,7 +31,7 @@ use slrc_plan::{Plan, Precision};
 
 use crate::emit::cuda::code::{Call, Table};
 use crate::emit::cuda::source::Source;
-use crate::emit::cuda::together::{Work, side_by_side};
+use crate::emit::cuda::together::{Work, grouped};
 use crate::onnx::file::sha256_hex;
 
 /// Writes the plan's launches and the hash of their source, and returns it: `kernels.cu`.
@@ -44,11 +44,13 @@ pub fn emit(plan: &mut Plan) -> String {
         for (name, program) in [("", &mut m.step), (".eval", &mut m.eval)] {
             let work = program.kernels.iter().flat_map(|kernel| {
                 let user = format!("m{}{name}.{} {}", m.index, kernel.id, kernel.nodes.join(" "));
-                let work = move |call| Work { kernel, user: user.trim_end().into(), call };
-                calls(&table, kernel, precision).into_iter().map(work)
+                let calls = calls(&table, kernel, precision);
+                let whole = calls.len() == 1;
+                let work = move |call| Work { kernel, user: user.trim_end().into(), call, whole, follows: None };
+                calls.into_iter().map(work)
             });
-            let neighbours = side_by_side(work.collect(), &table);
-            program.launches = neighbours.into_iter().map(|work| source.launch(work)).collect();
+            let groups = grouped(work.collect(), &table);
+            program.launches = groups.into_iter().map(|work| source.launch(work)).collect();
         }
     }
     let text = source.text(plan);

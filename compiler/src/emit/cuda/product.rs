@@ -4,7 +4,7 @@
 
 use slrc_plan::Precision;
 
-use crate::emit::cuda::code::{Call, Code, Registers};
+use crate::emit::cuda::code::{Call, Code, Registers, Rows};
 use crate::emit::cuda::columns::Sharing;
 use crate::emit::cuda::epilogue::Epilogue;
 use crate::emit::cuda::tensor;
@@ -160,8 +160,10 @@ impl Product<'_> {
             }
         }
         let call = code.finish(self.family, THREADS, [row_blocks * col_blocks * self.count, 1, 1]);
+        let whole = self.count == 1 && self.sum.is_none() && self.epilogue.is_none_or(Epilogue::is_elementwise);
+        let rows = if whole { Rows::Tiles { tile: tile[0], across: col_blocks } } else { Rows::Unknown };
         // Left to itself, ptxas aims at more blocks, and spills where an epilogue needs registers.
-        Call { registers: Registers::All, ..call }
+        Call { registers: Registers::All, rows, ..call }
     }
 
     /// Computes a tile, 4 x 4 elements a thread, and hands them on, `value` at `m`, `n`, to the store.

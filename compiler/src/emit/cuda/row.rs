@@ -9,12 +9,14 @@ use slrc_plan::region::{Level, Region};
 use slrc_plan::statement::{Arg, Combine};
 
 use crate::emit::cuda::body::{Body, Origin, arg_text, combined, identity};
-use crate::emit::cuda::code::{BLOCK, Call, Code, Registers, Table, blocks_for, index_type, number};
+use crate::emit::cuda::code::{BLOCK, Call, Code, Registers, Rows, Table, blocks_for, index_type, number};
 
 /// Longest row of a warp.
 const WARP_ROW: usize = 1024;
 /// Rows of a block where a warp has one.
 const WARPS: usize = BLOCK / 32;
+/// Most rows that are given as many blocks as they take: a step over all of them must not leave the range of an `int`.
+const MOST_ROWS: usize = 1 << 29;
 /// Most registers for elements kept between passes.
 const KEPT_REGISTERS: usize = 64;
 
@@ -62,7 +64,12 @@ pub(super) fn emit(table: &Table<'_>, r: &Region) -> Vec<Call> {
     code.close();
     let grid = blocks_for(rows, if warp { WARPS } else { 1 });
     let call = code.finish("row", BLOCK, grid);
-    vec![Call { registers: Registers::For(row.live()), ..call }]
+    let each = if warp && rows <= MOST_ROWS {
+        Rows::Each { rows: WARPS, blocks: rows.div_ceil(WARPS) }
+    } else {
+        Rows::Unknown
+    };
+    vec![Call { registers: Registers::For(row.live()), rows: each, ..call }]
 }
 
 impl<'a> Row<'a> {

@@ -33,7 +33,7 @@ struct Function {
 const NAMED_USERS: usize = 6;
 
 impl Source {
-    /// The launch that does this work, side by side where it is of several kernels.
+    /// The launch that does this work, of one kernel or several.
     pub(super) fn launch(&mut self, mut work: Vec<Work<'_>>) -> Launch {
         match work.pop() {
             Some(only) if work.is_empty() => self.alone(only),
@@ -53,7 +53,7 @@ impl Source {
         name
     }
 
-    fn alone(&mut self, Work { kernel, user, call }: Work<'_>) -> Launch {
+    fn alone(&mut self, Work { kernel, user, call, .. }: Work<'_>) -> Launch {
         let function = Function {
             users: Vec::new(),
             formula: call.formula,
@@ -66,6 +66,7 @@ impl Source {
             function: self.register(call.family, call.block, Some(&user), function),
             grid: Dims(call.grid.to_vec()),
             blocks: Vec::new(),
+            follows: BTreeMap::new(),
             block: call.block,
             shared: 0,
             args: call.params.into_iter().map(|p| p.arg).collect(),
@@ -73,9 +74,11 @@ impl Source {
     }
 
     fn together(&mut self, work: Vec<Work<'_>>) -> Launch {
-        let kernels = work.iter().map(|w| w.kernel.id.clone()).collect();
+        let kernels: Vec<String> = work.iter().map(|w| w.kernel.id.clone()).collect();
+        let followed = |w: &Work<'_>| Some((w.kernel.id.clone(), kernels[w.follows?].clone()));
+        let followers: BTreeMap<String, String> = work.iter().filter_map(followed).collect();
         let mut together = Together::default();
-        for Work { user, call, .. } in work {
+        for Work { user, call, follows, .. } in work {
             let function = Function {
                 users: Vec::new(),
                 formula: call.formula.clone(),
@@ -84,7 +87,7 @@ impl Source {
                 body: body(&call),
             };
             let name = self.register(call.family, call.block, Some(&user), function);
-            together.add(name, call);
+            together.add(name, call, follows);
         }
         let function = Function {
             users: Vec::new(),
@@ -93,15 +96,16 @@ impl Source {
             params: together.declarations(),
             body: together.body(),
         };
-        let blocks = together.blocks();
+        let alone = together.has_followers().then_some(LaunchArg::Alone);
         Launch {
             kernels,
             function: self.register("together", together.block, None, function),
-            grid: Dims(vec![blocks.iter().sum(), 1, 1]),
-            blocks,
+            grid: Dims(vec![together.grid(), 1, 1]),
+            blocks: together.blocks(),
+            follows: followers,
             block: together.block,
             shared: 0,
-            args: together.params.into_iter().map(|p| p.arg).chain([LaunchArg::First]).collect(),
+            args: together.params.into_iter().map(|p| p.arg).chain([LaunchArg::First]).chain(alone).collect(),
         }
     }
 

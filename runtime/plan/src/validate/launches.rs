@@ -1,5 +1,5 @@
 //! Launches of a CUDA device: the kernels' work in order, on their operands, within every device's limits; side by side
-//! only what does not depend on each other.
+//! only what does not depend on each other, and behind a product only what works on its rows.
 
 use crate::launch::LaunchArg;
 use crate::plan::Program;
@@ -14,7 +14,8 @@ pub const MAX_GRID: [usize; 3] = [0x7fff_ffff, 0xffff, 0xffff];
 pub const MAX_SHARED: usize = 48 << 10;
 
 /// Launches do the kernels' work in order, touch nothing but the kernels' operands, and are within every device's
-/// limits. Kernels that share one do not touch what the others write, and have all of its blocks between them.
+/// limits. Kernels that share one do not touch what the others write, but for rows of the product that they follow; those
+/// that follow none have all of its blocks between them.
 pub(super) fn check_launches(p: &Program, table: &Table<'_>, place: &str) -> Result<(), InvalidPlan> {
     let mut done: Vec<&str> = Vec::new();
     for (i, l) in p.launches.iter().enumerate() {
@@ -24,8 +25,12 @@ pub(super) fn check_launches(p: &Program, table: &Table<'_>, place: &str) -> Res
             return fail(at(), format!("grid {}, block {} and {} bytes cannot be launched", l.grid, l.block, l.shared));
         }
         let shares = if l.kernels.len() > 1 { l.kernels.len() } else { 0 };
-        let sum = l.blocks.iter().try_fold(0usize, |sum, &n| if n == 0 { None } else { sum.checked_add(n) });
-        if l.blocks.len() != shares || (shares > 0 && sum.map(|n| vec![n, 1, 1]).as_ref() != Some(&l.grid.0)) {
+        let add = |sum: usize, n: usize| if n == 0 { None } else { sum.checked_add(n) };
+        let grid = l.kernels.iter().zip(&l.blocks).filter(|(id, _)| !l.follows.contains_key(*id));
+        let sum = grid.map(|(_, n)| *n).try_fold(0usize, add);
+        let all = l.blocks.iter().copied().try_fold(0usize, add);
+        let whole = sum.map(|n| vec![n, 1, 1]).as_ref() == Some(&l.grid.0) && all.is_some_and(|n| n <= MAX_GRID[0]);
+        if l.blocks.len() != shares || (shares > 0 && !whole) {
             return fail(
                 at(),
                 format!("{} kernels do not share a grid of {} in {:?}", l.kernels.len(), l.grid, l.blocks),
@@ -34,13 +39,30 @@ pub(super) fn check_launches(p: &Program, table: &Table<'_>, place: &str) -> Res
         if l.args.contains(&LaunchArg::First) != (shares > 0) {
             return fail(at(), "takes $first if and only if kernels share it");
         }
+        if l.args.contains(&LaunchArg::Alone) == l.follows.is_empty() {
+            return fail(at(), "takes $alone if and only if a kernel follows another");
+        }
+        if let Some(id) = l.follows.keys().find(|id| !l.kernels.contains(id)) {
+            return fail(at(), format!("kernel {id} follows another, but has no part in it"));
+        }
         let mut allowed: Vec<&str> = Vec::new();
         let mut touched = Touched::default();
-        for id in &l.kernels {
+        for (position, id) in l.kernels.iter().enumerate() {
             let Some(k) = p.kernels.iter().find(|k| k.id == *id) else {
                 return fail(at(), format!("kernel {id} does not exist"));
             };
-            if !touched.admit(k, |id| lies(table[id])) {
+            let find = |id: &str| lies(table[id]);
+            let admitted = match l.follows.get(id) {
+                None => touched.admit(k, find),
+                Some(of) => {
+                    let Some(product) = p.kernels.iter().find(|k| k.id == *of && l.kernels[..position].contains(of))
+                    else {
+                        return fail(at(), format!("kernel {id} follows {of}, which is no kernel before it"));
+                    };
+                    touched.admit_behind(product, k, find)
+                }
+            };
+            if !admitted {
                 return fail(at(), format!("kernel {id} touches what another writes at the same time"));
             }
             allowed.extend(k.run.operands().into_iter().map(|o| o.view.buffer.as_str()));
@@ -64,6 +86,8 @@ pub(super) fn check_launches(p: &Program, table: &Table<'_>, place: &str) -> Res
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::buffer::{Buffer, DType, Space};
     use crate::dims::Dims;
@@ -84,6 +108,7 @@ mod tests {
             function: "f".into(),
             grid: Dims(vec![blocks.iter().sum::<usize>().max(1), 1, 1]),
             blocks: blocks.to_vec(),
+            follows: BTreeMap::new(),
             block: 256,
             shared: 0,
             args: args.iter().map(|a| a.parse().expect("an argument")).collect(),
@@ -137,5 +162,25 @@ mod tests {
         refused(&|p| p.kernels[1] = kernel("k1", "b", "c"), "touches what another writes");
         refused(&|p| p.kernels[1] = kernel("k1", "c", "b"), "touches what another writes");
         refused(&|p| p.kernels[1] = kernel("k1", "c", "a"), "touches what another writes");
+        let follows = |l: &mut Launch, id: &str, of: &str| drop(l.follows.insert(id.into(), of.into()));
+        refused(&|p| shared(p, &|l| l.args.push(LaunchArg::Alone)), "takes $alone if and only if");
+        refused(&|p| shared(p, &|l| follows(l, "k1", "k0")), "do not share a grid");
+        let behind = |p: &mut Program, id: &str, of: &str| {
+            shared(p, &|l| {
+                follows(l, id, of);
+                l.grid = Dims(vec![if id == "k1" { 3 } else { 4 }, 1, 1]);
+                l.args.push(LaunchArg::Alone);
+            });
+        };
+        refused(&|p| behind(p, "k1", "k0"), "touches what another writes");
+        refused(&|p| behind(p, "k1", "k2"), "which is no kernel before it");
+        refused(&|p| behind(p, "k0", "k1"), "which is no kernel before it");
+        refused(
+            &|p| {
+                behind(p, "k1", "k0");
+                shared(p, &|l| drop(l.args.pop()));
+            },
+            "takes $alone if and only if",
+        );
     }
 }
