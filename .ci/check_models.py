@@ -2,14 +2,17 @@
 """Do networks of other people's making import, compute what onnxruntime computes, train, and go back? A table.
 
     pip install torch torchvision timm transformers onnx onnxruntime onnxscript numpy
-    cargo build --release && .ci/check_models.py [--slrc target/release/slrc] [--exports FOLDER] [--write] [NAME ..]
+    cargo build --release
+    .ci/check_models.py [--slrc target/release/slrc] [--exports FOLDER] [--forms] [--write] [NAME ..]
 
 Exports the networks of .ci/networks.py (random weights: no downloads) with both of PyTorch's exporters in their
 default, evaluating form, into FOLDER, where they stay. Each is then compared with onnxruntime on the same samples,
 partitioned into two, four and eight modules, trained five steps of finite differences on one batch of four samples in
 two modules (with BatchNorm put back where exporting folded it), exported with that folded again, and the exported file
-compared with `slrc eval` in onnxruntime. --write puts the rows into the table of docs/models.md: those of networks that
-were not asked for stay.
+compared with `slrc eval` in onnxruntime. With --forms the exports are those in training mode and unfolded ones, of small
+networks where there are such; they are compared with PyTorch's `eval()`, since in onnxruntime they would drop out and use
+the batch's statistics, and trained in four modules. --write puts the rows into the tables of docs/models.md: those of
+networks that were not asked for stay.
 """
 
 import argparse
@@ -32,6 +35,12 @@ HEAD = [
     "loss, 5 steps", "exported, against onnxruntime",
 ]  # fmt: skip
 RATES = ["0.01", "0.001", "0.0001"]
+FORMS_BEGIN = "<!-- table: .ci/check_models.py --forms --write -->"
+FORMS_HEAD = [
+    "network", "export", "ONNX nodes", "trained", "against PyTorch's eval()", "K = 4", "loss, 5 steps", "exported"
+]  # fmt: skip
+# Those with --forms unless told otherwise.
+OF_FORMS = ["resnet18", "mobilenet_v2", "vit_small_patch16_224", "swin_t", "bert", "gpt2"]
 
 
 def infer(path, inputs):
@@ -68,10 +77,10 @@ def partition_repaired(run, path, *words):
         return False
 
 
-def train(run, path, folder):
+def train(run, path, folder, modules="2"):
     """Five steps with the largest of some learning rates by which the loss falls, or else the smallest."""
     for rate in RATES:
-        repaired = partition_repaired(run, path, "--modules", "2", "--lr", rate, "-o", f"plan{rate}")
+        repaired = partition_repaired(run, path, "--modules", modules, "--lr", rate, "-o", f"plan{rate}")
         run("train", f"plan{rate}", "--data", "data.npz", "--steps", "5", "--log-every", "1", "-o", f"run{rate}")
         lines = (folder / f"run{rate}" / "metrics.jsonl").read_text().splitlines()
         losses = [json.loads(line)["modules"][-1]["loss"] for line in lines]
@@ -80,23 +89,48 @@ def train(run, path, folder):
     return f"run{rate}", repaired, f"{losses[0]:.2f} -> {losses[-1]:.2f}, lr {rate}"
 
 
+class Checked:
+    """A file, with samples and what is expected of them before it is trained."""
+
+    def __init__(self, run, name, path, folder, x, theirs):
+        self.run, self.folder, self.x, self.theirs = run, folder, x, theirs
+        numpy.savez(folder / "data.npz", y=networks.labels(name, x, theirs.shape, numpy.random.default_rng(1)), **x)
+        report = json.loads(run("check", str(path), "--json"))
+        run("partition", str(path), "--modules", "1", "-o", "plain")
+        run("train", "plain", "--data", "data.npz", "--steps", "0", "-o", "untouched")
+        difference = error(self.evaluate("untouched"), theirs)
+        self.cells = [
+            f"{report['nodes']}", f"{report['network']['trained']['numbers'] / 1e6:.1f} M", f"{difference:.0e}"
+        ]  # fmt: skip
+
+    def evaluate(self, run_folder):
+        self.run("eval", run_folder, "--data", "data.npz", "--save-logits", "logits.npz")
+        with numpy.load(self.folder / "logits.npz") as file:
+            return file[file.files[0]].reshape(self.theirs.shape)
+
+    def exported(self, trained, repaired):
+        """How far the trained file in onnxruntime is from `slrc eval`."""
+        self.run("export", trained, *(["--fold"] if repaired else []), "-o", "back.onnx")
+        return f"{error(self.evaluate(trained), infer(str(self.folder / 'back.onnx'), self.x)):.0e}"
+
+
+def check_form(run, name, path, folder):
+    """The cells of an export in another form, after network and export."""
+    x = networks.sample(name, small=True)
+    checked = Checked(run, name, path, folder, x, networks.evaluated(name, str(path), x, small=True))
+    cells = checked.cells
+    run("partition", str(path), "--modules", "4", "-o", "modules4")
+    plan = json.loads(run("plan", "show", "modules4", "--json"))
+    cells.append(f"{plan['totals']['peak_bytes'] / 2**20:.0f} MiB")
+    trained, repaired, losses = train(run, path, folder, "4")
+    return [*cells, losses, checked.exported(trained, repaired)]
+
+
 def check(run, name, path, folder):
     """The cells of one file, after network and exporter."""
-
-    def evaluate(run_folder):
-        run("eval", run_folder, "--data", "data.npz", "--save-logits", "logits.npz")
-        with numpy.load(folder / "logits.npz") as file:
-            return file[file.files[0]].reshape(theirs.shape)
-
-    report = json.loads(run("check", str(path), "--json"))
     x = networks.sample(name)
-    theirs = infer(str(path), x)
-    numpy.savez(folder / "data.npz", y=networks.labels(name, x, theirs.shape, numpy.random.default_rng(1)), **x)
-    cells = [f"{report['nodes']}", f"{report['network']['trained']['numbers'] / 1e6:.1f} M"]
-
-    run("partition", str(path), "--modules", "1", "-o", "plain")
-    run("train", "plain", "--data", "data.npz", "--steps", "0", "-o", "untouched")
-    cells.append(f"{error(evaluate('untouched'), theirs):.0e}")
+    checked = Checked(run, name, path, folder, x, infer(str(path), x))
+    cells = checked.cells
     for modules in (2, 4, 8):
         start = time.time()
         try:
@@ -108,13 +142,10 @@ def check(run, name, path, folder):
         plan = json.loads(run("plan", "show", f"modules{modules}", "--json"))
         cells.append(f"{plan['totals']['peak_bytes'] / 2**20:.0f} MiB, {seconds:.1f} s")
     trained, repaired, losses = train(run, path, folder)
-    cells += ["BatchNorm back" if repaired else "", losses]
-    run("export", trained, *(["--fold"] if repaired else []), "-o", "back.onnx")
-    cells.append(f"{error(evaluate(trained), infer(str(folder / 'back.onnx'), x)):.0e}")
-    return cells
+    return [*cells, "BatchNorm back" if repaired else "", losses, checked.exported(trained, repaired)]
 
 
-def write(page, begin, head, rows, names):
+def write(page, begin, head, rows, names, exporters=networks.EXPORTERS):
     """Replaces rows of the table after `begin`; each begins with its network's name and its exporter's."""
     before, rest = page.read_text().split(begin)
     table, after = rest.split(END, 1)
@@ -122,7 +153,7 @@ def write(page, begin, head, rows, names):
     replaced = set(map(key, rows))
     kept = [line for line in table.splitlines() if line.startswith("|")]
     kept = [line for line in kept if key(line)[0] in names and key(line) not in replaced]
-    order = [(name, exporter) for name in names for exporter in networks.EXPORTERS]
+    order = [(name, exporter) for name in names for exporter in exporters]
     rows = sorted(rows + kept, key=lambda row: order.index(key(row)))
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *rows]
     page.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + END + after)
@@ -130,29 +161,37 @@ def write(page, begin, head, rows, names):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=list(networks.NETWORKS))
+    parser.add_argument("names", nargs="*")
     parser.add_argument("--slrc", default=ROOT / "target" / "release" / "slrc")
     parser.add_argument("--exports", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "slrc-exports")
+    parser.add_argument("--forms", action="store_true")
     parser.add_argument("--write", action="store_true")
     a = parser.parse_args()
     warnings.filterwarnings("ignore")
     a.exports.mkdir(parents=True, exist_ok=True)
     slrc = str(pathlib.Path(a.slrc).resolve())
-    for name in a.names or networks.NETWORKS:
+    # What is exported, by the name that it has in the table: exporter and form.
+    exports = {f"{exporter}, {form}": (exporter, form) for exporter, form in networks.FORMS}
+    if not a.forms:
+        exports = {exporter: (exporter, None) for exporter in networks.EXPORTERS}
+    for name in a.names or (OF_FORMS if a.forms else networks.NETWORKS):
         rows = []
-        for exporter in networks.EXPORTERS:
-            path = (a.exports / f"{name}.{exporter}.b{networks.BATCH}.onnx").resolve()
+        for label, (exporter, form) in exports.items():
+            path = (a.exports / f"{name}.{exporter}.{form or f'b{networks.BATCH}'}.onnx").resolve()
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     if not path.exists():
-                        networks.export(name, exporter, str(path))
-                    cells = check(runner(slrc, folder), name, path, pathlib.Path(folder))
+                        networks.export(name, exporter, str(path), small=a.forms, form=form)
+                    one = check_form if form else check
+                    cells = one(runner(slrc, folder), name, path, pathlib.Path(folder))
                 except RuntimeError as e:
                     path.unlink(missing_ok=True)
                     cells = [" ".join(str(e).replace("|", "/").split())[:160]]
-            rows.append(f"| {name} | {exporter} | " + " | ".join(cells) + " |")
+            rows.append(f"| {name} | {label} | " + " | ".join(cells) + " |")
             print(rows[-1], flush=True)
-        if a.write:
+        if a.write and a.forms:
+            write(PAGE, FORMS_BEGIN, FORMS_HEAD, rows, networks.NETWORKS, list(exports))
+        elif a.write:
             write(PAGE, BEGIN, HEAD, rows, networks.NETWORKS)
 
 

@@ -1,12 +1,14 @@
 """Networks as people make and export them, with random weights: torchvision's, timm's, transformers' and two of our own.
 
-`NETWORKS` has a network's module and its batch of inputs by name; `export` writes it with one of PyTorch's exporters in
-its default, evaluating form; `labels` draws classes for what the network puts out.
+`NETWORKS` has a network's module and its batch of inputs by name; `export` writes it with one of PyTorch's exporters, in
+its default, evaluating form or in one of `FORMS`; `evaluated` is what PyTorch computes; `labels` draws classes for what the
+network puts out.
 """
 
 import contextlib
 import io
 
+import onnx
 import torch
 from torch import nn
 
@@ -180,12 +182,40 @@ def labels(name, x, classes_shape, random):
     return y
 
 
-def export(name, exporter, path, small=False):
+# Exports other than the default: whether the network is in training mode, and the exporter's options.
+FORMS = {
+    ("torchscript", "training"): (True, {"training": torch.onnx.TrainingMode.TRAINING, "do_constant_folding": False}),
+    ("torchscript", "unfolded"): (False, {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}),
+    ("dynamo", "training"): (True, {}),
+    ("dynamo", "unfolded"): (False, {"optimize": False}),
+}
+
+
+def made(name, small):
     torch.manual_seed(0)
     make, inputs = NETWORKS[name]
-    model, x = make(small).eval(), inputs(small)
+    return make(small).eval(), inputs(small)
+
+
+def export(name, exporter, path, small=False, form=None):
+    model, x = made(name, small)
+    training, more = FORMS[exporter, form] if form else (False, {})
+    model.train(training)
     options = {"dynamo": True, "verbose": False, "external_data": False} if exporter == "dynamo" else {"dynamo": False}
     names = {"input_names": list(x), "output_names": ["logits"]}
     # What an exporter fails at it prints at length, and says once more in its exception.
     with contextlib.redirect_stdout(io.StringIO()):
-        torch.onnx.export(model, tuple(x.values()), path, **names, **options)
+        torch.onnx.export(model, tuple(x.values()), path, **names, **options, **more)
+
+
+def evaluated(name, path, x, small=False):
+    """What the network's `eval()` makes of a batch, with the running statistics of an export's file: exporting in training
+    mode moves them."""
+    model, _ = made(name, small)
+    state = model.state_dict()
+    for t in onnx.load(path).graph.initializer:
+        if t.name in state and "running_" in t.name:
+            state[t.name].copy_(torch.from_numpy(onnx.numpy_helper.to_array(t).copy()))
+    with torch.no_grad():
+        out = model(*(torch.from_numpy(v) for v in x.values()))
+    return getattr(out, "logits", out).numpy()

@@ -296,6 +296,6 @@ fn shared_weights_are_told_from_merged_ones() {
     assert_eq!(names("shared-weights"), ["table", "w"]);
     let f = finding(&report, "shared-weights").expect("a finding");
     assert!(f["says"].as_str().expect("text").contains("an embedding that is the matrix of a product too"), "{f}");
-    assert_eq!(f["option"], "tie: [table, w] in a spec");
+    assert_eq!(f["option"], "--tie table,w keeps one weight of each");
     assert_eq!(f["shared"][0]["nodes"], serde_json::json!(["n_e", "n_turned"]));
 }

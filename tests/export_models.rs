@@ -2,11 +2,14 @@
 
 #[path = "support/cli.rs"]
 mod cli;
+#[path = "support/made.rs"]
+mod made;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use cli::{Workspace, npz, parameters, samples};
+use cli::{Array, Values, Workspace, npz, parameters, samples};
+use made::Made;
 use onnx_protobuf::{Message as _, ModelProto};
 use slrc_runtime::data::npz::read_npz;
 
@@ -130,6 +133,72 @@ fn merged_initializers_get_their_own_weights() {
     let tied = read(&work.path("tied.onnx"));
     let used: BTreeSet<String> = tied.graph.node.iter().filter_map(scale).collect();
     assert_eq!(used.into_iter().collect::<Vec<String>>(), [scales[0].clone()]);
+}
+
+/// A word for each of six, by an embedding that is the output layer too and a layer that is used twice.
+fn shares_weights() -> Made {
+    Made::new(&[0, 6], &[0, 6, 12])
+        .of_indices(&[0, 6])
+        .node("Gather", "table x", "e")
+        .node("MatMul", "e w", "h1")
+        .node("Tanh", "h1", "t1")
+        .node("MatMul", "t1 w", "h2")
+        .node("Tanh", "h2", "t2")
+        .node("Transpose", "table", "turned")
+        .node("MatMul", "t2 turned", "y")
+        .weight("table", &[12, 8])
+        .weight("w", &[8, 8])
+}
+
+#[test]
+fn tied_weights_take_the_sum_of_their_uses_steps() {
+    let work = Workspace::new();
+    work.write("m.onnx", shares_weights().bytes());
+    let words: Vec<i64> = (0..8 * 6).map(|i| (i * i + 5 * i) % 12).collect();
+    let next = words.iter().map(|w| (w * 5 + 1) % 12).collect();
+    work.write(
+        "train.npz",
+        npz(&[Array::new("x", &[8, 6], Values::I64(words)), Array::new("y", &[8, 6], Values::I64(next))]),
+    );
+    let before = floats(&read(&work.path("m.onnx")));
+    // One step without momentum moves a weight by its gradient.
+    let step = "--modules 1 --batch 8 --optimizer sgd --momentum 0 --lr 0.5";
+    for (name, ties) in [("tied", "--tie table,w"), ("apart", "")] {
+        work.ok(&format!("partition m.onnx {step} {ties} -o {name}.plan"));
+        work.ok(&format!("train {name}.plan --data train.npz --steps 1 --no-shuffle -o {name}"));
+    }
+    let (tied, apart) = (parameters(&work.path("tied")), parameters(&work.path("apart")));
+    assert_eq!(tied.keys().collect::<Vec<_>>(), ["table", "w"], "one weight of all uses");
+    assert_eq!(apart.len(), 4, "a weight for each use");
+    for (name, t) in &tied {
+        let uses: Vec<_> = apart.iter().filter(|(n, _)| *n == name || n.starts_with(&format!("{name}@"))).collect();
+        assert_eq!(uses.len(), 2, "{name}");
+        let moved = |data: &[f32]| -> Vec<f64> {
+            data.iter().zip(&before[name]).map(|(x, old)| f64::from(*x) - f64::from(*old)).collect()
+        };
+        let (ours, one, other) = (moved(&t.data), moved(&uses[0].1.data), moved(&uses[1].1.data));
+        let sum: Vec<f64> = one.iter().zip(&other).map(|(a, b)| a + b).collect();
+        let largest = |v: &[f64]| v.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let error: Vec<f64> = ours.iter().zip(&sum).map(|(a, b)| a - b).collect();
+        // A weight near 1 is stored to 6e-8, three of them are compared, and steps are some hundredths.
+        assert!(largest(&error) < 4e-7, "{name}: {:e} of {:e}", largest(&error), largest(&sum));
+        assert!(largest(&one).min(largest(&other)) > 1e-3, "{name}: every use has a gradient");
+    }
+    // It learns, and the file that comes back still shares.
+    work.ok("train tied.plan --data train.npz --steps 20 --log-every 1 -o run");
+    let lines = std::fs::read_to_string(work.path("run/metrics.jsonl")).expect("metrics");
+    let losses: Vec<serde_json::Value> = lines.lines().map(|l| serde_json::from_str(l).expect("a line")).collect();
+    let loss = |i: usize| losses[i]["modules"][0]["loss"].as_f64().expect("a loss");
+    assert!(loss(19) < loss(0), "{} to {}", loss(0), loss(19));
+    work.ok("export run -o out.onnx");
+    let out = read(&work.path("out.onnx"));
+    assert_eq!(interface(&out), interface(&read(&work.path("m.onnx"))), "nodes read what they read");
+    let trained = parameters(&work.path("run"));
+    for (name, data) in floats(&out) {
+        assert_eq!(data, trained[&name].data, "{name}");
+    }
+    // No cut separates what is shared.
+    work.fails("partition m.onnx --modules 2 --batch 8 --tie table,w -o cut", 3, &["cut"]);
 }
 
 #[test]

@@ -190,7 +190,7 @@ fn sharing(file: &OnnxFile, out: &mut Vec<Finding>) {
             ),
             names: named(&equal),
             does: does.into(),
-            option: Some("tie: [NAME] in a spec keeps one weight".into()),
+            option: Some("--tie NAME,.. keeps one weight".into()),
             shared: shared_by(&equal),
         });
     }
@@ -213,8 +213,8 @@ fn sharing(file: &OnnxFile, out: &mut Vec<Finding>) {
             names: named(&shared),
             does: does.into(),
             option: Some(format!(
-                "tie: [{}] in a spec",
-                shared.iter().take(NAMED).map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ")
+                "--tie {} keeps one weight of each",
+                shared.iter().take(NAMED).map(|m| m.name.as_str()).collect::<Vec<_>>().join(",")
             )),
             shared: shared_by(&shared),
         });

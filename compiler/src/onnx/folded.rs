@@ -3,7 +3,7 @@
 //! A file does not say so. Two things tell: names that only folding gives, and, where no such name is there, a network
 //! of convolutions and activations without any normalisation, which is also what VGG or SqueezeNet look like.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use onnx_protobuf::{GraphProto, NodeProto, tensor_proto::DataType};
 use protobuf::Enum as _;
@@ -65,7 +65,8 @@ pub(crate) fn folded(graph: &GraphProto) -> Option<Folded> {
         return Some(Folded { nodes: named, sign: Sign::Names });
     }
     let outputs: BTreeSet<&str> = graph.output.iter().map(|o| o.name.as_str()).collect();
-    let formed: Vec<usize> = open.into_iter().filter(|&i| has_the_form(&links, &outputs, i)).collect();
+    let mut pooled = Pooled(BTreeMap::new());
+    let formed: Vec<usize> = open.into_iter().filter(|&i| has_the_form(&links, &outputs, &mut pooled, i)).collect();
     let other_norms = graph.node.iter().any(|n| n.op_type.ends_with("Normalization"));
     (formed.len() >= FEWEST && !other_norms).then_some(Folded { nodes: formed, sign: Sign::Form })
 }
@@ -102,7 +103,7 @@ fn is_named_by_folding(links: &Links<'_>, n: &NodeProto) -> bool {
     has_own_weight(links, n) && (by_torchscript || by_dynamo)
 }
 
-fn has_the_form(links: &Links<'_>, outputs: &BTreeSet<&str>, conv: usize) -> bool {
+fn has_the_form(links: &Links<'_>, outputs: &BTreeSet<&str>, pooled: &mut Pooled, conv: usize) -> bool {
     let n = &links.nodes[conv];
     let Some(output) = n.output.first() else { return false };
     let follow = links.real_uses(output);
@@ -110,29 +111,47 @@ fn has_the_form(links: &Links<'_>, outputs: &BTreeSet<&str>, conv: usize) -> boo
         && !outputs.contains(output.as_str())
         && !follow.is_empty()
         && follow.iter().all(|&(f, _)| FOLLOW.contains(&links.nodes[f].op_type.as_str()))
-        && !gates_channels(links, conv)
+        && !pooled.gates_channels(links, conv)
 }
 
-/// Whether what a convolution reads is a pooled image, one number a channel, as in squeeze-and-excitation: those
-/// convolutions have biases of their own.
-fn gates_channels(links: &Links<'_>, conv: usize) -> bool {
-    let mut name = links.nodes[conv].input.first();
-    for _ in 0..=links.nodes.len() {
-        let Some(maker) = name.and_then(|v| links.maker(v)) else { return false };
-        let n = &links.nodes[maker];
-        name = match n.op_type.as_str() {
-            "GlobalAveragePool" | "ReduceMean" => return true,
-            "Conv" | "Relu" | "Clip" | "HardSwish" | "Sigmoid" | "LeakyRelu" | "Identity" => n.input.first(),
-            // A swish: x * sigmoid(x).
-            "Mul" => match (n.input.first(), n.input.get(1)) {
-                (Some(a), Some(b)) if is_sigmoid_of(links, b, a) => Some(a),
-                (Some(a), Some(b)) if is_sigmoid_of(links, a, b) => Some(b),
-                _ => return false,
-            },
-            _ => return false,
+/// Of nodes that were looked at, whether what they make is a pooled image, one number a channel, or made of one alone.
+struct Pooled(BTreeMap<usize, bool>);
+
+impl Pooled {
+    /// Whether what a convolution reads is pooled, as in squeeze-and-excitation: those convolutions have biases of
+    /// their own.
+    fn gates_channels(&mut self, links: &Links<'_>, conv: usize) -> bool {
+        let (mut at, mut way) = (maker_of(links, links.nodes[conv].input.first()), Vec::new());
+        let found = loop {
+            let Some(node) = at else { break false };
+            if let Some(&known) = self.0.get(&node) {
+                break known;
+            }
+            // Until it is known: a damaged file may hold a circle.
+            self.0.insert(node, false);
+            way.push(node);
+            let n = &links.nodes[node];
+            at = match n.op_type.as_str() {
+                "GlobalAveragePool" | "ReduceMean" => break true,
+                "Conv" | "Relu" | "Clip" | "HardSwish" | "Sigmoid" | "LeakyRelu" | "Identity" => {
+                    maker_of(links, n.input.first())
+                }
+                // A swish: x * sigmoid(x).
+                "Mul" => match (n.input.first(), n.input.get(1)) {
+                    (Some(a), Some(b)) if is_sigmoid_of(links, b, a) => maker_of(links, Some(a)),
+                    (Some(a), Some(b)) if is_sigmoid_of(links, a, b) => maker_of(links, Some(b)),
+                    _ => None,
+                },
+                _ => None,
+            };
         };
+        self.0.extend(way.into_iter().map(|node| (node, found)));
+        found
     }
-    false
+}
+
+fn maker_of(links: &Links<'_>, value: Option<&String>) -> Option<usize> {
+    links.maker(value?)
 }
 
 fn is_sigmoid_of(links: &Links<'_>, value: &str, operand: &str) -> bool {

@@ -13,28 +13,82 @@ use crate::onnx::repair::{Names, REBN, has_mark};
 
 /// Folds every BatchNormalization that was put in; says how many there were. Weights are among `initializers`, in f32.
 pub(crate) fn fold(graph: &mut GraphProto, initializers: &mut Vec<TensorProto>) -> Result<usize, OnnxError> {
-    let mut count = 0;
-    // Those not yet folded stay in the graph, so that what they read is seen to be read.
-    while let Some(at) = graph.node.iter().position(|n| has_mark(n, REBN)) {
-        let norm = graph.node.remove(at);
-        fold_one(graph, initializers, &norm)?;
-        count += 1;
+    let mut names = Names::of(graph);
+    // Those not yet folded count as readers of what they read.
+    let mut readers: BTreeMap<String, usize> = BTreeMap::new();
+    for name in graph.node.iter().flat_map(|n| &n.input) {
+        *readers.entry(name.clone()).or_default() += 1;
     }
-    Ok(count)
+    let (norms, nodes) = std::mem::take(&mut graph.node).into_iter().partition(|n| has_mark(n, REBN));
+    let (norms, nodes): (Vec<NodeProto>, Vec<NodeProto>) = (norms, nodes);
+    let mut convolutions: BTreeMap<String, usize> = BTreeMap::new();
+    for (i, n) in nodes.iter().enumerate().filter(|(_, n)| n.op_type == "Conv") {
+        if let Some(output) = n.output.first() {
+            convolutions.entry(output.clone()).or_insert(i);
+        }
+    }
+    graph.node = nodes;
+    let mut tensors = Tensors::new(initializers);
+    for norm in &norms {
+        norm.input.iter().for_each(|name| unread(&mut readers, name));
+        let before = norm.input.first().map_or("", String::as_str);
+        let conv = convolutions.remove(before).map(|at| &mut graph.node[at]);
+        fold_one(conv, &mut tensors, &mut names, &mut readers, norm)?;
+    }
+    Ok(norms.len())
 }
 
-fn fold_one(graph: &mut GraphProto, initializers: &mut Vec<TensorProto>, norm: &NodeProto) -> Result<(), OnnxError> {
+fn unread(readers: &mut BTreeMap<String, usize>, name: &str) {
+    if let Some(n) = readers.get_mut(name) {
+        *n -= 1;
+    }
+}
+
+/// Tensors, found by name.
+struct Tensors<'a> {
+    list: &'a mut Vec<TensorProto>,
+    places: BTreeMap<String, usize>,
+}
+
+impl Tensors<'_> {
+    fn new(list: &mut Vec<TensorProto>) -> Tensors<'_> {
+        let mut places = BTreeMap::new();
+        for (i, t) in list.iter().enumerate() {
+            places.entry(t.name.clone()).or_insert(i);
+        }
+        Tensors { list, places }
+    }
+
+    fn get(&self, name: &str) -> Option<&TensorProto> {
+        self.places.get(name).map(|&i| &self.list[i])
+    }
+
+    fn put(&mut self, tensor: TensorProto) {
+        match self.places.get(&tensor.name) {
+            Some(&i) => self.list[i] = tensor,
+            None => {
+                self.places.insert(tensor.name.clone(), self.list.len());
+                self.list.push(tensor);
+            }
+        }
+    }
+}
+
+/// `readers` counts the nodes that read a value, `norm` not among them.
+fn fold_one(
+    conv: Option<&mut NodeProto>,
+    tensors: &mut Tensors<'_>,
+    names: &mut Names,
+    readers: &mut BTreeMap<String, usize>,
+    norm: &NodeProto,
+) -> Result<(), OnnxError> {
     let name = node_name(norm);
-    let mut names = Names::of(graph);
     let damaged = || OnnxError::Graph(format!("the plan folder's model.onnx has no convolution before \"{name}\""));
-    let [before, scale, bias, mean, variance] = &norm.input[..] else { return Err(damaged()) };
-    let places = graph.node.iter().enumerate();
-    let mut makers = places.filter(|(_, n)| n.op_type == "Conv" && n.output.first() == Some(before));
-    let at = makers.next().map(|(i, _)| i).ok_or_else(damaged)?;
-    let weight = graph.node[at].input.get(1).cloned().ok_or_else(damaged)?;
+    let [_, scale, bias, mean, variance] = &norm.input[..] else { return Err(damaged()) };
+    let conv = conv.ok_or_else(damaged)?;
+    let weight = conv.input.get(1).cloned().ok_or_else(damaged)?;
     let epsilon = norm.attribute.iter().find(|a| a.name == "epsilon").map_or(1e-5, |a| a.f);
-    let known: BTreeMap<&str, &TensorProto> = initializers.iter().map(|t| (t.name.as_str(), t)).collect();
-    let read = |name: &str| numbers(known.get(name).copied(), name);
+    let read = |name: &str| numbers(tensors.get(name), name);
     let (w, scale, b, mean, variance) = (read(&weight)?, read(scale)?, read(bias)?, read(mean)?, read(variance)?);
     let channels = scale.len();
     if channels == 0 || [b.len(), mean.len(), variance.len()] != [channels; 3] || w.len() % channels != 0 {
@@ -44,35 +98,29 @@ fn fold_one(graph: &mut GraphProto, initializers: &mut Vec<TensorProto>, norm: &
     let each = w.len() / channels;
     let folded_weight: Vec<f32> = w.iter().enumerate().map(|(i, x)| (x * factor[i / each]) as f32).collect();
     let folded_bias: Vec<f32> = (0..channels).map(|c| (b[c] - factor[c] * mean[c]) as f32).collect();
-    let dims = known[weight.as_str()].dims.clone();
+    let dims = tensors.get(&weight).map_or(Vec::new(), |t| t.dims.clone());
+    conv.input.iter().for_each(|name| unread(readers, name));
+    let by = node_name(conv);
     // A tensor that something else reads too, as one that was tied, stays as it is.
-    let mut put = |graph: &GraphProto, old: &str, slot: usize, dims: Vec<i64>, data: Vec<f32>| {
-        let others = graph
-            .node
-            .iter()
-            .enumerate()
-            .any(|(i, n)| n.input.iter().enumerate().any(|(s, name)| name == old && (i, s) != (at, slot)));
-        let name =
-            if others { names.new_name(format!("{old}@{}", node_name(&graph.node[at]))) } else { old.to_string() };
-        let tensor = TensorProto {
+    let mut put = |old: &str, dims: Vec<i64>, data: Vec<f32>| {
+        let others = readers.get(old).is_some_and(|&n| n > 0);
+        let name = if others { names.new_name(format!("{old}@{by}")) } else { old.to_string() };
+        tensors.put(TensorProto {
             name: name.clone(),
             dims,
             data_type: 1,
             raw_data: data.iter().flat_map(|x| x.to_le_bytes()).collect(),
             ..Default::default()
-        };
-        match initializers.iter_mut().find(|t| t.name == name) {
-            Some(t) => *t = tensor,
-            None => initializers.push(tensor),
-        }
+        });
         name
     };
-    let weight_name = put(graph, &weight, 1, dims, folded_weight);
-    let bias_name = put(graph, bias, 2, vec![channels as i64], folded_bias);
-    let conv = &mut graph.node[at];
-    conv.input.truncate(2);
-    conv.input[1] = weight_name;
-    conv.input.push(bias_name);
+    let weight_name = put(&weight, dims, folded_weight);
+    let bias_name = put(bias, vec![channels as i64], folded_bias);
+    conv.input.truncate(1);
+    conv.input.extend([weight_name, bias_name]);
+    for name in &conv.input {
+        *readers.entry(name.clone()).or_default() += 1;
+    }
     conv.output[0] = norm.output.first().cloned().unwrap_or_default();
     Ok(())
 }

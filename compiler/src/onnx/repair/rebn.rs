@@ -80,18 +80,25 @@ fn chosen(graph: &GraphProto, which: &Rebn) -> Result<(BTreeSet<usize>, &'static
             }
         },
         Rebn::Named(list) => {
-            let links = Links::new(graph);
-            let nodes = list.iter().map(|name| named(graph, &links, name));
+            let (links, mut convolutions) = (Links::new(graph), BTreeMap::new());
+            for (i, n) in graph.node.iter().enumerate().filter(|(_, n)| is_convolution(n)) {
+                convolutions.entry(node_name(n)).or_insert(i);
+            }
+            let nodes = list.iter().map(|name| named(graph, &links, &convolutions, name));
             Ok((nodes.collect::<Result<_, _>>()?, "as named"))
         }
     }
 }
 
-fn named(graph: &GraphProto, links: &Links<'_>, name: &str) -> Result<usize, OnnxError> {
-    let convolutions = || (0..graph.node.len()).filter(|&i| is_convolution(&graph.node[i]));
-    let Some(at) = convolutions().find(|&i| node_name(&graph.node[i]) == name) else {
-        let all: Vec<String> = convolutions().map(|i| node_name(&graph.node[i])).collect();
-        let meant = nearest(name, all.iter().map(String::as_str));
+/// `convolutions` are the graph's by name, the first of each.
+fn named(
+    graph: &GraphProto,
+    links: &Links<'_>,
+    convolutions: &BTreeMap<String, usize>,
+    name: &str,
+) -> Result<usize, OnnxError> {
+    let Some(&at) = convolutions.get(name) else {
+        let meant = nearest(name, convolutions.keys().map(String::as_str));
         let meant = meant.map_or(String::new(), |n| format!("; did you mean \"{n}\"?"));
         return bad(format!("the model has no convolution \"{name}\"{meant}"));
     };
