@@ -431,15 +431,20 @@ class Graph:
         t = torch.from_numpy(numpy.array(array))
         return t.to(self.real) if t.is_floating_point() else t
 
-    def weight(self, node, name):
-        """The weight that this node uses under this name: its own use of the initializer, or the first."""
-        names = [name]
+    def weight(self, node, slot):
+        """The weight that operand `slot` is: of a node that uses an initializer several times, each use is one of its own.
+        The first use in the graph has the initializer's name."""
+        names = [node.input[slot]]
         while (maker := self.maker.get(names[-1])) is not None and maker.op_type == "Identity":
             names.append(maker.input[0])
+        uses = [i for i, name in enumerate(node.input) if name == node.input[slot]]
         for each in names:
-            for known in (f"{each}@{node.name}", each):
-                if known in self.weights:
-                    return self.weights[known]
+            own = [f"{each}@{node.name}", *(f"{each}@{node.name}#{n}" for n in range(2, len(uses) + 1))]
+            known = [name for name in own if name in self.weights]
+            if len(known) < len(uses) and each in self.weights:
+                known.insert(0, each)
+            if known:
+                return self.weights[known[min(uses.index(slot), len(known) - 1)]]
         return None
 
     def values(self, names, given, choices):
@@ -461,12 +466,16 @@ class Graph:
                 array = numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
                 known[at] = self.tensor(array)
                 continue
-            own = {n: self.weight(node, n) for n in node.input if n and n not in known or n in self.constants}
-            missing = [n for n in node.input if n and n not in known and own.get(n) is None]
+            operands = [known.get(n) if n not in self.constants else None for n in node.input]
+            for i, n in enumerate(node.input):
+                if n and operands[i] is None and (own := self.weight(node, i)) is not None:
+                    operands[i] = own
+                elif n in known:
+                    operands[i] = known[n]
+            missing = [n for n, x in zip(node.input, operands) if n and x is None]
             if missing:
                 waiting.extend(missing)
                 continue
-            operands = [None if not n else known[n] if own.get(n) is None else own[n] for n in node.input]
             made = OPS[node.op_type](Call(node, operands, self.opset, choices))
             known.update(zip(node.output, made if isinstance(made, (tuple, list)) else [made]))
         return [known[name] for name in names]
