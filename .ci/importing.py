@@ -12,8 +12,9 @@ alone, each for something that could grow faster than the network:
     scaled chain   a number of its own at every layer
     long skip      the first layer is used by the last, so that nothing between separates the network
     reshapes       shapes computed from shapes at every layer, as exporters write them
-    loop           steps of a Loop, put in place: counted as they stand then, and not past the most that slrc puts there
+    loop           steps of a Loop, put in place: counted as they stand then
     scan           the same of a Scan, each step with a part of the input
+    folded norms   convolutions without BatchNormalization, which is put back (`repair: {rebn: true}`)
 
 Times are those of `slrc check --times`, the least of --runs; memory is the peak of the process, mapped pages of the file
 included. Prints Markdown tables, and of every synthetic network the growth exponent: the slope of log(time) over
@@ -123,6 +124,19 @@ def scan(nodes):
     return model(net, net.add("Scan", "scan", layer(net, 0, "input"), x, **options))
 
 
+def folded_norms(nodes):
+    net, x = Network(), "input"
+    for i in range(nodes // 2):
+        x = net.add("Conv", f"conv{i}", x, net.weight(f"conv{i}.weight", 2, 2, 1, 1))
+        x = net.add("Relu", f"relu{i}", x)
+    x = net.add("Flatten", "flat", net.add("GlobalAveragePool", "pooled", x))
+    x = net.linear("classifier", x, 2, CLASSES)
+    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 2, 4, 4])]
+    outputs = [helper.make_tensor_value_info(x, TensorProto.FLOAT, ["N", CLASSES])]
+    graph = helper.make_graph(net.nodes, "convolutions", inputs, outputs, net.weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
 # Nodes of a block of planning.py's transformer.
 BLOCK = 29
 SYNTHETIC = {
@@ -132,7 +146,10 @@ SYNTHETIC = {
     "reshapes": reshapes,
     "loop": loop,
     "scan": scan,
+    "folded norms": folded_norms,
 }
+# Those that are repaired before they are imported, and how.
+REPAIRED = {"folded norms": "{rebn: true}"}
 
 
 # A process of its own that is small: what its parent held counts as a process's peak on Linux.
@@ -144,19 +161,32 @@ sys.exit(code)
 """
 
 
+# What slrc says of a loop of too many steps.
+REFUSED = "the steps of its loops make more than"
+
+
 def ran(command):
-    """Standard error and peak memory in bytes of a command that must succeed."""
+    """Standard error and peak memory in bytes of a command that must succeed; nothing where a loop is refused."""
     done = subprocess.run([sys.executable, "-S", "-c", STARTER, *command], capture_output=True, text=True)
+    if REFUSED in done.stderr:
+        return None
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr}")
     return done.stderr, int(done.stdout.split()[-1]) * 1024
 
 
-def measured(a, path):
-    """Least seconds of opening, importing, simplifying and all three; least peak memory."""
+def measured(a, path, repair=None):
+    """Least seconds of opening, importing, simplifying and all three; least peak memory. Nothing where it is refused."""
     times, memory = [], []
+    model = [str(path)]
+    if repair:
+        spec = path.with_suffix(".yaml")
+        spec.write_text(f"model: {path.name}\nrepair: {repair}\n")
+        model = ["--spec", str(spec)]
     for _ in range(a.runs):
-        said, peak = ran([str(a.slrc), "check", str(path), "--times"])
+        if (done := ran([str(a.slrc), "check", *model, "--times"])) is None:
+            return None
+        said, peak = done
         parts = [float(t) for t in TIMES.search(said).groups()]
         times.append([*parts, sum(parts)])
         memory.append(peak)
@@ -192,18 +222,19 @@ def synthetic(a, cache):
     head = ["network", *(f"{n:,} nodes" for n in lengths), "exponent"]
     rows = [line(head), line(["---"] + ["---:"] * (len(head) - 1))]
     for name, make in SYNTHETIC.items():
-        times = []
+        times, cells = [], []
         for n in lengths:
             path = cache / f"{name.replace(' ', '-')}-{n}.onnx"
             if not path.exists():
                 onnx.save(make(n), path)
-            (*_, together), _ = measured(a, path)
-            times.append((n, together))
+            found = measured(a, path, REPAIRED.get(name))
+            cells.append(f"{found[0][-1]:.2f} s" if found else "refused")
+            times += [(n, found[0][-1])] if found else []
             if not a.cache:
                 path.unlink()
         exponent = growth(times)
         told = "not known" if exponent is None else f"{exponent:.2f}"
-        rows.append(line([name, *(f"{t:.2f} s" for _, t in times), told]))
+        rows.append(line([name, *cells, told]))
         print(rows[-1], flush=True)
     return rows
 
