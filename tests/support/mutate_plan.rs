@@ -55,6 +55,10 @@ pub(crate) fn replace(text: &str, dice: &mut Dice, size: Size) -> String {
         t.contains('x') && t.split('x').all(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()))
     };
     let numbers: Vec<_> = words.iter().filter(|w| is_number(w) || extents(w)).cloned().collect();
+    // A text that a search has made may have neither.
+    if numbers.is_empty() || words.iter().all(is_number) {
+        return text.to_string();
+    }
     let number = |dice: &mut Dice, old: &str| -> String {
         let n: u64 = old.parse().unwrap_or(1);
         if size == Size::Large {
@@ -63,17 +67,17 @@ pub(crate) fn replace(text: &str, dice: &mut Dice, size: Size) -> String {
                 1 => (u64::MAX / 4 + 1).to_string(),
                 2 => (1u64 << (32 + dice.below(31))).to_string(),
                 3 => n.saturating_mul(1 << 40).to_string(),
-                _ => (i64::MAX as u64 - n).to_string(),
+                _ => (i64::MAX as u64).saturating_sub(n).to_string(),
             };
         }
         let other = dice.pick(&numbers).clone();
         match dice.below(7) {
-            0 => (n + 1).to_string(),
+            0 => n.saturating_add(1).to_string(),
             1 => n.saturating_sub(1).to_string(),
-            2 => (n * 2).min(1 << 20).to_string(),
+            2 => n.saturating_mul(2).min(1 << 20).to_string(),
             3 => (n / 2).to_string(),
             4 => dice.below(5).to_string(),
-            5 => (n + 64).to_string(),
+            5 => n.saturating_add(64).to_string(),
             _ => text[other].split('x').next().unwrap_or("1").to_string(),
         }
     };
