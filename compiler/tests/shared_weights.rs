@@ -132,3 +132,28 @@ fn settings_are_no_weights() {
     let net = import(&open(nodes, all), &ImportOptions::default()).expect("a network");
     assert_eq!(net.sources.keys().collect::<Vec<_>>(), ["w"]);
 }
+
+/// An exporter that folds nothing transposes the matrix of every linear layer in the file.
+#[test]
+fn matrices_transposed_in_the_file_are_layers() {
+    let of = |transposed: bool| {
+        let (mut nodes, mut weights, mut x) = (Vec::new(), Vec::new(), "x".to_string());
+        for i in 0..4 {
+            let (w, t, product, result) = (format!("w{i}"), format!("t{i}"), format!("a{i}"), format!("b{i}"));
+            let result = if i == 3 { "y".to_string() } else { result };
+            let outputs = if i == 3 { 3 } else { 6 };
+            weights.push(floats(&w, &if transposed { [outputs, 6] } else { [6, outputs] }));
+            if transposed {
+                nodes.push(node("Transpose", &[&w], &t));
+            }
+            nodes.push(node("MatMul", &[&x, if transposed { &t } else { &w }], &product));
+            nodes.push(node(if i == 3 { "Identity" } else { "Relu" }, &[&product], &result));
+            x = result;
+        }
+        let file = open(nodes, weights);
+        let found = candidates(&import(&file, &ImportOptions::default()).expect("a network"), 0);
+        found.cuts.iter().map(|c| (c.node.clone(), c.layers_before)).collect::<Vec<_>>()
+    };
+    assert_eq!(of(false), [("b0".to_string(), 1), ("b1".to_string(), 2)]);
+    assert_eq!(of(true), of(false));
+}

@@ -6,7 +6,7 @@ use crate::ir::graph::{Graph, NodeId, VarKind};
 use crate::ir::op::Op;
 use crate::onnx::import::{Imported, ImportedNode};
 use crate::partition::PartitionError;
-use crate::partition::separation::{Inseparable, Separation, name_of};
+use crate::partition::separation::{Inseparable, Separation, name_of, weight};
 
 /// A place where the network can be cut: behind all that a value needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,22 +154,33 @@ const CONTINUES: &[&str] = &[
     "ReduceMean",
 ];
 
-/// Whether a node is a layer: something with a weight matrix.
-fn is_layer(n: &ImportedNode) -> bool {
-    const LAYERS: &[&str] = &[
-        "CausalConvWithState",
-        "Conv",
-        "ConvTranspose",
-        "DeformConv",
-        "Einsum",
-        "GRU",
-        "Gather",
-        "Gemm",
-        "LSTM",
-        "MatMul",
-        "RNN",
-    ];
-    n.weights > 0 && LAYERS.contains(&n.op.as_str())
+/// Operators with a weight matrix.
+const LAYERS: &[&str] = &[
+    "CausalConvWithState",
+    "Conv",
+    "ConvTranspose",
+    "DeformConv",
+    "Einsum",
+    "GRU",
+    "Gather",
+    "Gemm",
+    "LSTM",
+    "MatMul",
+    "RNN",
+];
+
+/// Of every node, whether it is a layer: something with a weight matrix, be it one of the file or one that is computed of
+/// weights alone, as exporters transpose it where they fold nothing.
+fn layers(net: &Imported) -> Vec<bool> {
+    let g = &net.graph;
+    let of_weights = g.dependent(g.ids().filter(|&id| weight(g, id).is_some()));
+    let of_data = g.dependent(g.ids().filter(|&id| matches!(g.node(id).op, Op::Input(_))));
+    let made: BTreeMap<&str, NodeId> = net.nodes.iter().filter_map(|n| Some((n.output.as_str(), n.value?))).collect();
+    let computed =
+        |name: &String| made.get(name.as_str()).is_some_and(|v| of_weights[v.index()] && !of_data[v.index()]);
+    let is_layer =
+        |n: &ImportedNode| LAYERS.contains(&n.op.as_str()) && (n.weights > 0 || n.inputs.iter().any(computed));
+    net.nodes.iter().map(is_layer).collect()
 }
 
 /// Looks at every ONNX value the network computes. At a cut, up to `skips` tensors may cross beside it.
@@ -182,13 +193,14 @@ pub fn candidates(net: &Imported, skips: usize) -> Candidates {
             consumers.entry(i).or_default().push(n);
         }
     }
-    let layers = net.nodes.iter().filter(|n| is_layer(n)).count();
+    let is_layer = layers(net);
+    let layers = is_layer.iter().filter(|&&is| is).count();
     let mut separation = Separation::new(net, &names);
     let mut out = Candidates::default();
     let mut seen = BTreeSet::new();
     let mut before = 0;
-    for n in &net.nodes {
-        before += usize::from(is_layer(n));
+    for (n, &is) in net.nodes.iter().zip(&is_layer) {
+        before += usize::from(is);
         let value = n.value.filter(|v| separation.live[v.index()] && *v != net.logits && seen.insert(*v));
         let Some(value) = value else {
             out.others.push((n.name.clone(), n.output.clone()));
@@ -218,7 +230,7 @@ pub fn candidates(net: &Imported, skips: usize) -> Candidates {
             );
         } else if before >= layers {
             reject("only the network's own classifier or nothing with weights follows".into(), Some(cut), None);
-        } else if before + 1 >= layers && remaining_is_classifier(net, value) {
+        } else if before + 1 >= layers && remaining_is_classifier(net, &is_layer, value) {
             reject("only the network's own classifier follows: a local head would repeat it".into(), Some(cut), None);
         } else if let Some(last) = out.cuts.last()
             && !follows(&net.graph, &cut, last)
@@ -264,10 +276,10 @@ pub fn check_path(g: &Graph, cuts: &[Candidate]) -> Result<(), PartitionError> {
 }
 
 /// Whether the one layer after `value` makes the logits themselves.
-fn remaining_is_classifier(net: &Imported, value: NodeId) -> bool {
+fn remaining_is_classifier(net: &Imported, is_layer: &[bool], value: NodeId) -> bool {
     let after = net.graph.dependent([value]);
-    let last = net.nodes.iter().rev().find(|n| is_layer(n) && n.value.is_some_and(|v| after[v.index()]));
-    let Some(last) = last.and_then(|n| n.value) else { return true };
+    let layers = net.nodes.iter().zip(is_layer).rev().filter(|&(_, &is)| is).filter_map(|(n, _)| n.value);
+    let Some(last) = layers.into_iter().find(|v| after[v.index()]) else { return true };
     // Nothing but a bias and a reshape between the layer and the logits.
     let mut at = net.logits;
     for _ in 0..6 {
@@ -288,7 +300,6 @@ fn remaining_is_classifier(net: &Imported, value: NodeId) -> bool {
 mod tests {
     use super::*;
     use crate::partition::random::network;
-    use crate::partition::separation::weight;
     use slrc_plan::random::Sequence;
 
     /// What crosses beside `value`, by looking at everything before it; nothing where a weight is used on both sides.
