@@ -9,6 +9,7 @@ use std::io::Read as _;
 
 use cli::Workspace;
 use made::Made;
+use onnx_protobuf::{Message as _, ModelProto, TensorProto};
 use serde_json::Value;
 
 const SMALL: &[&str] = &["mnist_cnn", "mnist_deep8", "mnist_mlp", "mnist_vit", "tokens_bert"];
@@ -298,4 +299,50 @@ fn shared_weights_are_told_from_merged_ones() {
     assert!(f["says"].as_str().expect("text").contains("an embedding that is the matrix of a product too"), "{f}");
     assert_eq!(f["option"], "--tie table,w keeps one weight of each");
     assert_eq!(f["shared"][0]["nodes"], serde_json::json!(["n_e", "n_turned"]));
+}
+
+/// Quantized networks can be computed, and not trained: they are refused, however they are written.
+#[test]
+fn quantized_networks_are_refused() {
+    let work = Workspace::new();
+    let made = || Made::new(&[0, 6], &[0, 4]).constant("s", &[], 0.1).weight("v", &[8, 4]);
+    let rounded = made()
+        .node("MatMul", "x w", "h")
+        .node("QuantizeLinear", "h s", "q")
+        .node("DequantizeLinear", "q s", "d")
+        .node("MatMul", "d v", "y")
+        .weight("w", &[6, 8]);
+    let dynamic = made()
+        .node("MatMul", "x w", "h")
+        .node("DynamicQuantizeLinear", "h", "q scale zero")
+        .node("DequantizeLinear", "q scale zero", "d")
+        .node("MatMul", "d v", "y")
+        .weight("w", &[6, 8]);
+    let whole =
+        made().node("DequantizeLinear", "w s", "f").node("MatMul", "x f", "h").node("MatMul", "h v", "y").bytes();
+    let mut whole = ModelProto::parse_from_bytes(&whole).expect("a model");
+    whole.graph.mut_or_insert_default().initializer.push(TensorProto {
+        name: "w".into(),
+        dims: vec![6, 8],
+        data_type: 3,
+        raw_data: (0..48).collect(),
+        ..Default::default()
+    });
+    let whole = whole.write_to_bytes().expect("bytes");
+    for (bytes, first) in [
+        (rounded.bytes(), "\"n_q\" (QuantizeLinear) and 1 more"),
+        (dynamic.bytes(), "\"n_q\" (DynamicQuantizeLinear) and 1 more"),
+        (whole, "\"n_f\" (DequantizeLinear):"),
+    ] {
+        work.write("m.onnx", bytes);
+        work.fails("partition m.onnx -o plan", 3, &["the network is quantized, by", first]);
+        let ran = work.slrc("check m.onnx");
+        assert_eq!(ran.code, Some(3), "{}", ran.stderr);
+        assert!(ran.stdout.contains("the network is quantized"), "{}", ran.stdout);
+    }
+    // Bytes of an image that are made floats are none of the network's.
+    let image =
+        made().node("QuantizeLinear", "x s", "q").node("DequantizeLinear", "q s", "d").node("MatMul", "d w", "h");
+    work.write("m.onnx", image.node("MatMul", "h v", "y").weight("w", &[6, 8]).bytes());
+    work.ok("check m.onnx");
 }

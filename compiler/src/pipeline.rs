@@ -19,6 +19,7 @@ use crate::loss::class_dimension;
 use crate::lower::{Draft, Names, Products, Program, Purpose, lower};
 use crate::memory::{Arena, Ends, bring_near, place};
 use crate::onnx::OnnxError;
+use crate::onnx::diagnose::quantized;
 use crate::onnx::file::{OnnxFile, sha256_hex};
 use crate::onnx::import::{Imported, import};
 use crate::onnx::place::put_in_place;
@@ -113,6 +114,7 @@ impl<'a> Planner<'a> {
         spec_file.resolve()?;
         let options = spec_file.import_options()?;
         let placed = put_in_place(file, &options)?;
+        refuse_quantized(&placed.file, spec_file.output.as_deref())?;
         let repaired = repair(placed.file, &spec_file.repair.resolve()?, spec_file.output.as_deref())?;
         let mut network = import(&repaired.file, &options)?;
         network.notes.extend(placed.notes);
@@ -201,6 +203,18 @@ fn cuts(network: &Imported, skips: usize) -> Candidates {
         heads::missing(network.graph.shape(c.value), network.graph.ty(network.logits)).map(|m| m.to_string())
     });
     found
+}
+
+/// A network of rounded integers would be imported, and not learn.
+fn refuse_quantized(file: &OnnxFile, output: Option<&str>) -> Result<(), CompileError> {
+    let Some(output) = output.or_else(|| file.first_output()) else { return Ok(()) };
+    let found = quantized(file, output);
+    let Some((op, node)) = found.first() else { return Ok(()) };
+    let more = if found.len() > 1 { format!(" and {} more", found.len() - 1) } else { String::new() };
+    Err(CompileError::Network(format!(
+        "the network is quantized, by \"{node}\" ({op}){more}: weights are whole numbers, or what depends on them is rounded, \
+         and no gradient passes; train the network that it was made from, and quantize what slrc exports"
+    )))
 }
 
 fn check_network(n: &Imported) -> Result<(), CompileError> {

@@ -79,6 +79,7 @@ fn passes(n: &NodeProto) -> Passes {
         | "Squeeze" | "Split" | "TopK" | "CumSum" | "CumProd" | "Trilu" | "Compress" | "Dropout" | "CastLike"
         | "ReduceSum" | "ReduceMean" | "ReduceMax" | "ReduceMin" => Passes::Before(1),
         "ScatterND" | "ScatterElements" => Passes::AllBut(1),
+        "DequantizeLinear" => Passes::Settings(1),
         "Pad" => Passes::AllBut(1),
         // Running statistics follow the batch; they are not trained by gradients.
         "BatchNormalization" => Passes::Settings(3),
@@ -108,16 +109,79 @@ impl Passes {
 
 /// A float tensor of more than one element, as weights are.
 pub(crate) fn is_weight(t: &TensorProto) -> bool {
-    elem(t.data_type) == Some(Elem::Float)
-        && !t.dims.is_empty()
-        && t.dims.iter().fold(1i64, |a, &d| a.saturating_mul(d)) > 1
+    elem(t.data_type) == Some(Elem::Float) && is_many(t)
+}
+
+fn is_many(t: &TensorProto) -> bool {
+    !t.dims.is_empty() && t.dims.iter().fold(1i64, |a, &d| a.saturating_mul(d)) > 1
+}
+
+/// Operators that compute with rounded integers in place of floats, or make floats of them.
+const QUANTIZED: &[&str] = &[
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearMatMul",
+    "QLinearConv",
+    "MatMulInteger",
+    "ConvInteger",
+];
+
+fn is_quantized(n: &NodeProto) -> bool {
+    n.domain.is_empty() && QUANTIZED.contains(&n.op_type.as_str())
+}
+
+/// The operands of such an operator that are quantized, or are to be; the others say how.
+fn quantized_operands(n: &NodeProto) -> impl Iterator<Item = &str> {
+    let slots: &[usize] = match n.op_type.as_str() {
+        "QLinearMatMul" | "QLinearConv" => &[0, 3],
+        "MatMulInteger" | "ConvInteger" => &[0, 1],
+        _ => &[0],
+    };
+    slots.iter().filter_map(|&s| n.input.get(s)).map(String::as_str)
+}
+
+/// Nodes that `output` needs and that quantize what depends on weights, or hold weights as integers: operator and node.
+pub(crate) fn quantized(file: &OnnxFile, output: &str) -> Vec<(String, String)> {
+    let graph = &file.proto.graph;
+    if !graph.node.iter().any(is_quantized) {
+        return Vec::new();
+    }
+    let needed = needed_nodes(&graph.node, output);
+    let mut dependent = weights(file, &needed);
+    let mut out = Vec::new();
+    for &i in &needed {
+        let n = &graph.node[i];
+        let rule = passes(n);
+        let depends = if is_quantized(n) {
+            quantized_operands(n).any(|v| dependent.contains(v))
+        } else {
+            n.input.iter().enumerate().any(|(s, v)| rule.depends_on(s) && dependent.contains(v.as_str()))
+        };
+        if depends {
+            if is_quantized(n) {
+                out.push((n.op_type.clone(), node_name(n)));
+            }
+            dependent.extend(n.output.iter().map(String::as_str));
+        }
+    }
+    out
+}
+
+/// Initializers that are weights, as floats or quantized.
+fn weights<'a>(file: &'a OnnxFile, needed: &[usize]) -> BTreeSet<&'a str> {
+    let graph = &file.proto.graph;
+    let quantized = needed.iter().map(|&i| &graph.node[i]).filter(|n| is_quantized(n)).flat_map(quantized_operands);
+    let quantized: BTreeSet<&str> = quantized.collect();
+    let all = graph.initializer.iter().filter(|t| is_weight(t) || is_many(t) && quantized.contains(t.name.as_str()));
+    all.map(|t| t.name.as_str()).collect()
 }
 
 /// Looks at everything `output` needs.
 pub fn gradient_ends(file: &OnnxFile, output: &str) -> GradientEnds {
     let graph = &file.proto.graph;
     let needed = needed_nodes(&graph.node, output);
-    let weights: BTreeSet<&str> = graph.initializer.iter().filter(|t| is_weight(t)).map(|t| t.name.as_str()).collect();
+    let weights = weights(file, &needed);
     let mut out = GradientEnds::default();
     // Forwards: what depends on a weight.
     let mut dependent = weights.clone();

@@ -7,6 +7,7 @@ mod merged;
 mod missing;
 mod names;
 
+pub(crate) use gradient::quantized;
 pub use gradient::{GradientEnds, gradient_ends};
 pub use inventory::{Contents, Opset, Port, Tensors, contents};
 pub use merged::{Equality, Merged, merged};

@@ -14,10 +14,10 @@ use crate::onnx::tensor::{Const, Elem, type_name};
 pub(super) const OPS: &[Entry] = &[
     Entry {
         op: "QuantizeLinear",
-        note: "round(x / scale) + zero point; to small floats known at import",
+        note: "round(x / scale) + zero point, not of what depends on weights; to small floats known at import",
         convert: quantize,
     },
-    Entry { op: "DequantizeLinear", note: "(x - zero point) scale", convert: dequantize },
+    Entry { op: "DequantizeLinear", note: "(x - zero point) scale; not of weights", convert: dequantize },
     Entry { op: "DynamicQuantizeLinear", note: "to eight bits between least and greatest", convert: dynamic },
     Entry { op: "QLinearMatMul", note: "of what the integers stand for, rounded", convert: quantized_matmul },
     Entry { op: "QLinearConv", note: "of what the integers stand for, rounded", convert: quantized_conv },
