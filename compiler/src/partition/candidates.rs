@@ -169,8 +169,8 @@ const LAYERS: &[&str] = &[
     "RNN",
 ];
 
-/// Of every node, whether it is a layer: something with a weight matrix, be it one of the file or one that is computed of
-/// weights alone, as exporters transpose it where they fold nothing.
+/// Of every node, whether it is a layer: something with a weight matrix, be it one of the file or one that is computed
+/// of weights alone, as exporters transpose it where they fold nothing.
 fn layers(net: &Imported) -> Vec<bool> {
     let g = &net.graph;
     let of_weights = g.dependent(g.ids().filter(|&id| weight(g, id).is_some()));
