@@ -201,8 +201,9 @@ mod tests {
         let copies = [["w", "a"], ["a", "b"], ["w", "c"], ["b", "d"], ["c", "d"]];
         assert_eq!(ordered(&copies, &sizes), ["wa", "wc", "ab", "bd", "cd"]);
         // Not past one that it depends on.
-        let copies = [["w", "a"], ["a", "b"], ["b", "c"], ["w", "d"]];
-        assert_eq!(ordered(&copies, &sizes), ["wa", "wd", "ab", "bc"]);
+        let sizes = [("a", 64), ("b", 64), ("c", 64), ("d", 64), ("e", 512)];
+        let copies = [["w", "a"], ["a", "b"], ["b", "c"], ["w", "d"], ["c", "e"]];
+        assert_eq!(ordered(&copies, &sizes), ["wa", "wd", "ab", "bc", "ce"]);
     }
 
     #[test]

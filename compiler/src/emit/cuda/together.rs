@@ -274,22 +274,23 @@ impl Together {
         let Rows::Tiles { tile, across } = self.parts[product].call.rows else {
             unreachable!("invariant: only tiles of products are followed")
         };
-        let turns = self.argument(&Param::turns(), begin);
+        let whole = |of: &str| if of.contains(' ') { format!("({of})") } else { of.to_string() };
+        let (turns, own) = (whole(&self.argument(&Param::turns(), begin)), whole(own));
         let mut line = |depth: usize, text: &str| {
             let _ = writeln!(out, "{:width$}{text}", "", width = 2 * depth);
         };
         line(2, "if (alone == 0) {");
-        line(3, &format!("const unsigned int tile = ({own}) / {across};"));
+        line(3, &format!("const unsigned int tile = {own} / {across};"));
         line(3, "__syncthreads();");
         line(3, "if (threadIdx.x == 0) {");
         line(4, "__threadfence();");
-        line(4, &format!("last = atomicAdd(&({turns})[tile], 1u) == {};", across - 1));
+        line(4, &format!("last = atomicAdd(&{turns}[tile], 1u) == {};", across - 1));
         line(4, "__threadfence();");
         line(3, "}");
         line(3, "__syncthreads();");
         line(3, "if (last != 0) {");
         line(4, "if (threadIdx.x == 0) {");
-        line(5, &format!("atomicExch(&({turns})[tile], 0u);"));
+        line(5, &format!("atomicExch(&{turns}[tile], 0u);"));
         line(4, "}");
         for f in (0..self.parts.len()).filter(|&f| self.parts[f].follows == Some(product)) {
             let Rows::Each { rows, blocks } = self.parts[f].call.rows else {
