@@ -1,7 +1,7 @@
 //! Room for kernels that run at once: neighbours that do not depend on each other share a launch on a GPU, and so does
 //! work on the rows of a product with the product, unless one's result lies where another's operand did. So blocks that
-//! one of them touches are kept for all of them, and a result that would be written over an operand of a neighbour gets a
-//! place of its own, where that takes no more bytes than are live at the fullest moment anyway.
+//! one of them touches are kept for all of them, and a result that would be written over an operand of a neighbour gets
+//! a place of its own, where that takes no more bytes than are live at the fullest moment anyway.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -92,7 +92,8 @@ impl<'d> Grouping<'d> {
         out
     }
 
-    /// Adds a kernel to a group if it may run at once with it: the bytes that this takes besides, of the `room` there is.
+    /// Adds a kernel to a group if it may run at once with it: the bytes that this takes besides, of the `room` there
+    /// is.
     fn joins(&mut self, i: usize, group: Range<usize>, touched: &mut Touched<'d>, room: usize) -> Option<usize> {
         if self.admit(i, group.clone(), &[], touched) {
             return Some(0);
@@ -120,7 +121,8 @@ impl<'d> Grouping<'d> {
         touched.admit(k, find) || self.kernels[group].iter().any(|p| touched.admit_behind(p, k, find))
     }
 
-    /// Gives a buffer that kernel `i` writes over another, and those that come to lie there later, a block of their own.
+    /// Gives a buffer that kernel `i` writes over another, and those that come to lie there later, a block of their
+    /// own.
     fn part(&mut self, i: usize, buffer: usize) {
         let block = self.block_of[self.buffers[buffer].id.as_str()];
         let at = self.members[block].iter().position(|&b| b == buffer).expect("invariant: it is a member");

@@ -2,8 +2,8 @@
 //!
 //! A buffer is live from the kernel that first writes it to the last that touches it. An elementwise kernel may write
 //! its result over an operand that dies there. What shares a place is a block; `pack.rs` finds where blocks lie. Where
-//! kernels may run at once, blocks live a little longer for it (`at_once.rs`), and so that they may, work on the rows of
-//! a product has been moved up to it (`near.rs`).
+//! kernels may run at once, blocks live a little longer for it (`at_once.rs`), and so that they may, kernels have moved
+//! next to each other (`near.rs`).
 //!
 //! What the module before hands over lies at the lower end, what is handed on at the upper end. The next module takes
 //! its arena upside down: where this one ends, it begins.

@@ -1,6 +1,6 @@
 //! Kernels that can share a launch on a GPU, brought next to each other: a kernel moves up past others that it does not
-//! depend on to neighbours that it can run at once with, or to the product on whose rows it works. A gradient of weights,
-//! say, waits for LayerNorm's work on the gradient that goes on.
+//! depend on to neighbours that it can run at once with, or to the product on whose rows it works. A gradient of
+//! weights, say, waits for LayerNorm's work on the gradient that goes on.
 //!
 //! Order decides what lives at once. A kernel moves only where no moment becomes fuller than the fullest is anyway.
 

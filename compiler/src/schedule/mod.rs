@@ -3,8 +3,8 @@
 //! Work runs in the graph's own order (forward, then backward from the end), except for optimizer updates. One of a
 //! large tensor runs as soon as its gradient exists and nothing later reads the old weight: gradients do not pile up.
 //! Those of small tensors run last, together: their gradients take no room worth speaking of, and a device may run them
-//! at once. Sums that are small beside what they are of, such as the gradient of a bias, run as soon as they can: in the
-//! graph they may stand far behind, and would keep it alive until then.
+//! at once. Sums that are small beside what they are of, such as the gradient of a bias, run as soon as they can: in
+//! the graph they may stand far behind, and would keep it alive until then.
 
 use slrc_plan::kernel::Phase;
 

@@ -1,6 +1,6 @@
-//! Kernels that share a launch. Side by side: neighbours in a program that do not touch each other's results, such as the
-//! gradient of a layer's weights, its update in the epilogue, and the next work on the gradient that goes on. One behind
-//! another: work on the rows of a product, such as LayerNorm, follows the tiles that complete them.
+//! Kernels that share a launch. Side by side: neighbours in a program that do not touch each other's results, such as
+//! the gradient of a layer's weights, its update in the epilogue, and the next work on the gradient that goes on. One
+//! behind another: work on the rows of a product, such as LayerNorm, follows the tiles that complete them.
 //!
 //! Each kernel is a device function of its own, under its own head comment, and has blocks of its own, in the order of
 //! the kernels; a few lines say which block is whose. A block does one kernel's work, so that kernels share the block's
@@ -9,7 +9,8 @@
 //!
 //! What follows a product has no blocks when both run: the block that finishes the last tile of some rows, which a
 //! counter tells, goes on with what the blocks of these rows would do. No block waits, and each row is worked on by one
-//! warp as it would be alone: the same bits. `alone` keeps it from that; then it has blocks of its own, behind all others.
+//! warp as it would be alone: the same bits. `alone` keeps it from that; then it has blocks of its own, behind all
+//! others.
 
 use std::fmt::Write as _;
 

@@ -14,8 +14,8 @@ pub const MAX_GRID: [usize; 3] = [0x7fff_ffff, 0xffff, 0xffff];
 pub const MAX_SHARED: usize = 48 << 10;
 
 /// Launches do the kernels' work in order, touch nothing but the kernels' operands, and are within every device's
-/// limits. Kernels that share one do not touch what the others write, but for rows of the product that they follow; those
-/// that follow none have all of its blocks between them.
+/// limits. Kernels that share one do not touch what the others write, but for rows of the product that they follow;
+/// those that follow none have all of its blocks between them.
 pub(super) fn check_launches(p: &Program, table: &Table<'_>, place: &str) -> Result<(), InvalidPlan> {
     let mut done: Vec<&str> = Vec::new();
     for (i, l) in p.launches.iter().enumerate() {
