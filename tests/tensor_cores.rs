@@ -13,6 +13,8 @@ mod prologues;
 mod rows;
 mod support;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use slrc_compiler::ir::graph::{Input, InputId, InputKind, RootKind};
 use slrc_compiler::ir::interp::{Env, evaluate};
 use slrc_compiler::ir::samples::all;
@@ -132,6 +134,30 @@ fn results(precision: Precision, libraries: Libraries, cases: Vec<Case>) -> (Vec
     (data, by_library)
 }
 
+/// What a case's graph yields of inputs rounded to a precision.
+fn expected(c: &Case, precision: Precision) -> Tensor {
+    let round = |x: &f64| if precision == Precision::F32 { *x } else { rounded(*x, precision) };
+    oracle(&c.graph, inputs(c).into_iter().map(|t| Tensor::new(t.shape, t.data.iter().map(round).collect())))
+}
+
+/// Whatever the order of threads and the kind of stream, the bits are `base`; of `few`, since a sanitizer takes ten
+/// times as long, neither sanitizer has anything to report.
+fn holds_in_every_order<T>(test: &str, everything: &T, few: &T, base: &[Vec<f64>], body: fn(T) -> Vec<Vec<f64>>)
+where
+    T: Clone + Serialize + DeserializeOwned,
+{
+    if real() {
+        return;
+    }
+    for (order, streams) in [(Order::Reverse, Streams::Lazy), (Order::Random(1), Streams::Eager)] {
+        let options = Options { order, streams, ..Options::default() };
+        assert!(in_child(test, &options, everything.clone(), body).value == base, "{order:?}: other bits");
+    }
+    for sanitizer in [Sanitizer::Address, Sanitizer::Thread] {
+        in_child(test, &Options { sanitizer, ..Options::default() }, few.clone(), body);
+    }
+}
+
 /// The result of a plan on the CUDA device, and whether a library computes any of it.
 fn run(planned: &GraphPlan, libraries: Libraries) -> (Vec<f64>, bool) {
     let kernels = planned.kernels.clone().expect("kernels").into();
@@ -146,8 +172,7 @@ fn check(test: &str, precision: Precision) {
     let everything = (precision, 0, cases.len());
     let base = in_child(test, &Options::default(), everything, on_cuda).value;
     for (s, got) in cases.iter().zip(&base) {
-        let round = |t: Tensor| Tensor::new(t.shape.clone(), t.data.iter().map(|&x| rounded(x, precision)).collect());
-        let want = oracle(&s.graph, inputs(s).into_iter().map(round));
+        let want = expected(s, precision);
         let unrounded = oracle(&s.graph, inputs(s).into_iter());
         let (r, u) = (support::relative(got, &want.data), support::relative(got, &unrounded.data));
         if is_depthwise(&planned(s, precision)) {
@@ -157,18 +182,7 @@ fn check(test: &str, precision: Precision) {
             assert!(u > 1e-5, "{}: {u:e} from the product of numbers as they are: nothing is rounded", s.name);
         }
     }
-    if real() {
-        return;
-    }
-    for (order, streams) in [(Order::Reverse, Streams::Lazy), (Order::Random(1), Streams::Eager)] {
-        let options = Options { order, streams, ..Options::default() };
-        assert!(in_child(test, &options, everything, on_cuda).value == base, "{order:?}: other bits");
-    }
-    // The small ones: a sanitizer takes ten times as long.
-    let small = (precision, 0, small().len());
-    for sanitizer in [Sanitizer::Address, Sanitizer::Thread] {
-        in_child(test, &Options { sanitizer, ..Options::default() }, small, on_cuda);
-    }
+    holds_in_every_order(test, &everything, &(precision, 0, small().len()), &base, on_cuda);
 }
 
 #[test]

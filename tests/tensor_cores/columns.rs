@@ -9,8 +9,8 @@ use slrc_plan::kernel::{TILE_GROUP, TILE_ROWS, WindowGeometry};
 use slrc_plan::{Dims, KernelOp, Precision, ScalarFn};
 use slrc_runtime::cuda::Libraries;
 
-use crate::support::cuda_host::{Options, Order, Sanitizer, Streams, in_child, real};
-use crate::{Case, TOLERANCE, inputs, oracle, planned, product, results, rounded, small, support};
+use crate::support::cuda_host::{Options, in_child};
+use crate::{Case, TOLERANCE, expected, holds_in_every_order, planned, product, results, small, support};
 
 /// What becomes of the columns of a product.
 #[derive(Clone, Copy, Debug)]
@@ -103,25 +103,10 @@ fn check(test: &str, precision: Precision) {
         let kernels = &planned(c, precision).plan.modules[0].eval.kernels;
         let reduces = |op: &KernelOp| op.product().and_then(|p| p.epilogue).is_some_and(|r| !r.reduce.is_empty());
         assert!(kernels.iter().any(|k| reduces(&k.run)), "{}: the product does not reduce its columns", c.name);
-        let round = |x: &f64| if precision == Precision::F32 { *x } else { rounded(*x, precision) };
-        let want = oracle(
-            &c.graph,
-            inputs(c).into_iter().map(|t| slrc_compiler::ir::Tensor::new(t.shape, t.data.iter().map(round).collect())),
-        );
-        let r = support::relative(got, &want.data);
+        let r = support::relative(got, &expected(c, precision).data);
         assert!(r < TOLERANCE, "{}: {r:e}", c.name);
     }
-    if real() {
-        return;
-    }
-    for (order, streams) in [(Order::Reverse, Streams::Lazy), (Order::Random(1), Streams::Eager)] {
-        let options = Options { order, streams, ..Options::default() };
-        assert!(in_child(test, &options, everything, on_cuda).value == base, "{order:?}: other bits");
-    }
-    let few = (precision, few().len());
-    for sanitizer in [Sanitizer::Address, Sanitizer::Thread] {
-        in_child(test, &Options { sanitizer, ..Options::default() }, few, on_cuda);
-    }
+    holds_in_every_order(test, &everything, &(precision, few().len()), &base, on_cuda);
 }
 
 #[test]

@@ -7,9 +7,9 @@ use slrc_plan::Precision;
 use slrc_plan::launch::Launch;
 use slrc_runtime::cuda::Libraries;
 
-use crate::support::cuda_host::{Options, Order, Sanitizer, Streams, in_child, real};
+use crate::support::cuda_host::{Options, in_child, real};
 use crate::support::graph_plan::GraphPlan;
-use crate::{Case, TOLERANCE, inputs, oracle, planned, product, results, rounded, run, support};
+use crate::{Case, TOLERANCE, expected, holds_in_every_order, planned, product, results, run, support};
 
 /// What becomes of the rows of a product.
 #[derive(Clone, Copy, Debug)]
@@ -65,25 +65,10 @@ fn check(test: &str, precision: Precision) {
     let base = in_child(test, &Options::default(), everything, on_cuda).value;
     for (c, got) in cases.iter().zip(&base) {
         following(&planned(c, precision));
-        let round = |x: &f64| if precision == Precision::F32 { *x } else { rounded(*x, precision) };
-        let given = inputs(c).into_iter();
-        let want = oracle(
-            &c.graph,
-            given.map(|t| slrc_compiler::ir::Tensor::new(t.shape, t.data.iter().map(round).collect())),
-        );
-        let r = support::relative(got, &want.data);
+        let r = support::relative(got, &expected(c, precision).data);
         assert!(r < TOLERANCE, "{}: {r:e}", c.name);
     }
-    if real() {
-        return;
-    }
-    for (order, streams) in [(Order::Reverse, Streams::Lazy), (Order::Random(1), Streams::Eager)] {
-        let options = Options { order, streams, ..Options::default() };
-        assert!(in_child(test, &options, everything, on_cuda).value == base, "{order:?}: other bits");
-    }
-    for sanitizer in [Sanitizer::Address, Sanitizer::Thread] {
-        in_child(test, &Options { sanitizer, ..Options::default() }, (precision, 6), on_cuda);
-    }
+    holds_in_every_order(test, &everything, &(precision, 6), &base, on_cuda);
 }
 
 #[test]

@@ -29,7 +29,7 @@ const SHARED: usize = 48 << 10;
 
 /// Fewest matrices of which a block does all columns: about as many as the largest devices of 2026 have
 /// multiprocessors.
-pub(super) const FEWEST_MATRICES: usize = 128;
+const FEWEST_MATRICES: usize = 128;
 
 pub(super) fn emit(table: &Table<'_>, a: &Attention) -> Vec<Call> {
     let results = |over: Over| a.results.iter().filter(move |r| r.over == over).cloned().collect::<Vec<_>>();
