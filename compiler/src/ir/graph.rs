@@ -12,6 +12,7 @@ use slrc_plan::schedule::{Pass, Schedule};
 use crate::ir::constants::Constants;
 use crate::ir::numbered::{number_of, numbered};
 use crate::ir::op::Op;
+use crate::ir::sums::Sums;
 use crate::ir::types::{DType, Type};
 
 macro_rules! id {
@@ -320,8 +321,8 @@ pub struct Graph {
     named: HashMap<String, VarId>,
     /// Of every name, the latest origin that was added under it.
     origin_named: HashMap<String, OriginId>,
-    /// Of sums of several terms that were asked about: whether summing over these axes is cheaper term by term.
-    factorable: HashMap<(NodeId, Vec<usize>), bool>,
+    /// What was found of sums of several terms.
+    pub(super) sums: Sums,
 }
 
 impl Graph {
@@ -340,7 +341,7 @@ impl Graph {
             earlier: Vec::new(),
             named: HashMap::new(),
             origin_named: HashMap::from([(String::new(), OriginId(0))]),
-            factorable: HashMap::new(),
+            sums: Sums::default(),
         }
     }
 
@@ -357,6 +358,14 @@ impl Graph {
             origin_named: other.origin_named.clone(),
             ..Graph::new("")
         }
+    }
+
+    /// Makes room for so many more nodes.
+    pub fn reserve(&mut self, nodes: usize) {
+        self.dag.reserve_nodes(nodes);
+        self.dag.reserve_edges(2 * nodes);
+        self.index.reserve(nodes);
+        self.earlier.reserve(nodes);
     }
 
     /// Number of nodes.
@@ -559,16 +568,6 @@ impl Graph {
             }
         }
         dependent
-    }
-
-    /// What [`Graph::set_factorable`] was told of a node: nodes do not change.
-    pub(super) fn is_factorable(&self, id: NodeId, axes: &[usize]) -> Option<bool> {
-        self.factorable.get(&(id, axes.to_vec())).copied()
-    }
-
-    /// Remembers whether a sum over `axes` of what a node adds up is cheaper term by term.
-    pub(super) fn set_factorable(&mut self, id: NodeId, axes: &[usize], factorable: bool) {
-        self.factorable.insert((id, axes.to_vec()), factorable);
     }
 
     /// Whether a node's dtype is a flag or an integer: constant between kinks, hence without gradient.

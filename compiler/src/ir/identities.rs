@@ -259,9 +259,14 @@ pub(crate) fn sum(b: &mut Builder<'_>, x: NodeId, axes: &[usize]) -> Option<Node
             None
         }
         ScalarFn::Add | ScalarFn::Sub if factorable(b, o[0], &axes) || factorable(b, o[1], &axes) => {
+            if let Some(known) = b.graph().sums.of_terms(x, &axes) {
+                return Some(known);
+            }
             let left = b.sum(o[0], &axes);
             let right = b.sum(o[1], &axes);
-            Some(b.map(f, &[left, right]))
+            let value = b.map(f, &[left, right]);
+            b.graph_mut().sums.set_of_terms(x, &axes, value);
+            Some(value)
         }
         _ => None,
     }
@@ -283,11 +288,11 @@ fn factorable(b: &mut Builder<'_>, x: NodeId, axes: &[usize]) -> bool {
         ScalarFn::Mul => o.iter().any(|&y| invariant(b, y, axes).is_some()),
         ScalarFn::Div => invariant(b, o[1], axes).is_some(),
         ScalarFn::Neg | ScalarFn::Add | ScalarFn::Sub => {
-            if let Some(known) = b.graph().is_factorable(x, axes) {
+            if let Some(known) = b.graph().sums.is_cheaper(x, axes) {
                 return known;
             }
             let factorable = o.clone().into_iter().any(|y| factorable(b, y, axes));
-            b.graph_mut().set_factorable(x, axes, factorable);
+            b.graph_mut().sums.set_cheaper(x, axes, factorable);
             factorable
         }
         _ => false,

@@ -20,6 +20,7 @@ pub mod ops;
 mod products;
 pub mod rewrite;
 pub mod samples;
+mod sums;
 pub mod tensor;
 pub mod text;
 pub mod types;

@@ -22,6 +22,7 @@ pub fn rebuild_by_user(
 ) -> Graph {
     let mut graph = Graph::like(old);
     let needed = old.needed(old.roots.iter().map(|r| r.value));
+    graph.reserve(needed.iter().filter(|n| **n).count());
     let mut new = vec![None; old.len()];
     let mut b = Builder::new(&mut graph);
     for id in old.ids().filter(|id| needed[id.index()]) {
@@ -89,6 +90,7 @@ pub fn extract(old: &Graph, roots: &[Root], replaced: &BTreeMap<NodeId, NodeId>,
         }
         needed
     };
+    graph.reserve(needed.iter().filter(|n| **n).count());
     let mut new: Vec<Option<NodeId>> = vec![None; old.len()];
     let mut origins: Vec<Option<OriginId>> = vec![None; old.origins.len()];
     for id in old.ids().filter(|id| needed[id.index()]) {

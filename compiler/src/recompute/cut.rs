@@ -16,8 +16,10 @@ use crate::recompute::pressure::{Pressure, is_boundary};
 /// Large tensors that a value computed again may depend on: a sum over all layers so far is not computed again from all
 /// of them.
 const SOURCES: usize = 4;
-/// A tensor is small, and kept, where so many would take as much as everything that is held.
+/// A tensor is small, and kept, where so many would take less than everything that is held,
 const SMALL: usize = 1024;
+/// and so many less than the largest: of a deep network everything is small beside what is held.
+const SMALLER: usize = 64;
 /// Most steps of work on a product that are told apart.
 const STEPS: usize = 8;
 /// A capacity that no cut takes.
@@ -116,9 +118,12 @@ fn cheap(g: &Graph, p: &Pressure, values: usize, products: &[NodeId]) -> Vec<boo
     let mut product = vec![false; g.len()];
     products.iter().for_each(|x| product[x.index()] = true);
     let mut sources: Vec<Vec<NodeId>> = vec![Vec::new(); values];
+    let made = |id: &NodeId| p.needed[id.index()] && g.node(*id).op.rule().class() != Class::Leaf;
+    let computed = g.ids().take(values).filter(|id| made(id) && !p.scores.holds(*id));
+    let largest = computed.map(|id| g.ty(id).bytes()).max().unwrap_or(0);
     for id in g.ids().take(values).filter(|id| p.needed[id.index()]) {
         let n = g.node(id);
-        let small = SMALL * n.ty.bytes() < p.bytes;
+        let small = SMALL * n.ty.bytes() < p.bytes && SMALLER * n.ty.bytes() < largest;
         let work = matches!(n.op.rule().class(), Class::Pointwise | Class::View) || product[id.index()];
         let easy = work && !small || p.scores.holds(id);
         let mut from: Vec<NodeId> = Vec::new();
