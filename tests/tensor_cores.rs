@@ -7,6 +7,8 @@
 mod columns;
 #[path = "tensor_cores/library.rs"]
 mod library;
+#[path = "tensor_cores/operand_sums.rs"]
+mod operand_sums;
 #[path = "tensor_cores/prologues.rs"]
 mod prologues;
 #[path = "tensor_cores/rows.rs"]

@@ -11,6 +11,7 @@ use crate::fuse::items::{Items, collect};
 use crate::fuse::layout::{Layouts, layout};
 use crate::fuse::merge::merge;
 use crate::fuse::store::store;
+use crate::fuse::sums;
 use crate::heads;
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::op::Op;
@@ -291,6 +292,9 @@ impl Fused {
         // What is read from memory now no longer ties regions together.
         merge(g, &layouts, &mut items);
         attach(g, &layouts, &mut items, products.columns);
+        if products.columns {
+            sums::attach(g, &layouts, &mut items);
+        }
         let order = schedule(g, &layouts, &items);
         Fused { layouts, items, order }
     }

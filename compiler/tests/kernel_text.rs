@@ -65,3 +65,12 @@ fn convolutional_tf32() {
     let text: Vec<&str> = shared.chain(function).collect();
     insta::assert_snapshot!("convolutional_tf32", text.join("\n\n"));
 }
+
+/// The gradients of a layer's weights and bias: one pass over the gradient of its result serves both.
+#[test]
+fn transformer_weights_and_bias() {
+    let c = compiled("mnist_vit", "{batch: 8, partition: {modules: 1}, precision: bf16}");
+    let sums = |text: &&str| name(text).is_some() && text.contains("sums of b as it is read");
+    let text = c.kernels.as_ref().expect("kernels").split("\n\n").find(sums).expect("a product that sums its operand");
+    insta::assert_snapshot!("transformer_weights_and_bias", text);
+}

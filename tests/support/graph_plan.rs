@@ -77,6 +77,21 @@ impl GraphPlan {
         precision: Precision,
         made_of: usize,
     ) -> GraphPlan {
+        let cpu = target == "cpu";
+        let convolutions = if cpu { Convolutions::Fastest } else { Convolutions::Tiled };
+        let products = Products { convolutions, columns: !cpu, made_of };
+        Self::of(g, inputs, variables, target, precision, products)
+    }
+
+    /// As [`GraphPlan::making`], with all that is to be said of products.
+    pub(crate) fn of(
+        g: &Graph,
+        inputs: &[Tensor],
+        variables: &[Tensor],
+        target: &str,
+        precision: Precision,
+        products: Products,
+    ) -> GraphPlan {
         let given = g;
         let mut g = specialise(g, Mode::Train);
         let value = g.roots[0].value;
@@ -84,9 +99,6 @@ impl GraphPlan {
         g.roots = vec![Root { kind: RootKind::Report("y".into()), value }];
         let g = close(&g);
         let mut names = Names::default();
-        let cpu = target == "cpu";
-        let convolutions = if cpu { Convolutions::Fastest } else { Convolutions::Tiled };
-        let products = Products { convolutions, columns: !cpu, made_of };
         let (draft, arena) = program(&g, 1, Kind::Eval, products, &mut names);
         let y = draft.reports["y"].clone();
         let mut buffers = Vec::new();

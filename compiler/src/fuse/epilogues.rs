@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::fuse::items::{Item, Items};
+use crate::fuse::items::{Besides, Item, Items};
 use crate::fuse::layout::{Layouts, Owner, is_dense};
 use crate::fuse::merge::Merger;
 use crate::fuse::regions::Region;
@@ -21,7 +21,7 @@ pub fn attach(g: &Graph, l: &Layouts, items: &mut Items, columns: bool) {
     let place: BTreeMap<usize, usize> = order.iter().enumerate().map(|(at, &i)| (i, at)).collect();
     let mut merger = Merger::new(items, &order, g, l);
     for &i in &order {
-        let Some(Item::Kernel(id, None)) = items.items[i] else { continue };
+        let Some(Item::Kernel(id, Besides { epilogue: None, sums: None })) = items.items[i] else { continue };
         let Some(row) = row_of(g, l, id) else { continue };
         let mut next: Vec<usize> = merger.paths.after(i).collect();
         next.sort_by_key(|x| place[x]);
@@ -36,7 +36,7 @@ pub fn attach(g: &Graph, l: &Layouts, items: &mut Items, columns: bool) {
         };
         let Some(r) = next.into_iter().find(fits) else { continue };
         if let Some(Item::Region(region)) = items.items[r].take() {
-            items.items[i] = Some(Item::Kernel(id, Some(region)));
+            items.items[i] = Some(Item::Kernel(id, Besides { epilogue: Some(region), sums: None }));
         }
         merger.paths.absorb(i, r);
     }

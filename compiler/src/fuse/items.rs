@@ -13,14 +13,29 @@ use crate::ir::op::Class;
 pub enum Item {
     /// Fused work.
     Region(Region),
-    /// A kernel node, with elementwise work on its result.
-    Kernel(NodeId, Option<Region>),
+    /// A kernel node, with work that its kernel does besides.
+    Kernel(NodeId, Besides),
     /// A pass over scores.
     Attention(Attention),
     /// A copy, an index into [`Layouts::copies`].
     Copy(usize),
     /// A root whose value is elsewhere in memory and must be copied to its place; an index into the graph's roots.
     Export(usize),
+}
+
+/// What the kernel of a product does besides.
+#[derive(Clone, Debug, Default)]
+pub struct Besides {
+    /// Work on its result.
+    pub epilogue: Option<Region>,
+    /// Sums of its second operand, and work on them.
+    pub sums: Option<Region>,
+}
+
+impl Besides {
+    fn regions(&self) -> impl Iterator<Item = &Region> {
+        self.epilogue.iter().chain(&self.sums)
+    }
 }
 
 /// Everything to run, with what must come before what.
@@ -69,8 +84,8 @@ pub fn collect(g: &Graph, l: &Layouts) -> Items {
         }
         match g.node(id).op.rule().class() {
             Class::Pointwise | Class::Reduction => items.push(Item::Region(new_region(g, l, id))),
-            Class::Kernel => items.push(Item::Kernel(id, None)),
-            Class::Leaf if g.node(id).op.splat().is_some() => items.push(Item::Kernel(id, None)),
+            Class::Kernel => items.push(Item::Kernel(id, Besides::default())),
+            Class::Leaf if g.node(id).op.splat().is_some() => items.push(Item::Kernel(id, Besides::default())),
             Class::Leaf | Class::View | Class::Composite => {}
         }
     }
@@ -88,9 +103,9 @@ impl Items {
         match &self.items[item] {
             None => BTreeSet::new(),
             Some(Item::Region(r)) => r.leaves.iter().map(|x| x.owner).collect(),
-            Some(Item::Kernel(id, epilogue)) => {
+            Some(Item::Kernel(id, besides)) => {
                 let operands = l.owners_of_operands(g, *id).into_iter();
-                let leaves = epilogue.iter().flat_map(|r| &r.leaves).map(|x| x.owner);
+                let leaves = besides.regions().flat_map(|r| &r.leaves).map(|x| x.owner);
                 operands.chain(leaves.filter(|&o| o != Owner::Node(*id))).collect()
             }
             Some(Item::Attention(a)) => a.operands(l).chain(a.region.leaves.iter().map(|x| x.owner)).collect(),
@@ -107,8 +122,8 @@ impl Items {
         for (i, item) in self.items.iter().enumerate() {
             match item {
                 Some(Item::Region(r)) => out.extend(r.sinks.iter().map(|s| (Owner::Node(s.node), i))),
-                Some(Item::Kernel(id, epilogue)) => {
-                    let sinks = epilogue.iter().flat_map(|r| &r.sinks).map(|s| s.node);
+                Some(Item::Kernel(id, besides)) => {
+                    let sinks = besides.regions().flat_map(|r| &r.sinks).map(|s| s.node);
                     out.extend(sinks.chain([*id]).map(|n| (Owner::Node(n), i)));
                 }
                 Some(Item::Attention(a)) => out.extend(a.results().map(|n| (Owner::Node(n), i))),

@@ -10,7 +10,7 @@
 //!   kernels, copies;
 //! * [`merge`] joins regions over the same elements;
 //! * [`store`] decides which expressions used by several regions are worth storing rather than computing again;
-//! * [`epilogues`] makes elementwise work on a product's result part of its kernel.
+//! * [`epilogues`] makes elementwise work on a product's result part of its kernel, and [`sums`] sums of its operand.
 //!
 //! The result says what to run; [`crate::lower`] turns it into kernels. Nothing here knows offsets or devices.
 
@@ -27,7 +27,8 @@ pub mod regions;
 pub mod repeated;
 pub mod scores;
 pub mod store;
+pub mod sums;
 
-pub use items::{Item, Items};
+pub use items::{Besides, Item, Items};
 pub use layout::{Form, Layout, Layouts, Owner};
 pub use regions::Region;

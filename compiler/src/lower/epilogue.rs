@@ -17,15 +17,20 @@ const FEWEST_ROWS: usize = 64;
 const GROUPS: usize = 16;
 
 impl Lowering<'_> {
-    /// Appends a product, with the item it belongs to and the work on its result.
+    /// Appends a product, with the item it belongs to and the work on its result; `sums` is what it does besides.
     pub(super) fn push_product(
         &mut self,
         id: NodeId,
         flops: u64,
         mut run: KernelOp,
         epilogue: Option<(usize, &Region)>,
+        sums: Option<&Region>,
     ) {
-        let Some((item, region)) = epilogue else { return self.push(&[id], flops, run) };
+        let summed = sums.into_iter().flat_map(|r| &r.sinks).map(|s| s.node);
+        let Some((item, region)) = epilogue else {
+            let nodes: Vec<NodeId> = [id].into_iter().chain(summed).collect();
+            return self.push(&nodes, flops, run);
+        };
         let product = run.product().expect("invariant: products have epilogues");
         let (to, cols) = (product.to.buffer.clone(), product.cols);
         let mut plan = self.plan_region(item, region);
@@ -44,7 +49,7 @@ impl Lowering<'_> {
             run.rename_buffers(&mut |b| rename(b, &to, &place));
             plan.loads.iter_mut().for_each(|x| rename(&mut x.view.buffer, &to, &place));
         }
-        let nodes: Vec<NodeId> = [id].into_iter().chain(region.sinks.iter().map(|s| s.node)).collect();
+        let nodes: Vec<NodeId> = [id].into_iter().chain(region.sinks.iter().map(|s| s.node)).chain(summed).collect();
         let work = plan.space.iter().product::<usize>() * plan.body.len();
         match &mut run {
             KernelOp::Matmul(m) => m.epilogue = Some(plan),

@@ -5,9 +5,10 @@ use slrc_plan::kernel::{
     Conv, ConvAlgorithm, ConvDirection, Copy, Fill, Gather, KernelOp, Matmul, MatmulSplit, Random, Window,
     WindowGeometry, WindowOp,
 };
+use slrc_plan::region::Split;
 use slrc_plan::{Prologue, View};
 
-use crate::fuse::{Layout, Owner, Region};
+use crate::fuse::{Besides, Layout, Owner, Region};
 use crate::ir::graph::NodeId;
 use crate::ir::op::Op;
 use crate::ir::ops::contract::ConvShape;
@@ -62,13 +63,14 @@ impl Lowering<'_> {
     }
 
     /// A kernel node, with the item it belongs to and the work on its result.
-    pub(super) fn kernel(&mut self, id: NodeId, epilogue: Option<(usize, &Region)>) {
+    pub(super) fn kernel(&mut self, id: NodeId, item: usize, besides: &Besides) {
+        let epilogue = besides.epilogue.as_ref().map(|r| (item, r));
         let n = self.g.node(id).clone();
         match &n.op {
             Op::Conv(c) => self.conv(id, &c.0, ConvDirection::Forward, epilogue),
             Op::ConvInputGrad(c) => self.conv(id, &c.0, ConvDirection::InputGrad, epilogue),
             Op::ConvWeightGrad(c) => self.conv(id, &c.0, ConvDirection::WeightGrad, epilogue),
-            Op::MatMul(_) => self.matmul(id, epilogue),
+            Op::MatMul(_) => self.matmul(id, epilogue, besides.sums.as_ref().map(|r| (item, r))),
             Op::WindowMaxIndex(w) => self.window(id, &w.0, WindowOp::MaxIndex),
             Op::WindowSelect(w) => self.window(id, &w.0, WindowOp::Select),
             Op::WindowUnselect(w) => self.window(id, &w.0, WindowOp::Unselect),
@@ -174,10 +176,10 @@ impl Lowering<'_> {
             partials: View::new(self.workspace(id, groups * weights), vec![weights, 1]),
         });
         run.packed = run.workspace().map(|n| View::new(self.workspace(id, n), vec![1]));
-        self.push_product(id, flops, KernelOp::Conv(run), epilogue);
+        self.push_product(id, flops, KernelOp::Conv(run), epilogue, None);
     }
 
-    fn matmul(&mut self, id: NodeId, epilogue: Option<(usize, &Region)>) {
+    fn matmul(&mut self, id: NodeId, epilogue: Option<(usize, &Region)>, sums: Option<(usize, &Region)>) {
         let ((mut a, mut a_prologue), (mut b, mut b_prologue)) = (self.factor(id, 0), self.factor(id, 1));
         let c = self.result(id);
         let mut c = self.view(&c);
@@ -197,8 +199,18 @@ impl Lowering<'_> {
         let made = a_prologue.iter_mut().chain(&mut b_prologue).flat_map(|p| &mut p.loads).map(|l| &mut l.view);
         let mut views: Vec<&mut View> = [&mut a, &mut b, &mut c].into_iter().chain(made).collect();
         let batch = Dims(collapse_batch(batch, &mut views));
-        let run = Matmul { batch, m, n, k, a, b, c, a_prologue, b_prologue, split, epilogue: None };
-        self.push_product(id, flops, KernelOp::Matmul(run), epilogue);
+        let b_sums = sums.map(|(item, region)| {
+            let mut plan = self.plan_region(item, region);
+            plan.split = split.as_ref().map(|s: &MatmulSplit| {
+                let (reductions, kept) = (plan.reductions(), plan.kept_count());
+                let partials = self.workspace(region.sinks[0].node, s.count * reductions * kept);
+                Split { count: s.count, partials: View::new(partials, vec![reductions * kept, kept, 1]) }
+            });
+            plan
+        });
+        let flops = flops + b_sums.iter().map(|r| r.space.iter().product::<usize>() as u64).sum::<u64>();
+        let run = Matmul { batch, m, n, k, a, b, c, a_prologue, b_prologue, split, epilogue: None, b_sums };
+        self.push_product(id, flops, KernelOp::Matmul(run), epilogue, sums.map(|s| s.1));
     }
 
     fn window(&mut self, id: NodeId, g: &WindowGeometry, op: WindowOp) {

@@ -110,7 +110,7 @@ pub fn lower(g: &Graph, l: &Layouts, items: &Items, order: &[usize], purpose: Pu
     for &i in order {
         match items.items[i].as_ref().expect("invariant: ordered items are present") {
             Item::Region(r) => lowering.region(i, r),
-            Item::Kernel(id, epilogue) => lowering.kernel(*id, epilogue.as_ref().map(|r| (i, r))),
+            Item::Kernel(id, besides) => lowering.kernel(*id, i, besides),
             Item::Attention(a) => lowering.attention(i, a),
             Item::Copy(c) => lowering.copy(*c),
             Item::Export(root) => lowering.export(*root),

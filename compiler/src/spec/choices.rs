@@ -114,12 +114,12 @@ choice! {
 }
 
 choice! {
-    /// Where sums along the columns of a product are computed: BatchNorm's statistics and its gradient's, and those of
-    /// biases.
+    /// Where sums along the columns of a product, or of its second operand, are computed: BatchNorm's statistics and its
+    /// gradient's, and the gradients of biases.
     ColumnSums {
         /// In the product's kernel on a GPU, in kernels of their own on a CPU.
         Auto = "auto",
-        /// In the kernel of the product: it is not read again. NVIDIA's libraries do not compute such a product.
+        /// In the kernel of the product: nothing is read again. NVIDIA's libraries do not compute such a product.
         Products = "products",
         /// In kernels of their own.
         Kernels = "kernels",

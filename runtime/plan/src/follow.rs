@@ -16,7 +16,7 @@ pub const LONGEST_ROW: usize = 1024;
 /// row of tiles is.
 pub fn rows_of_product(k: &Kernel) -> Option<usize> {
     let KernelOp::Matmul(m) = &k.run else { return None };
-    let single = m.batch.iter().all(|&n| n == 1) && m.split.is_none();
+    let single = m.batch.iter().all(|&n| n == 1) && m.split.is_none() && m.b_sums.is_none();
     let elementwise = m.epilogue.as_ref().is_none_or(|r| r.reduce.is_empty());
     (single && elementwise).then_some(m.m)
 }
@@ -64,14 +64,21 @@ pub(crate) fn same_rows(a: &Operand<'_>, b: &Operand<'_>, rows: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operand::Access;
+    use crate::operand::{Access, Role};
     use crate::view::View;
 
     #[test]
     fn rows_are_walked_in_order_and_not_left() {
         let check = |space: &[usize], view: &str, rows: usize| {
             let view: View = view.parse().expect("a view");
-            let o = Operand { access: Access::Read, view: &view, space: space.to_vec(), dtypes: &[], dense: false };
+            let o = Operand {
+                access: Access::Read,
+                role: Role::Own,
+                view: &view,
+                space: space.to_vec(),
+                dtypes: &[],
+                dense: false,
+            };
             pitch(&o, rows)
         };
         assert_eq!(check(&[12, 5], "a(5,1)", 12), Some(5));

@@ -172,6 +172,10 @@ pub struct Matmul {
     /// Elementwise work on `c`; see [`Product`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epilogue: Option<Region>,
+    /// Sums along the columns of `b` as it is read, over `k`, `n`, and work on them: the gradient of a bias where the
+    /// product is that of the weights. Of a single product whose `b` lies densely and is not made; split as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub b_sums: Option<Region>,
 }
 
 /// A fixed split of a product's inner dimension.
@@ -327,6 +331,11 @@ impl Matmul {
     pub fn product(&self) -> Product<'_> {
         let rows = self.batch.iter().product::<usize>() * self.m;
         Product { to: &self.c, cols: self.n, rows, epilogue: self.epilogue.as_ref() }
+    }
+
+    /// What the sums along the columns of `b` read besides it.
+    pub fn other_sum_loads(&self) -> impl Iterator<Item = &Load> {
+        self.b_sums.iter().flat_map(|r| &r.loads).filter(|l| l.view != self.b)
     }
 }
 

@@ -4,7 +4,7 @@ use crate::attention::Attention;
 use crate::buffer::DType;
 use crate::kernel::{ConvDirection, KernelOp, Product, WindowOp};
 use crate::prologue::Made;
-use crate::region::Region;
+use crate::region::{Load, Region, Store};
 use crate::view::View;
 
 /// How a kernel uses an operand.
@@ -16,11 +16,26 @@ pub enum Access {
     Write,
 }
 
+/// What an operand is to a kernel's work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// What the family is defined by.
+    Own,
+    /// Read by the elementwise work of this number.
+    Load(usize),
+    /// Written by it, each element after its loads of the same index.
+    Store(usize),
+    /// Written by the work on attention's rows.
+    Row,
+}
+
 /// An operand of a kernel. Devices rely on `dtypes` and `dense`; [`crate::validate`] proves them.
 #[derive(Clone, Debug)]
 pub struct Operand<'a> {
     /// How it is used.
     pub access: Access,
+    /// For what.
+    pub role: Role,
     /// Which elements.
     pub view: &'a View,
     /// Index space of the view.
@@ -41,7 +56,7 @@ const ANY: &[DType] = &[DType::F32, DType::I32, DType::U8];
 
 impl<'a> Operand<'a> {
     fn read(view: &'a View, space: &[usize]) -> Operand<'a> {
-        Operand { access: Access::Read, view, space: space.to_vec(), dtypes: NUMBERS, dense: false }
+        Operand { access: Access::Read, role: Role::Own, view, space: space.to_vec(), dtypes: NUMBERS, dense: false }
     }
 
     fn write(view: &'a View, space: &[usize]) -> Operand<'a> {
@@ -50,6 +65,10 @@ impl<'a> Operand<'a> {
 
     fn written(self) -> Operand<'a> {
         Operand { access: Access::Write, ..self }
+    }
+
+    fn role(self, role: Role) -> Operand<'a> {
+        Operand { role, ..self }
     }
 
     fn of(self, dtypes: &'static [DType]) -> Operand<'a> {
@@ -72,19 +91,25 @@ impl KernelOp {
     /// two dimensions, reduced dimensions exist.
     pub fn operands(&self) -> Vec<Operand<'_>> {
         match self {
-            KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => region_operands(r),
+            KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => {
+                work(r, 0, r.loads.iter(), r.stores.iter()).concat()
+            }
             KernelOp::Attention(a) => attention_operands(a),
             KernelOp::Matmul(m) => {
                 let with = |tail: [usize; 2]| [&m.batch[..], &tail].concat();
                 let mut out = vec![Operand::read(&m.a, &with([m.m, m.k])), Operand::read(&m.b, &with([m.k, m.n]))];
-                let (loads, stores) = epilogue_operands(&m.product());
+                let [loads, stores] = epilogue_operands(&m.product());
                 out.extend(loads);
                 out.extend(m.made().flat_map(made_operands));
+                let sums = m.b_sums.as_ref().map(|r| work(r, 1, m.other_sum_loads(), r.stores.iter()));
+                let [loads, sums] = sums.unwrap_or_default();
+                out.extend(loads);
                 if let Some(s) = &m.split {
                     out.push(Operand::write(&s.partials, &[s.count, m.m, m.n]).dense());
                 }
                 out.push(Operand::write(&m.c, &with([m.m, m.n])));
                 out.extend(stores);
+                out.extend(sums);
                 out
             }
             KernelOp::Conv(c) => {
@@ -99,7 +124,7 @@ impl KernelOp {
                     ConvDirection::InputGrad => (w, y, x.written()),
                     ConvDirection::WeightGrad => (x, y, w.written()),
                 };
-                let (loads, stores) = epilogue_operands(&c.product());
+                let [loads, stores] = epilogue_operands(&c.product());
                 let mut out = vec![a.dense(), b.dense()];
                 out.extend(loads);
                 out.extend(c.made().flat_map(made_operands));
@@ -165,7 +190,7 @@ impl KernelOp {
             KernelOp::Matmul(m) => {
                 views.extend([&mut m.a, &mut m.b, &mut m.c]);
                 views.extend(m.split.iter_mut().map(|s| &mut s.partials));
-                views.extend(m.epilogue.iter_mut().flat_map(region_views));
+                views.extend(m.epilogue.iter_mut().chain(&mut m.b_sums).flat_map(region_views));
             }
             KernelOp::Conv(c) => {
                 views.extend([&mut c.x, &mut c.w, &mut c.y]);
@@ -203,7 +228,8 @@ fn attention_operands(a: &Attention) -> Vec<Operand<'_>> {
     out.extend(a.region.loads.iter().map(|l| Operand::read(&l.view, &a.region.space).of(ANY)));
     out.extend(a.results.iter().map(|r| Operand::read(&r.by, &a.with(r.extents(rows, cols).0))));
     out.extend(a.results.iter().map(|r| Operand::write(&r.to, &a.with(r.extents(rows, cols).1))));
-    out.extend(a.region.stores.iter().map(|s| Operand::write(&s.view, &a.region.space).of(RESULTS)));
+    let stores = a.region.stores.iter().map(|s| Operand::write(&s.view, &a.region.space).of(RESULTS));
+    out.extend(stores.map(|o| o.role(Role::Row)));
     out
 }
 
@@ -213,21 +239,21 @@ fn made_operands(made: Made<'_>) -> impl Iterator<Item = Operand<'_>> {
     by.loads.iter().filter(move |l| l.view != *view).map(move |l| Operand::read(&l.view, &space).of(ANY))
 }
 
-/// What an epilogue reads and writes besides the product.
-fn epilogue_operands<'a>(p: &Product<'a>) -> (Vec<Operand<'a>>, Vec<Operand<'a>>) {
-    let space: &[usize] = p.epilogue.map_or(&[], |r| &r.space);
-    let loads = p.other_loads().map(|l| Operand::read(&l.view, space).of(ANY));
-    let split = p.epilogue.and_then(|r| Some((r, r.split.as_ref()?)));
-    let partials = split.map(|(r, s)| Operand::write(&s.partials, &[s.count, r.reductions(), r.kept_count()]).dense());
-    let stores = p.other_stores().map(|s| Operand::write(&s.view, space).of(RESULTS));
-    (loads.collect(), partials.into_iter().chain(stores).collect())
+/// What work on the elements of a kernel reads; then what it writes. Of the region's operands those of `loads` and
+/// `stores`; `number` tells it from other work of the kernel.
+fn work<'a>(
+    r: &'a Region,
+    number: usize,
+    loads: impl Iterator<Item = &'a Load>,
+    stores: impl Iterator<Item = &'a Store>,
+) -> [Vec<Operand<'a>>; 2] {
+    let loads = loads.map(|l| Operand::read(&l.view, &r.space).of(ANY).role(Role::Load(number)));
+    let stores = stores.map(|s| Operand::write(&s.view, &r.space).of(RESULTS).role(Role::Store(number)));
+    let partials = r.split.iter().map(|s| Operand::write(&s.partials, &[s.count, r.reductions(), r.kept_count()]));
+    [loads.collect(), partials.map(Operand::dense).chain(stores).collect()]
 }
 
-fn region_operands(r: &Region) -> Vec<Operand<'_>> {
-    let mut out: Vec<_> = r.loads.iter().map(|l| Operand::read(&l.view, &r.space).of(ANY)).collect();
-    if let Some(split) = &r.split {
-        out.push(Operand::write(&split.partials, &[split.count, r.reductions(), r.kept_count()]).dense());
-    }
-    out.extend(r.stores.iter().map(|s| Operand::write(&s.view, &r.space).of(RESULTS)));
-    out
+/// What an epilogue reads besides the product, and what it writes besides.
+fn epilogue_operands<'a>(p: &Product<'a>) -> [Vec<Operand<'a>>; 2] {
+    p.epilogue.map_or_else(Default::default, |r| work(r, 0, p.other_loads(), p.other_stores()))
 }

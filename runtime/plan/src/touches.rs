@@ -107,8 +107,8 @@ mod tests {
         let view = |v: &str| v.parse::<View>().expect("a view");
         let (a, b, c) = (view(a), view("w(2,1)"), view(c));
         let (batch, epilogue) = (Dims(Vec::new()), None);
-        let (a_prologue, b_prologue, split) = (None, None, None);
-        let m = Matmul { batch, m: 8, n: 2, k: 2, a, b, c, a_prologue, b_prologue, split, epilogue };
+        let (a_prologue, b_prologue, split, b_sums) = (None, None, None, None);
+        let m = Matmul { batch, m: 8, n: 2, k: 2, a, b, c, a_prologue, b_prologue, split, epilogue, b_sums };
         Kernel { run: KernelOp::Matmul(m), ..copy("a(1)", "b(1)") }
     }
 

@@ -236,6 +236,41 @@ fn prologues() {
 }
 
 #[test]
+fn sums_of_operands() {
+    let plan = PLAN.replace("bytes: 24, live: 2..2}", "bytes: 24, live: 0..2}");
+    let plan = plan.replace("bytes: 12, live: 2..2}", "bytes: 12, live: 0..2}");
+    let old = kernel(2, "k0");
+    let own = "        b_sums:\n          space: 16x3\n          reduce:\n          - 0\n          loads:\n          - x0 = w/fc(3,1)\n          \
+               - x1 = scalar/lr(0,0)\n          body:\n          - v0 = reduce-sum x0\n          - v1 = mul v0 x1\n          \
+               stores:\n          - m2/g(0,1) = v1\n          split:\n            count: 2\n            \
+               partials: m2/g.partials(3,3,1)\n";
+    let with = |sums: &str| format!("{}{sums}", old.replace("b: w/fc(1,16)", "b: w/fc(3,1)"));
+    check(&plan.replace(old, &with(own))).expect("a sound plan");
+    for (from, to, reason) in [
+        ("space: 16x3", "space: 48x1", "do not fit an operand of 16 rows of 3"),
+        ("- 0\n          loads", "- 1\n          loads", "do not fit an operand of 16 rows of 3"),
+        ("x0 = w/fc(3,1)", "x0 = w/fc(1,16)", "is not a sum of the operand"),
+        ("x0 = w/fc(3,1)", "x0 = w/fc(3)", "needs 2 strides"),
+        ("reduce-sum x0", "reduce-max x0", "is not a sum of the operand"),
+        ("reduce-sum x0", "exp x0", "needs a reduction"),
+        ("mul v0 x1", "mul v0 x0", "second pass"),
+        ("x1 = scalar/lr(0,0)", "x1 = scalar/lr(0,1)", "leaves its buffer"),
+        ("x1 = scalar/lr(0,0)", "x1 = m2/z(0,1)", "is written while"),
+        ("m2/g(0,1) = v1", "m2/z(0,1) = v1", "is written while"),
+        ("m2/g(0,1) = v1", "m2/g(0,0) = v1", "names an element twice"),
+        ("m2/g(0,1) = v1", "w/fc(0,1) = v1", "is written while"),
+        ("count: 2", "count: 3", "in the ranges of its product"),
+        ("partials(3,3,1)", "partials(1,3,1)", "not dense"),
+        ("m2/g.partials(3,3,1)", "m2/z.partials(3,3,1)", "is written while"),
+    ] {
+        assert_eq!(own.matches(from).count(), 1, "{from}");
+        refused(&plan, old, &with(&own.replace(from, to)), reason);
+    }
+    let columns = format!("{old}{own}");
+    refused(&plan, old, &columns.replace("x0 = w/fc(3,1)", "x0 = w/fc(1,16)"), "a single matrix that lies densely");
+}
+
+#[test]
 fn regions() {
     refused_kernel(
         1,

@@ -9,6 +9,7 @@ use crate::cpu::memory::{Memory, Operand};
 use crate::cpu::parallel::{for_each, part, scratch, tasks_for};
 use crate::cpu::product::{Division, Matrix, product};
 use crate::cpu::prologue::Prologue;
+use crate::cpu::reduce::Reduce;
 
 /// Terms of which operands are made at a time: a block's stay in a core's cache.
 const MADE_TERMS: usize = 512;
@@ -26,6 +27,8 @@ pub(super) struct Matmul {
     b_prologue: Option<Prologue>,
     split: Option<(usize, Operand)>,
     epilogue: Option<Epilogue>,
+    /// Sums of `b`, read once more: it has just been in a cache.
+    sums: Option<Reduce>,
     /// Of a single product.
     division: Division,
 }
@@ -50,6 +53,7 @@ impl Matmul {
             b_prologue: made("b"),
             split: p.split.as_ref().map(|s| (s.count, memory.operand(&s.partials))),
             epilogue,
+            sums: p.b_sums.as_ref().map(|r| Reduce::new(memory, r)),
             division,
         }
     }
@@ -66,6 +70,13 @@ impl Matmul {
     }
 
     pub(super) fn run(&self) {
+        self.multiply_all();
+        if let Some(sums) = &self.sums {
+            sums.run();
+        }
+    }
+
+    fn multiply_all(&self) {
         if let Some((count, partials)) = &self.split {
             return self.run_split(*count, partials);
         }

@@ -143,6 +143,7 @@ fn forward(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
         store,
         epilogue: epilogue.as_ref(),
         sum: None,
+        sums: None,
     }
     .emit(code)
 }
@@ -195,6 +196,7 @@ fn input_grad(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
         store,
         epilogue: epilogue.as_ref(),
         sum: None,
+        sums: None,
     }
     .emit(code)
 }
@@ -251,6 +253,7 @@ fn weight_grad(table: &Table<'_>, c: &Conv, precision: Precision) -> Call {
         // Rows are filters: nothing reduces them.
         epilogue: None,
         sum,
+        sums: None,
     }
     .emit(code)
 }

@@ -5,6 +5,7 @@ use slrc_plan::{Precision, View};
 
 use crate::emit::cuda::code::{Call, Code, Table, index_type, sum, times};
 use crate::emit::cuda::epilogue::Epilogue;
+use crate::emit::cuda::operand_sums::OperandSums;
 use crate::emit::cuda::product::{Product, Side, Store, Sum};
 use crate::emit::cuda::prologue;
 
@@ -14,6 +15,8 @@ pub(super) fn emit(table: &Table<'_>, p: &Matmul, precision: Precision) -> Vec<C
     let ends = [p.a.end(&with([p.m, p.k])), p.b.end(&with([p.k, p.n])), p.c.end(&with([p.m, p.n]))];
     let epilogue = Epilogue::new(table, &p.product());
     let made = p.made().map(|m| prologue::last(&m));
+    let sums = p.b_sums.as_ref().map(OperandSums::new);
+    let made = made.chain(sums.as_ref().map(OperandSums::last));
     let end = ends.into_iter().flatten().chain(made).chain(epilogue.as_ref().map(Epilogue::last)).max();
     let ty = index_type(end.unwrap_or(0));
     let mut code = Code::new(table);
@@ -22,6 +25,9 @@ pub(super) fn emit(table: &Table<'_>, p: &Matmul, precision: Precision) -> Vec<C
     p.made().for_each(|m| prologue::describe(&mut code, &m));
     if let Some(e) = &epilogue {
         e.describe(&mut code);
+    }
+    if let Some(s) = &sums {
+        s.describe(&mut code);
     }
     let d = p.batch.len();
     let place = |v: &View, row: &str, col: &str| {
@@ -80,6 +86,7 @@ pub(super) fn emit(table: &Table<'_>, p: &Matmul, precision: Precision) -> Vec<C
         store: Box::new(|_, _| {}),
         epilogue: epilogue.as_ref(),
         sum: None,
+        sums: sums.as_ref(),
     };
     let Some(split) = &p.split else {
         product.store = match &epilogue {

@@ -15,6 +15,7 @@ mod epilogue;
 mod map;
 mod matmul;
 mod memory_ops;
+mod operand_sums;
 mod product;
 mod prologue;
 mod reduce;

@@ -7,6 +7,7 @@ use slrc_plan::Precision;
 use crate::emit::cuda::code::{Call, Code, Registers, Rows};
 use crate::emit::cuda::columns::Sharing;
 use crate::emit::cuda::epilogue::Epilogue;
+use crate::emit::cuda::operand_sums::OperandSums;
 use crate::emit::cuda::tensor;
 
 /// Results of a block along each side.
@@ -71,6 +72,8 @@ pub(super) struct Product<'s> {
     pub(super) epilogue: Option<&'s Epilogue<'s>>,
     /// What becomes of sums of ranges.
     pub(super) sum: Option<Sum<'s>>,
+    /// Sums of the second operand, which is not walked along the terms.
+    pub(super) sums: Option<&'s OperandSums<'s>>,
 }
 
 /// The sum of partial results, made by the last block to finish a tile.
@@ -89,6 +92,8 @@ pub(super) type Store<'s> = Box<dyn Fn(&mut Code<'_>, Sharing) + 's>;
 /// A side of a product with where it lies in it.
 pub(super) struct Operand<'s> {
     pub(super) side: &'s Side,
+    /// Sums of its elements.
+    sums: Option<&'s OperandSums<'s>>,
     /// `m` or `n`.
     pub(super) name: &'static str,
     /// The variable that says which block of the rows or columns.
@@ -104,6 +109,9 @@ impl Operand<'_> {
         code.open(format!("if ({} < {} && k < end)", self.name, self.extent));
         self.side.lines.iter().for_each(|l| code.line(l));
         code.close();
+        if let Some(s) = self.sums {
+            s.add(code);
+        }
     }
 }
 
@@ -125,14 +133,17 @@ impl Product<'_> {
             code.line(format!("const {ty} begin = 0;"));
             code.line(format!("const {ty} end = {};", self.terms));
         }
-        let a = Operand { side: &self.a, name: "m", block: "row_block", extent: self.rows };
-        let b = Operand { side: &self.b, name: "n", block: "col_block", extent: self.cols };
+        let a = Operand { side: &self.a, sums: None, name: "m", block: "row_block", extent: self.rows };
+        let b = Operand { side: &self.b, sums: self.sums, name: "n", block: "col_block", extent: self.cols };
         let sharing = match self.precision {
             Precision::F32 => Sharing { tile, each: 4, index: "j" },
             Precision::Tf32 | Precision::Bf16 => Sharing { tile, each: 1, index: "0" },
         };
         if let Some(e) = self.epilogue {
             e.begin(&mut code, sharing);
+        }
+        if let Some(s) = self.sums {
+            s.begin(&mut code);
         }
         match self.precision {
             Precision::F32 => self.run(&mut code, &a, &b, sharing),
@@ -144,9 +155,15 @@ impl Product<'_> {
         if let Some(e) = self.epilogue {
             e.end(&mut code, ty, sharing);
         }
+        if let Some(s) = self.sums {
+            s.end(&mut code, ty, tile[1]);
+        }
         if let Some(sum) = &self.sum {
             let tiles = row_blocks * col_blocks * (self.count / sum.ranges);
             code.last_block(&format!("blockIdx.x % {tiles}"), sum.ranges);
+            if let Some(s) = self.sums {
+                s.combine(&mut code, ty, tile[1]);
+            }
             let work = |code: &mut Code<'_>| {
                 code.line("float value = 0.0f;");
                 code.open(format!("for (int range = 0; range < {}; ++range)", sum.ranges));
@@ -160,7 +177,10 @@ impl Product<'_> {
             }
         }
         let call = code.finish(self.family, THREADS, [row_blocks * col_blocks * self.count, 1, 1]);
-        let whole = self.count == 1 && self.sum.is_none() && self.epilogue.is_none_or(Epilogue::is_elementwise);
+        let whole = self.count == 1
+            && self.sum.is_none()
+            && self.sums.is_none()
+            && self.epilogue.is_none_or(Epilogue::is_elementwise);
         let rows = if whole { Rows::Tiles { tile: tile[0], across: col_blocks } } else { Rows::Unknown };
         // Left to itself, ptxas aims at more blocks, and spills where an epilogue needs registers.
         Call { registers: Registers::All, rows, ..call }

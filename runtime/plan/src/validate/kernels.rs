@@ -6,7 +6,9 @@ use crate::kernel::{
     Conv, ConvAlgorithm, ConvDirection, Kernel, KernelOp, Matmul, MatmulSplit, WINOGRAD_CHANNELS, WindowGeometry,
     WindowOp,
 };
-use crate::validate::region::{check_attention_region, check_epilogue, check_prologue, check_region, check_stores};
+use crate::validate::region::{
+    check_attention_region, check_epilogue, check_operand_sums, check_prologue, check_region, check_stores,
+};
 
 /// Most elements of an index space, and most multiplications of a product: far more than any device does in a kernel,
 /// few enough that no count overflows.
@@ -50,9 +52,8 @@ pub(super) fn check_types(k: &Kernel, dtype: impl Fn(&str) -> DType) -> Result<(
     match &k.run {
         KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r) => check_stores(r, &[], dtype),
         KernelOp::Attention(a) => check_stores(&a.region, &a.given(), dtype),
-        KernelOp::Matmul(Matmul { epilogue: Some(r), .. }) | KernelOp::Conv(Conv { epilogue: Some(r), .. }) => {
-            check_stores(r, &[], dtype)
-        }
+        KernelOp::Matmul(m) => m.epilogue.iter().chain(&m.b_sums).try_for_each(|r| check_stores(r, &[], &dtype)),
+        KernelOp::Conv(Conv { epilogue: Some(r), .. }) => check_stores(r, &[], dtype),
         KernelOp::Window(w) => {
             let positions = if w.op == WindowOp::MaxIndex { Some(&w.small) } else { w.index.as_ref() };
             let taps = w.geometry.kernel[0] * w.geometry.kernel[1];
@@ -122,7 +123,8 @@ fn check_matmul(m: &Matmul) -> Result<(), String> {
     }
     m.made().try_for_each(|p| check_prologue(&p))?;
     check_epilogue(&m.product())?;
-    check_split(m.split.as_ref(), m.k)
+    check_split(m.split.as_ref(), m.k)?;
+    m.b_sums.as_ref().map_or(Ok(()), |r| check_operand_sums(m, r))
 }
 
 fn check_geometry(g: &WindowGeometry) -> Result<(), String> {

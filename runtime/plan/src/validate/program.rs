@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::buffer::{Buffer, Space};
-use crate::kernel::{Access, Kernel, KernelOp};
+use crate::kernel::{Access, Kernel};
+use crate::operand::Role;
 use crate::plan::{BoundaryDecl, ModulePlan, Plan, Program};
 use crate::validate::kernels::{check_kernel, check_types};
 use crate::validate::launches::check_launches;
@@ -84,21 +85,9 @@ fn check_operands(k: &Kernel, table: &Table) -> Result<(), String> {
         }
     }
     check_types(k, |id| table[id].dtype)?;
-    // Elementwise operands: loads, and stores from `stores` on; stores of reductions from `reduced` on.
-    let all = operands.len();
-    let (loads, stores, reduced) = match (&k.run, k.run.product()) {
-        (KernelOp::Map(r) | KernelOp::Row(r) | KernelOp::Reduce(r), _) => (0..r.loads.len(), all - r.stores.len(), 0),
-        (KernelOp::Attention(a), _) => (0..0, all, all - a.region.stores.len()),
-        (_, Some(p)) => {
-            let stores = all - p.other_stores().count();
-            let reduces = p.epilogue.is_some_and(|r| !r.reduce.is_empty());
-            (2..2 + p.other_loads().count(), stores, if reduces { stores } else { all })
-        }
-        (_, None) => (0..0, all, all),
-    };
     for (i, w) in operands.iter().enumerate().filter(|(_, o)| o.access == Access::Write) {
         // What a region stores may be constant along reduced dimensions, which `check_types` allows for.
-        if i < reduced && !w.view.names_each_once(&w.space) {
+        if w.role == Role::Own && !w.view.names_each_once(&w.space) {
             return Err(format!("view {} names an element twice", w.view));
         }
         for (j, other) in operands.iter().enumerate() {
@@ -106,7 +95,8 @@ fn check_operands(k: &Kernel, table: &Table) -> Result<(), String> {
             if i == j || other.view.buffer != w.view.buffer || apart() {
                 continue;
             }
-            let in_step = i >= stores && loads.contains(&j) && w.walks_with(other.view);
+            let of_one_work = matches!((w.role, other.role), (Role::Store(a), Role::Load(b)) if a == b);
+            let in_step = of_one_work && w.walks_with(other.view);
             if !in_step {
                 return Err(format!("view {} is written while {} is used", w.view, other.view));
             }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use crate::attention::Attention;
 use crate::buffer::DType;
-use crate::kernel::{KernelOp, Product};
+use crate::kernel::{KernelOp, Matmul, Product};
 use crate::prologue::Made;
 use crate::region::{Level, Region};
 use crate::scalar::ResultKind;
-use crate::statement::{Arg, StatementOp, is_value_name};
+use crate::statement::{Arg, Combine, StatementOp, is_value_name};
 
 pub(super) fn check_region(op: &KernelOp, r: &Region) -> Result<(), String> {
     for (i, &d) in r.reduce.iter().enumerate() {
@@ -115,6 +115,33 @@ pub(super) fn check_prologue(p: &Made<'_>) -> Result<(), String> {
     }
     if !p.by.loads.iter().any(|l| l.view == *p.view) {
         return Err(format!("the prologue of {} does not read {}", p.name, p.view));
+    }
+    Ok(())
+}
+
+/// Sums along the columns of a product's second operand as it is read.
+pub(super) fn check_operand_sums(m: &Matmul, r: &Region) -> Result<(), String> {
+    if !m.batch.is_empty() || m.b_prologue.is_some() || !m.b.is_dense(&[m.k, m.n]) {
+        return Err(format!("only a single matrix that lies densely is summed as it is read, {} is not", m.b));
+    }
+    check_views(r)?;
+    let levels = r.levels()?;
+    if r.space[..] != [m.k, m.n] || r.reduce[..] != [0] {
+        return Err(format!("sums over {} do not fit an operand of {} rows of {}", r.space, m.k, m.n));
+    }
+    check_one_pass(r, &levels)?;
+    let operand = |name: &str| r.loads.iter().any(|l| l.name == name && l.view == m.b);
+    for s in
+        r.body.iter().filter(|s| levels[s.name.as_str()] == Level::Element || matches!(s.op, StatementOp::Reduce(_)))
+    {
+        let sums = s.op == StatementOp::Reduce(Combine::Sum);
+        if !sums || !matches!(&s.args[..], [Arg::Value(v)] if operand(v)) {
+            return Err(format!("`{s}` is not a sum of the operand"));
+        }
+    }
+    let counts = [r.split.as_ref().map(|s| s.count), m.split.as_ref().map(|s| s.count)];
+    if counts[0] != counts[1] {
+        return Err("an operand is summed in the ranges of its product".into());
     }
     Ok(())
 }

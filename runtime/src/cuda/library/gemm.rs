@@ -49,6 +49,7 @@ pub(crate) struct Gemm<'a> {
 /// How the library computes a kernel of a validated plan; `None` where it does not. `buffers` are the plan's, by id.
 pub(crate) fn gemm<'a>(run: &'a KernelOp, buffers: &BTreeMap<&str, &Buffer>) -> Option<Gemm<'a>> {
     let problem = match run {
+        KernelOp::Matmul(m) if m.b_sums.is_some() => return None,
         KernelOp::Matmul(m) => of_matmul(m),
         KernelOp::Conv(c) => of_pointwise(c)?,
         KernelOp::Map(_)

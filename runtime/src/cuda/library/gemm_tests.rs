@@ -48,6 +48,7 @@ fn matmul(batch: &[usize], [m, n, k]: [usize; 3], [a, b, c]: [&str; 3], epilogue
         c,
         a_prologue,
         b_prologue,
+        b_sums: None,
         split: None,
         epilogue,
     })
