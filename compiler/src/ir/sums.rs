@@ -1,5 +1,5 @@
-//! What a graph remembers of sums over long chains of terms, such as the gradients of a residual stream: every term's sum
-//! is a part of the next one's, and to walk all terms for each of them would take the square of their number.
+//! What a graph remembers of sums over long chains of terms, such as the gradients of a residual stream: every term's
+//! sum is a part of the next one's, and to walk all terms for each of them would take the square of their number.
 
 use std::collections::BTreeMap;
 

@@ -9,6 +9,7 @@
 //! its arena upside down: where this one ends, it begins.
 
 mod at_once;
+mod branch;
 mod near;
 mod pack;
 

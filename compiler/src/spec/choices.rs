@@ -114,8 +114,8 @@ choice! {
 }
 
 choice! {
-    /// Where sums along the columns of a product, or of its second operand, are computed: BatchNorm's statistics and its
-    /// gradient's, and the gradients of biases.
+    /// Where sums along the columns of a product, or of its second operand, are computed: BatchNorm's statistics and
+    /// its gradient's, and the gradients of biases.
     ColumnSums {
         /// In the product's kernel on a GPU, in kernels of their own on a CPU.
         Auto = "auto",
