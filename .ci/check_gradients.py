@@ -9,7 +9,8 @@ BatchNorm put back where exporting folded it. `slrc train --steps 1` leaves the 
 PyTorch computes the same in f64 on the plan's own graph and weights (.ci/torch_step.py), and once more in f32, to tell
 what f32 itself costs. Where slrc is further away than `EXPLAINED`, the choices that explain it are looked for
 (.ci/torch_kinks.py). With --allow-skips N cuts may be where up to N tensors cross beside the module's output; the rows are
-then the network's with so many skips. --write puts the rows into docs/models.md: those that were not asked for stay.
+then the network's with so many skips. With --no-kinks nothing is looked for, since that takes up to hundreds of PyTorch's
+steps. --write puts the rows into docs/models.md: those that were not asked for stay.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def label(name, skips):
     return f"{name}, {skips} skip{'s' * (skips > 1)}" if skips else name
 
 
-def check(run, name, path, folder, skips):
+def check(run, name, path, folder, skips, kinks):
     x = networks.sample(name, small=True)
     y = networks.labels(name, x, infer(str(path), x).shape, numpy.random.default_rng(1))
     numpy.savez(folder / "data.npz", y=y, **x)
@@ -65,7 +66,7 @@ def check(run, name, path, folder, skips):
         single = {n: g for module in single for n, g in module.items()}
         worst = torch_step.worst(double, ours)
         cell = f"{worst:.0e} ({torch_step.worst(double, single):.0e})"
-        if worst > EXPLAINED:
+        if worst > EXPLAINED and kinks:
             found = torch_kinks.explain(folder / f"plan{i}", mode, x, y, ours, ROUNDING)
             cell += f"; {len(found.moved)} of {found.near} moved: {found.left:.0e}"
         cells.append(cell)
@@ -79,6 +80,7 @@ def main():
     parser.add_argument("--exports", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "slrc-exports")
     parser.add_argument("--exporter", default="torchscript", choices=networks.EXPORTERS)
     parser.add_argument("--allow-skips", type=int, default=0, metavar="N", choices=range(MOST_SKIPS + 1))
+    parser.add_argument("--no-kinks", action="store_true")
     parser.add_argument("--write", action="store_true")
     a = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -91,7 +93,7 @@ def main():
             try:
                 if not path.exists():
                     networks.export(name, a.exporter, str(path), small=True)
-                cells = check(runner(slrc, folder), name, path, pathlib.Path(folder), a.allow_skips)
+                cells = check(runner(slrc, folder), name, path, pathlib.Path(folder), a.allow_skips, not a.no_kinks)
             except RuntimeError as e:
                 cells = [" ".join(str(e).replace("|", "/").split())[:160]]
         row = f"| {label(name, a.allow_skips)} | {a.exporter} | " + " | ".join(cells) + " |"

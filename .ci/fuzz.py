@@ -12,6 +12,7 @@ import argparse
 import glob
 import os
 import resource
+import struct
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,13 @@ PLANS = [
     ("mnist_deep8", "--modules 2 --reconcile off --head mlp-sr"),
     ("mnist_mlp", "--modules 2 --target cuda:sm_80"),
 ]
+# The same of networks of a few neurons, whose plans are short: many executions.
+SMALL = [
+    (1, "--modules 1"),
+    (2, "--modules 1 --reconcile off --optimizer adamw"),
+    (3, "--modules 2"),
+    (3, "--modules 2 --reconcile exact --target cuda:sm_80"),
+]
 # Inputs a run.
 BATCH = 4000
 
@@ -40,13 +48,52 @@ def run(what, **more):
     subprocess.run(what, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, **more)
 
 
-def plans(folder):
+def field(number, value):
+    """A field of a protobuf message: a number, or bytes or text shorter than 128."""
+    if isinstance(value, int):
+        return bytes([number << 3, value])
+    value = value.encode() if isinstance(value, str) else value
+    assert len(value) < 128 or number == 7
+    length = bytes([len(value)]) if len(value) < 128 else bytes([len(value) & 127 | 128, len(value) >> 7])
+    return bytes([number << 3 | 2]) + length + value
+
+
+def neurons(layers):
+    """An ONNX model of matrices of four rows and columns, with ReLUs between."""
+    shape = field(1, field(2, "N")) + field(1, field(1, 4))
+    port = lambda name: field(1, name) + field(2, field(1, field(1, 1) + field(2, shape)))
+    node = lambda op, y, *xs: field(1, b"".join(field(1, x) for x in xs) + field(2, y) + field(3, y) + field(4, op))
+    graph, x = b"", "x"
+    for i in range(layers):
+        y = "y" if i == layers - 1 else f"h{i}"
+        graph += node("MatMul", y, x, f"w{i}")
+        if y != "y":
+            graph += node("Relu", f"r{i}", y)
+        x = f"r{i}"
+        data = struct.pack("<16f", *(((7 * j + i) % 16 - 7.5) / 8 for j in range(16)))
+        graph += field(5, field(1, 4) + field(1, 4) + field(2, 1) + field(8, f"w{i}") + field(9, data))
+    graph += field(2, "g") + field(11, port("x")) + field(12, port("y"))
+    return field(1, 9) + field(7, graph) + field(8, field(1, "") + field(2, 20))
+
+
+def plan(folder, name, model, options):
     slrc = os.path.join(target_folder(), "debug", "slrc")
+    out = os.path.join(folder, name)
+    run([slrc, "partition", model, *options.split(), "--batch", "2", "-o", out])
+    return os.path.join(out, "plan.yaml")
+
+
+def plans(folder):
+    return [plan(folder, f"p{i}", f"models/{model}/model.onnx", o) for i, (model, o) in enumerate(PLANS)]
+
+
+def small_plans(folder):
     out = []
-    for i, (model, options) in enumerate(PLANS):
-        plan = os.path.join(folder, f"p{i}")
-        run([slrc, "partition", f"models/{model}/model.onnx", *options.split(), "--batch", "2", "-o", plan])
-        out.append(os.path.join(plan, "plan.yaml"))
+    for i, (layers, options) in enumerate(SMALL):
+        model = os.path.join(folder, f"{layers}.onnx")
+        with open(model, "wb") as file:
+            file.write(neurons(layers))
+        out.append(plan(folder, f"s{i}", model, options))
     return out
 
 
@@ -88,6 +135,7 @@ def main():
         sets.append(("official cases", "import", cases))
     with tempfile.TemporaryDirectory() as folder:
         sets.append(("plans", "plan", plans(folder)))
+        sets.append(("small plans", "plan", small_plans(folder)))
         found = 0
         print("| from | inputs | executions | panics | deaths | over 2 s | longest | imported or accepted |")
         print("|---|---|---|---|---|---|---|---|")

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use cli::{Array, Values, Workspace, npz, parameters, samples};
 use made::Made;
-use onnx_protobuf::{Message as _, ModelProto};
+use onnx_protobuf::{AttributeProto, Message as _, ModelProto, TensorProto, attribute_proto::AttributeType};
 use slrc_runtime::data::npz::read_npz;
 
 const MODELS: &[(&str, usize)] = &[("mnist_cnn", 3), ("mnist_vit", 3), ("mnist_mlp", 2), ("tokens_bert", 3)];
@@ -98,6 +98,39 @@ fn an_export_is_the_models_graph_with_trained_weights() {
         work.ok("export idle -o again.onnx");
         cli::same_file(&work.path("out.onnx"), &work.path("again.onnx"));
     }
+}
+
+#[test]
+fn large_constants_of_nodes_come_back() {
+    // More than what stays in a decoded message: such data is left in the file until it is asked for.
+    let side = 32i64;
+    let data: Vec<u8> = (0..side * side).flat_map(|i| ((i % 7) as f32 / 16.0).to_le_bytes()).collect();
+    let t = TensorProto { dims: vec![side, side], data_type: 1, raw_data: data.clone(), ..Default::default() };
+    let mut m = Made::new(&[0, side], &[0, 3]).weight("w", &[side, side]).weight("v", &[side, 3]);
+    m = m.node("Constant", "", "big");
+    m.graph.node[0].attribute.push(AttributeProto {
+        name: "value".into(),
+        type_: AttributeType::TENSOR.into(),
+        t: Some(t).into(),
+        ..Default::default()
+    });
+    m = m.node("MatMul", "x w", "h").node("MatMul", "h big", "k").node("MatMul", "k v", "y");
+    let work = Workspace::new();
+    work.write("m.onnx", m.bytes());
+    let x = Array::new("x", &[4, 32], Values::F32((0..128).map(|i| (i as f32).sin()).collect()));
+    work.write("d.npz", npz(&[x, Array::new("y", &[4], Values::I64(vec![0, 1, 2, 0]))]));
+    work.ok("partition m.onnx --modules 1 --batch 4 -o plan");
+    work.ok("train plan --data d.npz --steps 2 -o run");
+    work.ok("export run -o out.onnx");
+    let out = read(&work.path("out.onnx"));
+    let constant = out.graph.node.iter().find(|n| n.op_type == "Constant").expect("a constant");
+    assert_eq!(constant.attribute[0].t.raw_data, data);
+    assert!(constant.attribute[0].t.external_data.is_empty());
+    work.ok("eval run --data d.npz --save-logits a.npz");
+    work.ok("partition out.onnx --modules 1 --batch 4 -o again");
+    work.ok("train again --data d.npz --steps 0 -o idle");
+    work.ok("eval idle --data d.npz --save-logits b.npz");
+    assert_eq!(logits(&work, "a.npz"), logits(&work, "b.npz"));
 }
 
 #[test]

@@ -8,7 +8,7 @@ mod made;
 
 use cli::{Array, Values, Workspace, npz};
 use made::Made;
-use onnx_protobuf::{AttributeProto, attribute_proto::AttributeType};
+use onnx_protobuf::{AttributeProto, Message as _, ModelProto, attribute_proto::AttributeType};
 use slrc_runtime::data::npz::read_npz;
 
 /// A float attribute of the last node.
@@ -85,6 +85,56 @@ fn stochastic_depth_is_random_in_training_and_nothing_in_inference() {
         assert!(drawn[0] != drawn[1], "{op}: {drawn:?}");
         assert_ne!(with, logits, "{op}");
     }
+}
+
+/// The comparisons of a draw with its chance, and the number made of it, in the ways a file may say them: less or
+/// greater, either side first.
+fn compared(m: Made, op: &str, operands: &str, drawn: &str) -> Made {
+    let m = float(m.node("Constant", "", "quarter"), "value_float", 0.25);
+    let m = if drawn == "RandomUniform" {
+        m.node(drawn, "", "drawn").ints("shape", &[4, 1])
+    } else {
+        m.node(drawn, "h", "drawn")
+    };
+    let m = float(m.node(op, operands, "kept").node("Cast", "kept", "number"), "to", 1.0);
+    m.node("Mul", "h number", "r")
+}
+
+#[test]
+fn exports_hold_chances_in_the_place_of_draws() {
+    type Way<'a> = (&'a str, &'a dyn Fn(Made) -> Made);
+    let bernoulli = |m: Made| {
+        let m = float(m.node("Constant", "", "half"), "value_float", 0.5);
+        let m = m.node("Sub", "h h", "zero").node("Add", "zero half", "chances");
+        m.node("Bernoulli", "chances", "noise").node("Mul", "h noise", "r")
+    };
+    let ways: [Way<'_>; 6] = [
+        ("stochastic depth", &stochastic_depth),
+        ("bernoulli", &bernoulli),
+        ("less", &|m| compared(m, "Less", "drawn quarter", "RandomUniformLike")),
+        ("the other first", &|m| compared(m, "LessOrEqual", "quarter drawn", "RandomUniformLike")),
+        ("greater", &|m| compared(m, "Greater", "drawn quarter", "RandomUniform")),
+        ("greater, the other first", &|m| compared(m, "GreaterOrEqual", "quarter drawn", "RandomUniformLike")),
+    ];
+    for (what, branch) in ways {
+        let work = workspace();
+        let (_, logits) = measured(&work, network(branch));
+        work.ok("export run -o out.onnx");
+        let out = std::fs::read(work.path("out.onnx")).expect("an export");
+        let model = ModelProto::parse_from_bytes(&out).expect("a model");
+        let draws = |op: &str| op.starts_with("Random") || op == "Bernoulli";
+        assert!(model.graph.node.iter().all(|n| !draws(&n.op_type)), "{what}");
+        let (losses, again) = measured(&work, out);
+        assert_eq!(again, logits, "{what}");
+        assert!(losses.iter().all(|l| *l == losses[0]), "{what}: {losses:?}");
+    }
+    // A draw that is no chance stays one.
+    let work = workspace();
+    measured(&work, network(&|m| m.node("RandomUniformLike", "h", "noise").node("Add", "h noise", "r")));
+    work.ok("export run -o out.onnx");
+    let out = std::fs::read(work.path("out.onnx")).expect("an export");
+    let model = ModelProto::parse_from_bytes(&out).expect("a model");
+    assert!(model.graph.node.iter().any(|n| n.op_type == "RandomUniformLike"));
 }
 
 #[test]

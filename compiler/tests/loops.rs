@@ -100,6 +100,45 @@ fn scans_in_both_directions_and_along_any_axis() {
 }
 
 #[test]
+fn scans_of_opset_8_go_sample_by_sample() {
+    // Two samples of three steps of two numbers; each sample has a state of its own.
+    let b = || body(&["s", "e"], vec![node("Add", &["s", "e"], &["t"])], &["t", "t"]);
+    let scan = |lengths: &str, directions: i64, output: &str| {
+        let n = looped("Scan", &[lengths, "start", "x"], &["end", "y"], b());
+        let nodes = vec![with(n, vec![int("num_scan_inputs", 1), list("directions", &[directions])])];
+        let known = vec![floats("start", &[2, 2], &[0.0, 1.0, 2.0, 3.0]), ints("lengths", &[2], &[3, 2])];
+        let mut m = model(&[2, 3, 2], nodes, known, &[output]);
+        m.opset_import[0].version = 8;
+        let x: Vec<f64> = (0..12).map(f64::from).collect();
+        run(&open(&m), &[2, 3, 2], &x)
+    };
+    let y = scan("", 0, "y").expect("a value");
+    let all = [0.0, 2.0, 2.0, 5.0, 6.0, 10.0, 8.0, 10.0, 16.0, 19.0, 26.0, 30.0];
+    assert_eq!((y.shape, &y.data[..]), (vec![2, 3, 2], &all[..]));
+    let end = scan("", 0, "end").expect("a value");
+    assert_eq!((end.shape, end.data), (vec![2, 2], vec![6.0, 10.0, 26.0, 30.0]));
+    let back = scan("", 1, "y").expect("a value");
+    assert_eq!(back.data, [4.0, 6.0, 6.0, 9.0, 6.0, 10.0, 12.0, 14.0, 20.0, 23.0, 26.0, 30.0]);
+    let e = scan("lengths", 0, "y").expect_err("lengths");
+    assert!(e.to_string().contains("lengths of their own"), "{e}");
+}
+
+#[test]
+fn places_from_the_end_of_a_list_count_its_elements() {
+    // -1 is the last element's place: what is inserted there stands before it.
+    let nodes = vec![
+        node("SequenceConstruct", &["a", "x"], &["pair"]),
+        node("SequenceInsert", &["pair", "b", "last"], &["three"]),
+        node("SequenceErase", &["three", "third"], &["two"]),
+        with(node("ConcatFromSequence", &["two"], &["y"]), vec![int("axis", 0)]),
+    ];
+    let known =
+        vec![floats("a", &[1], &[1.0]), floats("b", &[1], &[2.0]), ints("last", &[], &[-1]), ints("third", &[], &[-3])];
+    let y = run(&open(&model(&[1], nodes, known, &["y"])), &[1], &[7.0]).expect("a value");
+    assert_eq!(y.data, [2.0, 7.0]);
+}
+
+#[test]
 fn lists_that_loops_append_to() {
     let nodes = vec![
         with(node("Gather", &["x", "i"], &["row"]), vec![int("axis", 0)]),

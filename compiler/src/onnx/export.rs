@@ -2,8 +2,8 @@
 //!
 //! A plan folder holds the model without the values of its weights ([`skeleton`]) and, in its metadata, where each
 //! weight is used. [`export`] puts values in: a weight that several uses shared in the file, but that was trained
-//! apart, gets an initializer of its own; batch normalisation and dropout are set to inference. What repairs put into
-//! the graph stays in it, or is folded away where that is asked for; dropout put in is gone.
+//! apart, gets an initializer of its own; batch normalisation, dropout and draws of 0 or 1 are set to inference. What
+//! repairs put into the graph stays in it, or is folded away where that is asked for; dropout put in is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +14,7 @@ use onnx_protobuf::{
 use protobuf::Enum as _;
 
 use crate::onnx::OnnxError;
+use crate::onnx::chances::settle;
 use crate::onnx::file::OnnxFile;
 use crate::onnx::import::{Source, VariableSource, reads};
 use crate::onnx::repair::{fold, take_away, unmark};
@@ -42,16 +43,15 @@ pub fn skeleton(file: &OnnxFile, sources: &BTreeMap<String, VariableSource>) -> 
         // Graphs of nodes that no output which is trained needs.
         read_otherwise.extend(reads(n)[n.input.len()..].iter().map(|name| name.to_string()));
     }
-    let initializers = std::mem::take(&mut model.graph.mut_or_insert_default().initializer);
-    for mut t in initializers {
+    let graph = model.graph.mut_or_insert_default();
+    for t in &mut graph.initializer {
         if trained.contains(&t.name) && !read_otherwise.contains(&t.name) {
-            clear_data(&mut t);
-        } else if let Some(raw) = file.raw(&t)?.map(|r| r.to_vec()) {
-            clear_data(&mut t);
-            t.raw_data = raw;
+            clear_data(t);
+        } else {
+            hold(file, t)?;
         }
-        model.graph.mut_or_insert_default().initializer.push(t);
     }
+    hold_in(file, &mut graph.node)?;
     for (i, (name, s)) in sources.iter().enumerate() {
         let uses: Vec<String> = s.uses.iter().map(|(n, slot)| format!("{n}:{slot}")).collect();
         model.metadata_props.push(StringStringEntryProto {
@@ -70,6 +70,29 @@ fn clear_data(t: &mut TensorProto) {
     t.int32_data.clear();
     t.external_data.clear();
     t.data_location = DataLocation::DEFAULT.into();
+}
+
+/// Puts data that was left in the file, or lies beside it, into the tensor.
+fn hold(file: &OnnxFile, t: &mut TensorProto) -> Result<(), OnnxError> {
+    if let Some(raw) = file.raw(t)?.map(|r| r.to_vec()) {
+        clear_data(t);
+        t.raw_data = raw;
+    }
+    Ok(())
+}
+
+/// The same for all tensors in attributes and in graphs of nodes, which are no deeper than the wire guard allows.
+fn hold_in(file: &OnnxFile, nodes: &mut [NodeProto]) -> Result<(), OnnxError> {
+    for a in nodes.iter_mut().flat_map(|n| &mut n.attribute) {
+        let sparse = a.sparse_tensor.as_mut().into_iter().chain(&mut a.sparse_tensors);
+        let parts = sparse.flat_map(|s| s.values.as_mut().into_iter().chain(s.indices.as_mut()));
+        a.t.as_mut().into_iter().chain(&mut a.tensors).chain(parts).try_for_each(|t| hold(file, t))?;
+        for g in a.g.as_mut().into_iter().chain(&mut a.graphs) {
+            g.initializer.iter_mut().try_for_each(|t| hold(file, t))?;
+            hold_in(file, &mut g.node)?;
+        }
+    }
+    Ok(())
 }
 
 fn serialize(model: &ModelProto) -> Result<Vec<u8>, OnnxError> {
@@ -101,16 +124,9 @@ pub fn export(skeleton: &OnnxFile, trained: &[Trained<'_>], norms: Norms) -> Res
     let uses = read_uses(&model)?;
     model.metadata_props.retain(|p| !p.key.starts_with(WEIGHT_KEY));
     let graph = model.graph.mut_or_insert_default();
-    let initializers = std::mem::take(&mut graph.initializer);
-    let mut kept: Vec<TensorProto> = Vec::new();
-    for mut t in initializers {
-        // Raw data that was left in the file is read now.
-        if let Some(raw) = skeleton.raw(&t)?.map(|r| r.to_vec()) {
-            clear_data(&mut t);
-            t.raw_data = raw;
-        }
-        kept.push(t);
-    }
+    let mut kept: Vec<TensorProto> = std::mem::take(&mut graph.initializer);
+    kept.iter_mut().try_for_each(|t| hold(skeleton, t))?;
+    hold_in(skeleton, &mut graph.node)?;
     for (name, places) in &uses {
         let values = trained.iter().find(|t| t.name == *name).ok_or_else(|| OnnxError::Tensor {
             name: name.clone(),
@@ -136,6 +152,7 @@ pub fn export(skeleton: &OnnxFile, trained: &[Trained<'_>], norms: Norms) -> Res
     }
     take_away(graph);
     unmark(graph);
+    settle(graph, &kept, skeleton.opset());
     let read: BTreeSet<String> = graph.node.iter().flat_map(reads).map(str::to_string).collect();
     let outputs: BTreeSet<String> = graph.output.iter().map(|o| o.name.clone()).collect();
     kept.retain(|t| read.contains(&t.name) || outputs.contains(&t.name));

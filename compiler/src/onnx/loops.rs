@@ -45,7 +45,7 @@ pub(crate) fn steers(n: &NodeProto) -> Vec<&str> {
 /// Inputs of a body, and what the node gives them before its first step.
 pub(crate) fn fed(n: &NodeProto) -> Vec<(&str, &str)> {
     let Some(b) = loop_body(n) else { return Vec::new() };
-    b.input.iter().zip(&n.input).map(|(formal, from)| (formal.name.as_str(), from.as_str())).collect()
+    b.input.iter().zip(&n.input[lengths(n, b)..]).map(|(formal, from)| (formal.name.as_str(), from.as_str())).collect()
 }
 
 /// Inputs of a body, and what a step before gives them.
@@ -54,7 +54,7 @@ pub(crate) fn carried_into(n: &NodeProto) -> Vec<(&str, &str)> {
     let (formals, results) = match n.op_type.as_str() {
         "Loop" => (&b.input[b.input.len().min(1)..], &b.output[..b.output.len().min(n.input.len().max(1) - 1)]),
         "Scan" => {
-            let states = n.input.len().saturating_sub(scanned(n)).min(b.output.len());
+            let states = n.input.len().saturating_sub(scanned(n) + lengths(n, b)).min(b.output.len());
             (&b.input[..], &b.output[..states])
         }
         _ => return Vec::new(),
@@ -74,6 +74,11 @@ fn loop_body(n: &NodeProto) -> Option<&GraphProto> {
 
 fn body(n: &NodeProto) -> Option<&GraphProto> {
     n.attribute.iter().find(|a| a.name == "body")?.g.as_ref()
+}
+
+/// Inputs of a node before those that its body gets: a `Scan` of opset 8 has lengths of sequences there.
+fn lengths(n: &NodeProto, body: &GraphProto) -> usize {
+    usize::from(n.op_type == "Scan" && n.input.len() == body.input.len() + 1)
 }
 
 fn scanned(n: &NodeProto) -> usize {
@@ -107,12 +112,38 @@ enum Kind {
         steps: u64,
         /// By input: its name, the axis along which it is walked, and whether from the end.
         along: Vec<(String, i64, bool)>,
+        /// In the form of opset 8, whose body is of one sample.
+        samples: Option<Samples>,
     },
     Map {
         /// By input: its elements, one a step, or what all steps get.
         each: Vec<Given>,
         steps: u64,
     },
+}
+
+/// Samples of a batch, one after the other.
+struct Samples {
+    count: u64,
+    /// States of all samples before the first step.
+    starts: Vec<String>,
+    /// States of each sample behind its last step.
+    ends: Vec<Vec<String>>,
+}
+
+impl Samples {
+    /// Nodes that take sample `i` of each start, and the names that they give.
+    fn start(&self, i: u64, p: &mut Placing<'_>) -> (Vec<NodeProto>, Vec<String>) {
+        let mut nodes = Vec::new();
+        let mut names = Vec::with_capacity(self.starts.len());
+        for from in &self.starts {
+            let (at, to) = (p.helper(from, "at", i), p.helper(from, "sample", i));
+            nodes.push(integer(&at, i as i64));
+            nodes.push(call("Gather", &[from, &at], &[&to], vec![int_of("axis", 0)]));
+            names.push(to);
+        }
+        (nodes, names)
+    }
 }
 
 enum Given {
@@ -127,11 +158,15 @@ impl Steps {
     /// A loop before its first step, and the nodes that all its steps share. What stands in the way is an error.
     pub(crate) fn begin(node: Box<NodeProto>, p: &mut Placing<'_>) -> Result<Begun, (Box<NodeProto>, String)> {
         match Steps::try_begin(&node, p) {
-            Ok((kind, mut carried, stacked)) => {
+            Ok((mut kind, mut carried, stacked)) => {
                 let before = p.out.len();
                 let (mut same, nodes) = divide(&node);
                 for start in &mut carried {
                     same.extend(zeros(start, p));
+                }
+                if let Kind::Scan { samples: Some(samples), .. } = &mut kind {
+                    samples.starts.clone_from(&carried);
+                    p.shared.extend(carried.iter().cloned());
                 }
                 let makes = nodes.iter().flat_map(made).map(str::to_string).collect();
                 p.shared.extend(nodes.iter().flat_map(reads).map(str::to_string));
@@ -168,18 +203,28 @@ impl Steps {
                 let kind = Kind::Loop { most: most.map(|m| m as u64), condition };
                 Ok((kind, n.input.get(2..).unwrap_or_default().to_vec(), stacked))
             }
-            "Scan" if p.opset() < 9 => Err("its form of opset 8 is not supported".into()),
             "Scan" => {
+                // Opset 8: samples apart, each with a length, all along axis 1.
+                let apart = p.opset() < 9;
+                if apart && named(n, 0).is_some() {
+                    return Err("sequences of lengths of their own are not supported".into());
+                }
+                let inputs = n.input.get(usize::from(apart)..).unwrap_or_default();
                 let count = scanned(n);
-                let states = n.input.len().checked_sub(count).ok_or("it has fewer inputs than it walks along")?;
+                let states = inputs.len().checked_sub(count).ok_or("it has fewer inputs than it walks along")?;
                 let stacked = n.output.len().checked_sub(states).ok_or("it has fewer outputs than states")?;
-                fits(n.input.len(), n.output.len())?;
-                let (axes, directions) = (axis_of(n, "scan_input_axes"), axis_of(n, "scan_input_directions"));
+                fits(inputs.len(), n.output.len())?;
+                let axes = axis_of(n, "scan_input_axes");
+                let directions = axis_of(n, if apart { "directions" } else { "scan_input_directions" });
                 let mut steps: Option<u64> = None;
+                let mut batch: Option<u64> = None;
                 let mut along = Vec::with_capacity(count);
-                for (i, name) in n.input[states..].iter().enumerate() {
+                for (i, name) in inputs[states..].iter().enumerate() {
                     let shape = p.shape(name).ok_or("the length of what it walks along is not known")?;
-                    let axis = axes(i);
+                    let axis = if apart { 1 } else { axes(i) };
+                    if apart && shape.first().is_none_or(|&n| *batch.get_or_insert(n as u64) != n as u64) {
+                        return Err("what it walks along differs in its batch".into());
+                    }
                     let at = if axis < 0 { axis + shape.len() as i64 } else { axis };
                     let extent = usize::try_from(at).ok().and_then(|a| shape.get(a)).copied();
                     let extent = extent.ok_or_else(|| format!("axis {axis} does not exist in {shape:?}"))? as u64;
@@ -189,7 +234,12 @@ impl Steps {
                     along.push((name.clone(), axis, directions(i) != 0));
                 }
                 let steps = steps.ok_or("it walks along nothing")?;
-                Ok((Kind::Scan { steps, along }, n.input[..states].to_vec(), stacked))
+                if apart && steps == 0 {
+                    return Err("without a step, what its steps put together has no shape".into());
+                }
+                let samples = |count| Samples { count, starts: Vec::new(), ends: vec![Vec::new(); states] };
+                let kind = Kind::Scan { steps, along, samples: batch.map(samples) };
+                Ok((kind, inputs[..states].to_vec(), stacked))
             }
             _ => {
                 fits(n.input.len(), n.output.len())?;
@@ -218,6 +268,7 @@ impl Steps {
     /// Whether there is another step.
     fn goes_on(&self, p: &Placing<'_>) -> Result<bool, String> {
         let more = match &self.kind {
+            Kind::Scan { steps, samples: Some(s), .. } => self.done < steps.saturating_mul(s.count),
             Kind::Scan { steps, .. } | Kind::Map { steps, .. } => self.done < *steps,
             Kind::Loop { most, condition } => {
                 if most.is_some_and(|m| self.done >= m) {
@@ -272,14 +323,25 @@ impl Steps {
                 names.extend([(formal(0), count), (formal(1), on)]);
                 names.extend(self.carried.iter().enumerate().map(|(k, now)| (formal(k + 2), now.clone())));
             }
-            Kind::Scan { steps, along } => {
+            Kind::Scan { steps, along, samples } => {
+                let (sample, i) = (i / steps, i % steps);
+                if let Some(samples) = samples.as_ref().filter(|_| i == 0) {
+                    (first, self.carried) = samples.start(sample, p);
+                }
                 names.extend(self.carried.iter().enumerate().map(|(k, now)| (formal(k), now.clone())));
                 for (k, (name, axis, reversed)) in along.iter().enumerate() {
                     let formal = formal(self.carried.len() + k);
-                    let (at, element) = (p.helper(&formal, "at", i), p.fresh(&formal, i));
+                    let (at, element) = (p.helper(&formal, "at", self.done), p.fresh(&formal, self.done));
                     first.push(integer(&at, (if *reversed { steps - 1 - i } else { i }) as i64));
-                    first.push(call("Gather", &[name, &at], &[&element], vec![int_of("axis", *axis)]));
                     p.shared.insert(name.clone());
+                    let (mut from, mut axis) = (name.clone(), *axis);
+                    if samples.is_some() {
+                        let (which, one) = (p.helper(name, "at", self.done), p.helper(name, "sample", self.done));
+                        first.push(integer(&which, sample as i64));
+                        first.push(call("Gather", &[name, &which], &[&one], vec![int_of("axis", 0)]));
+                        (from, axis) = (one, 0);
+                    }
+                    first.push(call("Gather", &[&from, &at], &[&element], vec![int_of("axis", axis)]));
                     names.insert(formal, element);
                 }
             }
@@ -326,6 +388,11 @@ impl Steps {
         self.carried = carried.to_vec();
         self.stacked.iter_mut().zip(stacked).for_each(|(all, one)| all.push(one.clone()));
         self.done += 1;
+        if let Kind::Scan { steps, samples: Some(samples), .. } = &mut self.kind
+            && self.done.is_multiple_of(*steps)
+        {
+            samples.ends.iter_mut().zip(&self.carried).for_each(|(all, one)| all.push(one.clone()));
+        }
         Ok(nodes)
     }
 
@@ -333,6 +400,21 @@ impl Steps {
     fn end(&mut self, p: &mut Placing<'_>) -> Result<Vec<NodeProto>, String> {
         let n = &self.node;
         let mut nodes = Vec::new();
+        if let Kind::Scan { steps, samples: Some(samples), .. } = &self.kind {
+            for (parts, to) in samples.ends.iter().zip(&n.output).filter(|(_, to)| !to.is_empty()) {
+                nodes.extend(p.stack(parts, 0, to)?);
+            }
+            // Steps of a sample, then samples.
+            for (k, to) in n.output.iter().skip(samples.ends.len()).enumerate().filter(|(_, to)| !to.is_empty()) {
+                let mut each = Vec::new();
+                for (i, parts) in self.stacked[k].chunks(usize::try_from(*steps).unwrap_or(usize::MAX)).enumerate() {
+                    each.push(p.helper(to, "sample", i as u64));
+                    nodes.extend(p.stack(parts, 0, &each[i])?);
+                }
+                nodes.extend(p.stack(&each, 0, to)?);
+            }
+            return Ok(nodes);
+        }
         for (from, to) in self.carried.iter().zip(&n.output).filter(|(_, to)| !to.is_empty()) {
             nodes.push(identity(from, to));
         }

@@ -6,6 +6,7 @@
 
 mod beside;
 mod branches;
+mod chances;
 mod cone;
 pub mod diagnose;
 pub mod export;

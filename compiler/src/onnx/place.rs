@@ -247,11 +247,12 @@ impl Placing<'_> {
         Ok(Vec::new())
     }
 
-    /// Input `i` as a place in a list, counted from the end if it is negative; `default` where it is left out.
-    pub(crate) fn place(&self, n: &NodeProto, i: usize, places: usize, default: usize) -> Result<usize, String> {
-        let Some(name) = named(n, i) else { return Ok(default) };
+    /// Input `i` as one of the places in a list of `elements`, counted from the list's end if it is negative; the last
+    /// place where it is left out.
+    pub(crate) fn place(&self, n: &NodeProto, i: usize, places: usize, elements: usize) -> Result<usize, String> {
+        let Some(name) = named(n, i) else { return Ok(places.saturating_sub(1)) };
         let at = self.number(name).ok_or("its place in the sequence depends on the data")?;
-        let from = if at < 0.0 { at + places as f64 } else { at };
+        let from = if at < 0.0 { at + elements as f64 } else { at };
         let fits = from >= 0.0 && from < places as f64;
         if fits { Ok(from as usize) } else { Err(format!("there is no place {at} in its sequence")) }
     }

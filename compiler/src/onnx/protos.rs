@@ -40,7 +40,8 @@ pub(crate) fn identity(from: &str, to: &str) -> NodeProto {
     call("Identity", &[from], &[to], Vec::new())
 }
 
-fn constant(name: &str, t: TensorProto) -> NodeProto {
+/// A tensor of the file as a node, which is never a weight.
+pub(crate) fn constant(name: &str, t: TensorProto) -> NodeProto {
     let attribute = AttributeProto {
         name: "value".into(),
         type_: AttributeType::TENSOR.into(),

@@ -82,12 +82,12 @@ pub(crate) fn fold(n: &NodeProto, p: &mut Placing<'_>) -> Result<Vec<NodeProto>,
         "SequenceErase" => {
             let mut all = elements(p)?;
             let last = all.len().checked_sub(1).ok_or("its sequence is empty")?;
-            all.remove(p.place(n, 1, last + 1, last)?);
+            all.remove(p.place(n, 1, last + 1, last + 1)?);
             p.define(out, all)
         }
         "SequenceAt" => {
             let last = known(p)?.checked_sub(1).ok_or("its sequence is empty")?;
-            let at = p.place(n, 1, last + 1, last)?;
+            let at = p.place(n, 1, last + 1, last + 1)?;
             Ok(vec![identity(&element(p, at), out)])
         }
         "SequenceLength" => Ok(vec![integer(out, known(p)? as i64)]),

@@ -50,6 +50,10 @@ pub(crate) fn short(reason: &str) -> String {
     // node "y" (Op, opset 20): why
     let Some((head, why)) = line.split_once("): ") else { return line.to_string() };
     let op = head.rsplit_once('(').map_or("", |x| x.1).split(',').next().unwrap_or("");
+    let opset = head.rsplit_once("opset ").and_then(|(_, n)| n.parse::<u32>().ok());
+    if opset.is_some_and(|n| n < 7) && why.contains("broadcast") {
+        return "operands broadcast in another way before opset 7".into();
+    }
     let why = OPS.iter().find(|o| o.0 == op && why == "not supported").map_or(why, |o| o.1);
     format!("{op}: {why}")
 }

@@ -17,7 +17,7 @@ pub(super) const OPS: &[Entry] = &[
     },
     Entry {
         op: "Scan",
-        note: "unrolled, its steps sharing their weights, 4096 at most; from opset 9 on",
+        note: "unrolled, its steps sharing their weights, 4096 at most; in opset 8 sample by sample",
         convert: unplaced,
     },
     Entry { op: "SequenceMap", note: "unrolled; the sequence has to fold away", convert: unplaced },

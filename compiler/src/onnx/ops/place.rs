@@ -11,7 +11,7 @@ use crate::onnx::ops::{Entry, real};
 pub(super) const OPS: &[Entry] = &[
     Entry {
         op: "RoiAlign",
-        note: "averages: products with what rows and columns weigh; sampling_ratio has to be given",
+        note: "products with what rows and columns weigh; sampling_ratio has to be given",
         convert: roi_align,
     },
     Entry { op: "TensorScatter", note: "a product with flags; float caches", convert: tensor_scatter },
@@ -28,16 +28,19 @@ fn count(cx: &mut Cx<'_, '_, '_>, n: usize, rank: usize) -> NodeId {
 
 /// `y[r, c, i, j]` is the mean over the places of a grid in cell `i, j` of box `r`, each between four elements of `x`.
 /// A place weighs rows and columns apart from each other, so the mean is `A x B` with what rows weigh and what columns
-/// do.
+/// do. In mode `max` it is the largest of all places' four weighed elements, as ONNX has it: `A x B` with a row and a
+/// column for each of them, and then their maximum.
 fn roi_align(cx: &mut Cx<'_, '_, '_>) -> R {
     let half = match cx.string("coordinate_transformation_mode", "half_pixel").as_str() {
         "half_pixel" if cx.opset >= 16 || cx.has("coordinate_transformation_mode") => 0.5,
         "half_pixel" | "output_half_pixel" => 0.0,
         other => return Err(format!("coordinate_transformation_mode \"{other}\" does not exist")),
     };
-    if cx.string("mode", "avg") != "avg" {
-        return Err("only averages are supported".into());
-    }
+    let largest_of = match cx.string("mode", "avg").as_str() {
+        "avg" => false,
+        "max" => true,
+        other => return Err(format!("mode \"{other}\" does not exist")),
+    };
     let scale = cx.float("spatial_scale", 1.0);
     let size = |name: &str, default: i64| usize::try_from(cx.int(name, default)).unwrap_or(0);
     let (rows, columns, grid) = (size("output_height", 1), size("output_width", 1), size("sampling_ratio", 0));
@@ -52,7 +55,13 @@ fn roi_align(cx: &mut Cx<'_, '_, '_>) -> R {
     if grid == 0 {
         return Err("without a sampling_ratio, how many places a mean is of depends on the data".into());
     }
-    let largest = rows.max(columns).saturating_mul(grid).saturating_mul(height.max(width)).saturating_mul(r);
+    let mut largest = rows.max(columns).saturating_mul(grid).saturating_mul(height.max(width)).saturating_mul(r);
+    // What each place reads, and how many values a cell is of along a side.
+    let taps = if largest_of { 2usize.saturating_mul(grid) } else { 1 };
+    if largest_of {
+        let cells = rows.saturating_mul(columns).saturating_mul(taps.saturating_mul(taps));
+        largest = largest.saturating_mul(2).max(cells.saturating_mul(r).saturating_mul(c));
+    }
     if largest == 0 || largest > LARGEST {
         return Err(format!("{r} boxes of {rows} x {columns} cells with {grid} x {grid} places are not supported"));
     }
@@ -81,8 +90,13 @@ fn roi_align(cx: &mut Cx<'_, '_, '_>) -> R {
         let inside = cx.b.map(ScalarFn::And, &[above, below]);
         let inside = cx.b.number(inside);
         let at = clamp(cx, at, Some(0.0), Some((extent - 1) as f64));
-        // What element e weighs: max(0, 1 - |place - e|).
         let elements = count(cx, extent, 3);
+        if largest_of {
+            let weights = two_taps(cx, at, inside, elements);
+            let weights = cx.b.reshape(weights, &[r, 1, cells * taps, extent]);
+            return cx.b.broadcast_to(weights, &[r, c, cells * taps, extent]);
+        }
+        // What element e weighs: max(0, 1 - |place - e|).
         let apart = cx.b.binary(ScalarFn::Sub, at, elements);
         let apart = cx.b.map(ScalarFn::Abs, &[apart]);
         let near = cx.b.neg(apart);
@@ -98,7 +112,33 @@ fn roi_align(cx: &mut Cx<'_, '_, '_>) -> R {
     let of_columns = weigh(cx, 0, columns, width);
     let of_columns = cx.b.matrix_transpose(of_columns);
     let y = cx.b.matmul(of_rows, image);
-    real(cx.b.matmul(y, of_columns))
+    let y = cx.b.matmul(y, of_columns);
+    if !largest_of {
+        return real(y);
+    }
+    let y = cx.b.reshape(y, &[r, c, rows, taps, columns, taps]);
+    let y = cx.b.max(y, &[3, 5]);
+    real(cx.b.reshape(y, &[r, c, rows, columns]))
+}
+
+/// What elements weigh of the place `at`, `[r, places, 1]`: apart for the one before it and the one behind it,
+/// `[r, places, 2, extent]`.
+fn two_taps(cx: &mut Cx<'_, '_, '_>, at: NodeId, inside: NodeId, elements: NodeId) -> NodeId {
+    let (r, places) = (cx.b.shape(at)[0], cx.b.shape(at)[1]);
+    let extent = cx.b.shape(elements)[2];
+    let first = cx.b.map(ScalarFn::Floor, &[at]);
+    let rest = cx.b.sub(at, first);
+    let left = cx.b.neg(rest);
+    let left = cx.b.offset(left, 1.0);
+    let next = cx.b.offset(first, 1.0);
+    let taps = [(first, left), (next, rest)].map(|(element, weight)| {
+        let weight = cx.b.mul(weight, inside);
+        let is = cx.b.binary(ScalarFn::Eq, element, elements);
+        let is = cx.b.number(is);
+        let weighed = cx.b.binary(ScalarFn::Mul, is, weight);
+        cx.b.reshape(weighed, &[r, places, 1, extent])
+    });
+    cx.b.concat(&taps, 2)
 }
 
 /// Most elements of what places weigh.

@@ -336,7 +336,14 @@ fn extents(v: &[i64]) -> Result<Vec<usize>, String> {
 
 fn expand(cx: &mut Cx<'_, '_, '_>) -> R {
     let from = cx.shape(0)?;
-    let target = extents(&cx.known_ints(1, "the shape")?)?;
+    let mut target = extents(&cx.known_ints(1, "the shape")?)?;
+    // One number for each sample of the exported batch, as exports write for what was drawn in training.
+    if let (Operand::Const(c), Some((old, new)), Some(first)) = (cx.operand(0), cx.state.rebatch, target.first_mut())
+        && c.data.len() == 1
+        && *first == old
+    {
+        *first = new;
+    }
     let shape = common_shape(&from, &target).ok_or_else(|| format!("{from:?} does not broadcast to {target:?}"))?;
     if shape.iter().try_fold(1usize, |a, &d| a.checked_mul(d)).is_none_or(|n| n > 1 << 34) {
         return Err(format!("shape {shape:?} is too large"));
