@@ -2,9 +2,9 @@
 //!
 //! Any packing can be settled: every block that has no place of its own sinks until it lies on another or on the
 //! ground. So blocks are placed in the order of their offsets, each as low as what lies below lets it, and a choice is
-//! only which is next. A choice is dropped where another block would fit below the one chosen, and where at some moment the
-//! blocks yet to come cannot fit between the lowest of them and the height. The form of the search is that of Moffitt,
-//! "MiniMalloc: A Lightweight Memory Allocator for Hardware-Accelerated Machine Learning", 2023.
+//! only which is next. A choice is dropped where another block would fit below the one chosen, and where at some moment
+//! the blocks yet to come cannot fit between the lowest of them and the height. The form of the search is that of
+//! Moffitt, "MiniMalloc: A Lightweight Memory Allocator for Hardware-Accelerated Machine Learning", 2023.
 
 use std::ops::Range;
 

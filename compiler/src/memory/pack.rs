@@ -43,8 +43,8 @@ pub(super) struct Packing {
 /// Pairs of blocks that the search may look at before it takes what it has.
 const PAIRS: usize = 8_000_000;
 /// Most blocks that are packed by branch and bound where the search leaves room; the heights it tries, as parts of the
-/// lower bound that are added to it, until one is not reached; and moments of blocks that it may look at for each, of few
-/// blocks and of others.
+/// lower bound that are added to it, until one is not reached; and moments of blocks that it may look at for each, of
+/// few blocks and of others.
 const MOST_BRANCHED: usize = 1024;
 const SLACK: [usize; 4] = [100, 200, 400, 0];
 const FEW: usize = 128;

@@ -156,8 +156,8 @@ fn an_overlap_is_found() {
     assert!(slrc_plan::validate::validate(&plan).is_err_and(|e| e.to_string().contains("overlap")));
 }
 
-/// An arena cannot be smaller than what is live at once. Measured: exactly that for 294 of 310, and for training steps at
-/// most 1.037 times that, of a module of ResNet-18 in batches of 8. Steps for inference have few buffers between
+/// An arena cannot be smaller than what is live at once. Measured: exactly that for 294 of 310, and for training steps
+/// at most 1.037 times that, of a module of ResNet-18 in batches of 8. Steps for inference have few buffers between
 /// boundaries, whose places are given: of the worst, 1.16, branch and bound has shown that nothing less is possible.
 #[test]
 fn arenas_are_tight() {
