@@ -1,6 +1,7 @@
 //! The `slrc` command: one verb a file. Results go to stdout, progress and errors to stderr.
 #![allow(clippy::print_stderr, reason = "this is the command line")]
 
+mod allocator;
 mod args;
 mod batch;
 mod bench;
@@ -37,9 +38,8 @@ use clap::Parser;
 
 use crate::args::{Cli, PlanVerb, Verb};
 
-/// Planning makes and drops millions of small vectors: with the system's allocator it takes half as long again.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
