@@ -4,9 +4,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 
 use mimalloc::MiMalloc;
 
-/// Small blocks come from mimalloc: planning makes and drops millions of small vectors, and takes half as long again with
-/// the system's allocator. Large ones come from the system, which gets them back as soon as they are dropped, so that a
-/// run holds what its plan says and not the files that it began with.
+/// Small blocks come from mimalloc: planning makes and drops millions of small vectors, and takes half as long again
+/// with the system's allocator. Large ones come from the system, which gets the largest back as soon as they are
+/// dropped: a run holds what its plan says and little of the files that it began with.
 pub(crate) struct Allocator;
 
 /// Bytes from which a block is large.
