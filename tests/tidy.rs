@@ -188,8 +188,8 @@ fn names(f: &File) -> Vec<String> {
     out
 }
 
-/// Where unsafe code may be; an allocator, tests of a driver's interface, and benchmarks beside a crate whose interface is
-/// pointers, cannot do without.
+/// Where unsafe code may be; an allocator, tests of a driver's interface, and benchmarks beside a crate whose interface
+/// is pointers, cannot do without.
 const UNSAFE: &[&str] = &[
     "benches/",
     "compiler/cli/allocator.rs",
