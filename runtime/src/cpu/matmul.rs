@@ -28,7 +28,7 @@ pub(super) struct Matmul {
     split: Option<(usize, Operand)>,
     epilogue: Option<Epilogue>,
     /// Sums of `b`, read once more: it has just been in a cache.
-    sums: Option<Reduce>,
+    sums: Option<Box<Reduce>>,
     /// Of a single product.
     division: Division,
 }
@@ -53,7 +53,7 @@ impl Matmul {
             b_prologue: made("b"),
             split: p.split.as_ref().map(|s| (s.count, memory.operand(&s.partials))),
             epilogue,
-            sums: p.b_sums.as_ref().map(|r| Reduce::new(memory, r)),
+            sums: p.b_sums.as_ref().map(|r| Box::new(Reduce::new(memory, r))),
             division,
         }
     }
