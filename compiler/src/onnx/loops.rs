@@ -54,7 +54,7 @@ pub(crate) fn carried_into(n: &NodeProto) -> Vec<(&str, &str)> {
     let (formals, results) = match n.op_type.as_str() {
         "Loop" => (&b.input[b.input.len().min(1)..], &b.output[..b.output.len().min(n.input.len().max(1) - 1)]),
         "Scan" => {
-            let states = n.input.len().saturating_sub(scanned(n) + lengths(n, b)).min(b.output.len());
+            let states = n.input.len().saturating_sub(scanned(n).saturating_add(lengths(n, b))).min(b.output.len());
             (&b.input[..], &b.output[..states])
         }
         _ => return Vec::new(),
