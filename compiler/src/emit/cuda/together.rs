@@ -195,8 +195,11 @@ impl Together {
 
     /// Fewest blocks that a multiprocessor must be able to hold, if that is to be said.
     pub(super) fn least_blocks(&self) -> Option<usize> {
-        let hungriest = self.parts.iter().map(|p| p.call.registers).max();
-        hungriest.unwrap_or(Registers::Unbounded).blocks(self.block)
+        let registers = || self.parts.iter().map(|p| p.call.registers);
+        let blocks = registers().max().unwrap_or(Registers::Unbounded).blocks(self.block)?;
+        // What takes what the compiler likes may like more than the others' bound leaves.
+        let unbounded = registers().any(|r| r == Registers::Unbounded);
+        Some(if unbounded { blocks.max(2) - 1 } else { blocks })
     }
 
     pub(super) fn formula(&self) -> Vec<String> {
