@@ -1,7 +1,7 @@
 //! Products with the elementwise work on their results.
 
 use slrc_plan::kernel::{ConvAlgorithm, KernelOp, TILE_GROUP, TILE_ROWS};
-use slrc_plan::region::{Region as PlanRegion, Split};
+use slrc_plan::region::Region as PlanRegion;
 use slrc_plan::{DType, View};
 
 use crate::fuse::{Owner, Region};
@@ -37,9 +37,7 @@ impl Lowering<'_> {
         by_rows(&mut plan, cols);
         if !plan.reduce.is_empty() {
             let count = groups(&run, self.convolutions);
-            let (reductions, kept) = (plan.reductions(), plan.kept_count());
-            let partials = self.workspace(region.sinks[0].node, count * reductions * kept);
-            plan.split = Some(Split { count, partials: View::new(partials, vec![reductions * kept, kept, 1]) });
+            self.cut(&mut plan, region.sinks[0].node, count);
         }
         if let Some(place) = self.shared_place(id, &run, &to, &plan) {
             // It was among the last to be added.

@@ -5,7 +5,6 @@ use slrc_plan::kernel::{
     Conv, ConvAlgorithm, ConvDirection, Copy, Fill, Gather, KernelOp, Matmul, MatmulSplit, Random, Window,
     WindowGeometry, WindowOp,
 };
-use slrc_plan::region::Split;
 use slrc_plan::{Prologue, View};
 
 use crate::fuse::{Besides, Layout, Owner, Region};
@@ -201,11 +200,9 @@ impl Lowering<'_> {
         let batch = Dims(collapse_batch(batch, &mut views));
         let b_sums = sums.map(|(item, region)| {
             let mut plan = self.plan_region(item, region);
-            plan.split = split.as_ref().map(|s: &MatmulSplit| {
-                let (reductions, kept) = (plan.reductions(), plan.kept_count());
-                let partials = self.workspace(region.sinks[0].node, s.count * reductions * kept);
-                Split { count: s.count, partials: View::new(partials, vec![reductions * kept, kept, 1]) }
-            });
+            if let Some(s) = &split {
+                self.cut(&mut plan, region.sinks[0].node, s.count);
+            }
             plan
         });
         let flops = flops + b_sums.iter().map(|r| r.space.iter().product::<usize>() as u64).sum::<u64>();

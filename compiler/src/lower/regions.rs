@@ -234,6 +234,11 @@ impl Lowering<'_> {
         if count < 2 {
             return;
         }
+        self.cut(plan, node, count);
+    }
+
+    /// Cuts what a region reduces into groups, whose results lie in memory of their own.
+    pub(super) fn cut(&mut self, plan: &mut PlanRegion, node: NodeId, count: usize) {
         let (reductions, kept) = (plan.reductions(), plan.kept_count());
         let id = self.workspace(node, count * reductions * kept);
         plan.split = Some(Split { count, partials: View::new(id, vec![reductions * kept, kept, 1]) });
