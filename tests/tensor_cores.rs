@@ -27,28 +27,10 @@ use slrc_runtime::cuda::{CudaDevice, Launching, Libraries, Residency};
 use slrc_runtime::device::Device as _;
 use support::cuda_host::{Options, Order, Sanitizer, Streams, in_child, real};
 use support::graph_plan::GraphPlan;
+use support::rounding::rounded;
 
 /// f32 rounding of sums of at most 17000 terms of order one.
 const TOLERANCE: f64 = 5e-6;
-
-/// Bits of significand, the leading one included.
-fn bits(precision: Precision) -> i32 {
-    match precision {
-        Precision::F32 => 24,
-        Precision::Tf32 => 11,
-        Precision::Bf16 => 8,
-    }
-}
-
-/// The nearest number with so many bits, ties away from zero (TF32) or to even (bf16).
-fn rounded(x: f64, precision: Precision) -> f64 {
-    if x == 0.0 {
-        return x;
-    }
-    let unit = (x.abs().log2().floor() - f64::from(bits(precision) - 1)).exp2();
-    let n = x / unit;
-    unit * if precision == Precision::Bf16 { n.round_ties_even() } else { n.round() }
-}
 
 struct Case {
     name: String,

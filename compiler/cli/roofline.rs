@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 use slrc_plan::plan::ModulePlan;
-use slrc_plan::{Kernel, Plan, Precision};
+use slrc_plan::{Kernel, KernelOp, Plan, Precision};
 
 /// What a device does at most.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -41,7 +41,9 @@ impl Bound {
 impl Peaks {
     /// The bound of a kernel that moves so many bytes.
     pub(crate) fn bound(&self, k: &Kernel, bytes: usize) -> Bound {
-        let flops = if k.run.is_product() { self.product_flops_per_second } else { self.flops_per_second };
+        // Nearly all of attention's work is its products, on the same cores.
+        let multiplies = k.run.is_product() || matches!(k.run, KernelOp::Attention(_));
+        let flops = if multiplies { self.product_flops_per_second } else { self.flops_per_second };
         Bound { memory: bytes as f64 / self.bytes_per_second, work: k.flops as f64 / flops }
     }
 }

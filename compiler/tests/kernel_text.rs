@@ -74,3 +74,12 @@ fn transformer_weights_and_bias() {
     let text = c.kernels.as_ref().expect("kernels").split("\n\n").find(sums).expect("a product that sums its operand");
     insta::assert_snapshot!("transformer_weights_and_bias", text);
 }
+
+/// Attention on tensor cores: scores, softmax and its product with the values.
+#[test]
+fn transformer_attention_bf16() {
+    let c = compiled("mnist_vit", "{batch: 8, partition: {modules: 1}, precision: bf16}");
+    let attention = |text: &&str| name(text).is_some_and(|n| n.starts_with("attention"));
+    let text = c.kernels.as_ref().expect("kernels").split("\n\n").find(attention).expect("attention");
+    insta::assert_snapshot!("transformer_attention_bf16", text);
+}

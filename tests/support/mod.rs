@@ -3,6 +3,7 @@
 
 pub(crate) mod cuda_host;
 pub(crate) mod graph_plan;
+pub(crate) mod rounding;
 pub(crate) mod steps;
 
 use std::collections::BTreeMap;

@@ -96,7 +96,7 @@ pub enum KernelOp {
 }
 
 impl KernelOp {
-    /// Whether it is a matrix product or a convolution that is one: what tensor cores and libraries compute.
+    /// Whether it is a matrix product or a convolution that is one: what libraries compute.
     pub fn is_product(&self) -> bool {
         match self {
             KernelOp::Matmul(_) => true,

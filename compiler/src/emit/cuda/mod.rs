@@ -22,6 +22,8 @@ mod reduce;
 mod row;
 mod scalar;
 mod source;
+mod strip;
+mod strip_tensor;
 mod tensor;
 mod together;
 mod walk;
@@ -65,7 +67,7 @@ fn calls(table: &Table<'_>, k: &Kernel, precision: Precision) -> Vec<Call> {
         KernelOp::Map(r) => map::emit(table, r),
         KernelOp::Row(r) => row::emit(table, r),
         KernelOp::Reduce(r) => reduce::emit(table, r),
-        KernelOp::Attention(a) => attention::emit(table, a),
+        KernelOp::Attention(a) => attention::emit(table, a, precision),
         KernelOp::Matmul(m) => matmul::emit(table, m, precision),
         KernelOp::Conv(c) => conv::emit(table, c, precision),
         KernelOp::Window(w) => window::emit(table, w),

@@ -13,7 +13,7 @@ use crate::emit::cuda::columns::Sharing;
 use crate::emit::cuda::product::{Operand, Product, THREADS};
 
 /// Words of a row staged at a time: two instructions deep.
-const WORDS: usize = 16;
+pub(super) const WORDS: usize = 16;
 /// Tiles by preference: the larger, the more often a staged number is used.
 const TILES: [[usize; 2]; 4] = [[128, 128], [128, 64], [64, 128], [64, 64]];
 /// Blocks that keep a large device busy: two for each of an A100's 108 multiprocessors.
@@ -30,7 +30,7 @@ pub(super) fn tile(rows: usize, cols: usize, count: usize) -> [usize; 2] {
 }
 
 /// Terms in a word.
-fn packed(precision: Precision) -> usize {
+pub(super) fn packed(precision: Precision) -> usize {
     match precision {
         Precision::F32 | Precision::Tf32 => 1,
         Precision::Bf16 => 2,
