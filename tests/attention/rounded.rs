@@ -1,4 +1,4 @@
-//! Attention whose products have operands rounded to TF32 or bf16, on the CUDA device against the f64 interpreter, which
+//! Attention with operands of products rounded to TF32 or bf16, on the CUDA device against the f64 interpreter, which
 //! rounds the operands of every product of the same graph.
 
 use slrc_compiler::ir::graph::InputId;
