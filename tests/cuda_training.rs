@@ -163,6 +163,7 @@ fn values(input: &InputDecl, dtype: DType, count: usize, seed: u64) -> Vec<u8> {
     match dtype {
         DType::I32 => (0..count).flat_map(|_| whole().to_le_bytes()).collect(),
         DType::U8 => (0..count).map(|_| whole() as u8).collect(),
+        DType::Bit => unreachable!("inputs are of whole bytes"),
         DType::F32 => {
             let mut random = Sequence::new(seed, stream_of(&input.name), 0);
             (0..count).flat_map(|_| random.normal().to_le_bytes()).collect()

@@ -47,6 +47,7 @@ fn trained(c: &Compiled, file: &OnnxFile, batches: &[Batch]) -> (BTreeMap<String
                 slrc_plan::DType::F32 => t.data.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
                 slrc_plan::DType::I32 => t.data.iter().flat_map(|&x| (x as i32).to_le_bytes()).collect(),
                 slrc_plan::DType::U8 => t.data.iter().map(|&x| x as u8).collect(),
+                slrc_plan::DType::Bit => unreachable!("inputs are of whole bytes"),
             };
             s.set_input(name, &bytes).expect("an input");
         }

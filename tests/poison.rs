@@ -24,7 +24,7 @@ fn poison(dtype: DType) -> f32 {
     match dtype {
         DType::F32 => f32::NAN,
         DType::I32 => -(2f32.powi(31)),
-        DType::U8 => 255.0,
+        DType::U8 | DType::Bit => 255.0,
     }
 }
 
@@ -108,7 +108,7 @@ impl Device for Poisoned {
 /// Fills every buffer of a program after its last use; returns how many. `handed` are the boundaries it touches.
 fn poison_dead_buffers(p: &mut Program, handed: &[(Buffer, Live)], kept: &[&String]) -> usize {
     let live = |b: &Buffer| b.live.expect("an arena buffer");
-    let mut kernels = Vec::new();
+    let (mut kernels, mut bytes) = (Vec::new(), Vec::new());
     // Where each old kernel stands, and where each buffer's life ends.
     let mut at = Vec::new();
     let mut ends: Vec<Option<usize>> = vec![None; p.buffers.len()];
@@ -122,9 +122,21 @@ fn poison_dead_buffers(p: &mut Program, handed: &[(Buffer, Live)], kept: &[&Stri
             if all.any(|(o, live)| o.id != b.id && live.first == i && meets(o)) {
                 continue;
             }
-            let (space, to) = (Dims(vec![b.count()]), View::new(b.id.clone(), vec![1]));
-            let run = KernelOp::Fill(Fill { space, value: poison(b.dtype), to });
-            ends[n] = Some(kernels.len());
+            // Bits are filled as the bytes that they lie in.
+            let target = match b.dtype {
+                DType::Bit => {
+                    let (id, shape, at) = (format!("bytes{n}"), Dims(vec![b.bytes]), kernels.len());
+                    let live = Some(Live { first: at, last: at });
+                    bytes.push(Buffer { id, dtype: DType::U8, shape, order: None, live, ..b.clone() });
+                    &bytes[bytes.len() - 1]
+                }
+                DType::F32 | DType::I32 | DType::U8 => {
+                    ends[n] = Some(kernels.len());
+                    b
+                }
+            };
+            let (space, to) = (Dims(vec![target.count()]), View::new(target.id.clone(), vec![1]));
+            let run = KernelOp::Fill(Fill { space, value: poison(target.dtype), to });
             kernels.push(Kernel { id: format!("poison{n}"), phase: Phase::Update, nodes: vec![], flops: 0, run });
         }
     }
@@ -134,7 +146,9 @@ fn poison_dead_buffers(p: &mut Program, handed: &[(Buffer, Live)], kept: &[&Stri
         b.live = Some(Live { first: at[l.first], last: ends[n].unwrap_or(last) });
     }
     p.kernels = kernels;
-    ends.iter().flatten().count()
+    let filled = ends.iter().flatten().count() + bytes.len();
+    p.buffers.extend(bytes);
+    filled
 }
 
 /// The boundaries that a program touches.

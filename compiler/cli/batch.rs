@@ -23,6 +23,7 @@ impl Batch {
                 DType::F32 => (0..b.count()).flat_map(|_| random.normal().to_le_bytes()).collect(),
                 DType::I32 => (0..b.count()).flat_map(|_| whole().to_le_bytes()).collect(),
                 DType::U8 => (0..b.count()).map(|_| whole() as u8).collect(),
+                DType::Bit => unreachable!("invariant: inputs are of whole bytes"),
             };
             inputs.push((i.name.clone(), data));
         }

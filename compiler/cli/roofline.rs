@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 use slrc_plan::plan::ModulePlan;
-use slrc_plan::{Kernel, KernelOp, Plan, Precision};
+use slrc_plan::{DType, Kernel, KernelOp, Plan, Precision};
 
 /// What a device does at most.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -172,9 +172,9 @@ impl Estimate {
 /// Bytes of a kernel's operands, each element once.
 pub(crate) fn bytes_moved(plan: &Plan, k: &Kernel) -> usize {
     let of = |o: &slrc_plan::kernel::Operand<'_>| {
-        let size = plan.all_buffers().find(|b| b.id == o.view.buffer).map_or(4, |b| b.dtype.size());
+        let dtype = plan.all_buffers().find(|b| b.id == o.view.buffer).map_or(DType::F32, |b| b.dtype);
         let count: usize = o.space.iter().zip(&o.view.strides).filter(|(_, s)| **s != 0).map(|(n, _)| n).product();
-        count * size
+        dtype.bytes(count)
     };
     k.run.operands().iter().map(of).sum()
 }

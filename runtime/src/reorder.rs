@@ -18,7 +18,7 @@ fn reorder<'a>(b: &Buffer, from: &'a [u8], into_memory: bool) -> Cow<'a, [u8]> {
     if b.order.is_none() {
         return Cow::Borrowed(from);
     }
-    let (size, strides) = (b.dtype.size(), b.strides());
+    let (size, strides) = (b.dtype.bytes(1), b.strides());
     let mut to = vec![0; from.len()];
     let mut index = vec![0; b.shape.len()];
     for row_major in 0..b.count() {

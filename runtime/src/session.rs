@@ -114,6 +114,7 @@ impl Session {
                 DType::F32 => Cow::Borrowed(bytemuck::cast_slice(&t.data)),
                 DType::I32 => t.data.iter().flat_map(|&x| (x as i32).to_le_bytes()).collect(),
                 DType::U8 => t.data.iter().map(|&x| x as u8).collect(),
+                DType::Bit => unreachable!("invariant: state is of whole bytes"),
             };
             self.device.write(&b, &to_memory(&b, &bytes))?;
         }

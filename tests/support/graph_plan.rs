@@ -16,7 +16,7 @@ use slrc_runtime::device::{Device, ProgramKind, StepContext};
 use slrc_runtime::reorder::{to_memory, to_row_major};
 
 fn buffer(id: &str, space: Space, dtype: DType, shape: &[usize], order: Option<Vec<usize>>, end: &mut usize) -> Buffer {
-    let bytes = shape.iter().product::<usize>() * dtype.size();
+    let bytes = dtype.bytes(shape.iter().product());
     let b = Buffer {
         id: id.into(),
         space,
@@ -188,6 +188,7 @@ impl GraphPlan {
                 DType::F32 => t.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
                 DType::I32 => t.iter().flat_map(|&x| (x as i32).to_le_bytes()).collect(),
                 DType::U8 => t.iter().map(|&x| x as u8).collect(),
+                DType::Bit => unreachable!("bits live within a program"),
             };
             written.push((b.clone(), bytes));
         };

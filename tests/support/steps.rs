@@ -109,6 +109,7 @@ pub(crate) fn session(c: &Compiled, device: Box<dyn Device>, weights: &[NamedTen
             DType::F32 => t.data.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
             DType::I32 => t.data.iter().flat_map(|&x| (x as i32).to_le_bytes()).collect(),
             DType::U8 => t.data.iter().map(|&x| x as u8).collect(),
+            DType::Bit => unreachable!("inputs are of whole bytes"),
         };
         session.set_input(name, &bytes).expect("input");
     }

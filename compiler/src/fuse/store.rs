@@ -119,11 +119,11 @@ fn leaves_of(g: &Graph, l: &Layouts, r: &Region) -> Vec<Leaf> {
 fn bytes(g: &Graph, l: &Layouts, leaf: &Leaf, space: &[usize]) -> f64 {
     let along = leaf.strides.iter().zip(&leaf.repeats).zip(space);
     let count: usize = along.filter(|((s, _), _)| **s != 0).map(|((_, r), e)| e / r).product();
-    let size = match leaf.owner {
-        Owner::Node(n) => g.ty(n).dtype.size(),
-        Owner::Copy(c) => g.ty(l.copies[c].of).dtype.size(),
+    let dtype = match leaf.owner {
+        Owner::Node(n) => g.ty(n).dtype,
+        Owner::Copy(c) => g.ty(l.copies[c].of).dtype,
     };
-    (count * size) as f64
+    dtype.bytes(count) as f64
 }
 
 fn worth_storing(g: &Graph, l: &mut Layouts, items: &Items, id: NodeId, regions: &[usize]) -> bool {

@@ -33,7 +33,7 @@ impl Type {
 
     /// Size of a dense tensor of this type.
     pub fn bytes(&self) -> usize {
-        self.count() * self.dtype.size()
+        self.dtype.bytes(self.count())
     }
 
     /// Number of dimensions.

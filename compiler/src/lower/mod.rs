@@ -1,6 +1,7 @@
 //! Lowering: fused items as kernels over named buffers. Offsets are not known yet; [`crate::memory`] assigns them.
 
 mod attention;
+mod bits;
 mod epilogue;
 mod kernels;
 mod names;
@@ -116,6 +117,7 @@ pub fn lower(g: &Graph, l: &Layouts, items: &Items, order: &[usize], purpose: Pu
             Item::Export(root) => lowering.export(*root),
         }
     }
+    bits::pack_flags(&mut lowering.draft);
     lowering.draft
 }
 

@@ -179,7 +179,7 @@ fn own_buffers(draft: &Draft, live: &BTreeMap<&str, (usize, usize)>) -> Vec<Buff
                 shape: Dims(d.shape.clone()),
                 order: (d.order != identity).then(|| Dims(d.order.clone())),
                 offset: 0,
-                bytes: d.shape.iter().product::<usize>() * d.dtype.size(),
+                bytes: d.dtype.bytes(d.shape.iter().product()),
                 live: Some(Live { first, last: if d.keep { end } else { last } }),
             })
         })

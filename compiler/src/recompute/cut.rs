@@ -5,7 +5,7 @@
 //! cut are the fewest bytes from which everything used later follows. That activations can be computed again is the
 //! idea of Chen, Xu, Zhang and Guestrin, "Training Deep Nets with Sublinear Memory Cost", 2016.
 
-use slrc_plan::ScalarFn;
+use slrc_plan::{DType, ScalarFn};
 
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::op::{Class, Op};
@@ -75,6 +75,8 @@ fn capacity(g: &Graph, p: &Pressure, kept_anyway: &[bool], finished: &[usize], i
         Class::Leaf => 0,
         // It shares its operand's memory.
         Class::View => capacity(g, p, kept_anyway, finished, n.operands[0]),
+        // A mask, a bit each.
+        Class::Pointwise if n.ty.dtype == DType::U8 => DType::Bit.bytes(n.ty.count()) as u64,
         Class::Pointwise if finished[id.index()] > 0 => {
             (n.ty.bytes() - finished[id.index()].min(STEPS) * (n.ty.bytes() / 64)) as u64
         }

@@ -45,7 +45,7 @@ fn replaces_element_by_element(k: &Kernel, old: &Buffer, new: &Buffer) -> bool {
     store.is_some_and(|s| {
         let injective = r.space.iter().zip(&s.view.strides).all(|(&extent, &stride)| extent <= 1 || stride > 0);
         let mut loads = r.loads.iter().filter(|l| l.view.buffer == old.id).peekable();
-        let same_width = old.dtype.size() == new.dtype.size() && old.offset == new.offset;
+        let same_width = old.dtype.bits() == new.dtype.bits() && old.offset == new.offset;
         let reads = loads.peek().is_some();
         injective
             && same_width

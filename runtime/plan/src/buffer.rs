@@ -16,15 +16,28 @@ pub enum DType {
     I32,
     /// One byte: flags (0 or 1) and positions in a pooling window.
     U8,
+    /// Flags, eight a byte in memory order, the first in the lowest bit (see [`crate::bits`]).
+    Bit,
 }
 
 impl DType {
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
+    /// Bits of one element.
+    pub fn bits(self) -> usize {
         match self {
-            DType::F32 | DType::I32 => 4,
-            DType::U8 => 1,
+            DType::F32 | DType::I32 => 32,
+            DType::U8 => 8,
+            DType::Bit => 1,
         }
+    }
+
+    /// Bytes of so many elements, if that is a number.
+    pub fn checked_bytes(self, count: usize) -> Option<usize> {
+        count.checked_mul(self.bits()).map(|bits| bits.div_ceil(8))
+    }
+
+    /// Bytes of so many elements.
+    pub fn bytes(self, count: usize) -> usize {
+        (count * self.bits()).div_ceil(8)
     }
 
     /// The name used in text forms.
@@ -33,6 +46,7 @@ impl DType {
             DType::F32 => "f32",
             DType::I32 => "i32",
             DType::U8 => "u8",
+            DType::Bit => "bit",
         }
     }
 }
@@ -136,7 +150,7 @@ impl TryFrom<String> for Live {
 impl Buffer {
     /// Number of elements.
     pub fn count(&self) -> usize {
-        self.bytes / self.dtype.size()
+        self.shape.iter().product()
     }
 
     /// Strides, in elements, of the logical dimensions.

@@ -9,6 +9,7 @@
 //! kernel names bytes).
 
 pub mod attention;
+pub mod bits;
 pub mod buffer;
 pub mod dims;
 pub mod follow;

@@ -23,6 +23,8 @@ pub enum Role {
     Own,
     /// Read by the elementwise work of this number.
     Load(usize),
+    /// Read to make an element of an operand.
+    Made,
     /// Written by it, each element after its loads of the same index.
     Store(usize),
     /// Written by the work on attention's rows.
@@ -51,7 +53,10 @@ const INDICES: &[DType] = &[DType::I32];
 /// Positions in a window.
 const POSITIONS: &[DType] = &[DType::U8, DType::I32];
 /// What a region computes: numbers and flags.
-const RESULTS: &[DType] = &[DType::F32, DType::U8];
+const RESULTS: &[DType] = &[DType::F32, DType::U8, DType::Bit];
+/// What a region reads.
+const VALUES: &[DType] = &[DType::F32, DType::I32, DType::U8, DType::Bit];
+/// Elements of whole bytes.
 const ANY: &[DType] = &[DType::F32, DType::I32, DType::U8];
 
 impl<'a> Operand<'a> {
@@ -236,7 +241,8 @@ fn attention_operands(a: &Attention) -> Vec<Operand<'_>> {
 /// What a prologue reads besides the operand's own place.
 fn made_operands(made: Made<'_>) -> impl Iterator<Item = Operand<'_>> {
     let Made { view, space, by, .. } = made;
-    by.loads.iter().filter(move |l| l.view != *view).map(move |l| Operand::read(&l.view, &space).of(ANY))
+    let others = by.loads.iter().filter(move |l| l.view != *view);
+    others.map(move |l| Operand::read(&l.view, &space).of(VALUES).role(Role::Made))
 }
 
 /// What work on the elements of a kernel reads; then what it writes. Of the region's operands those of `loads` and
@@ -247,7 +253,7 @@ fn work<'a>(
     loads: impl Iterator<Item = &'a Load>,
     stores: impl Iterator<Item = &'a Store>,
 ) -> [Vec<Operand<'a>>; 2] {
-    let loads = loads.map(|l| Operand::read(&l.view, &r.space).of(ANY).role(Role::Load(number)));
+    let loads = loads.map(|l| Operand::read(&l.view, &r.space).of(VALUES).role(Role::Load(number)));
     let stores = stores.map(|s| Operand::write(&s.view, &r.space).of(RESULTS).role(Role::Store(number)));
     let partials = r.split.iter().map(|s| Operand::write(&s.partials, &[s.count, r.reductions(), r.kept_count()]));
     [loads.collect(), partials.map(Operand::dense).chain(stores).collect()]

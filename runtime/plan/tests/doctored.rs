@@ -455,3 +455,26 @@ fn every_buffer_has_one_purpose() {
     let text = format!("{module}- index: 2\n{}", from.replace("    - id: k6\n", "    - id: k5\n"));
     assert!(check(&text).is_err_and(|e| e.reason.contains("two kernels are called k5")));
 }
+
+#[test]
+fn flags_as_bits() {
+    let mask = "m1/mask, space: arena, dtype: u8, shape: 2x4x2x2, order: 0x2x3x1, offset: 960, bytes: 32";
+    let bits = mask.replace("u8", "bit").replace("bytes: 32", "bytes: 4");
+    let plan = PLAN.replace(mask, &bits);
+    check(&plan).expect("a sound plan");
+    for (from, to, reason) in [
+        ("offset: 960, bytes: 4", "offset: 960, bytes: 32", "do not hold bit[2x4x2x2]"),
+        ("m1/mask(1) = v1", "m1/mask(1) = v0", "is no flag"),
+        ("m1/mask(1) = v1", "m1/mask@1(1) = v1", "leaves its buffer"),
+        ("x0 = m1/mask(1)", "x0 = m1/mask@8(1)", "leaves its buffer"),
+        ("x0 = m1/mask(1)", "x0 = m1/mask@1(0)", "is of bits"),
+        ("id: m1/at, space: arena, dtype: u8", "id: m1/at, space: arena, dtype: bit", "do not hold"),
+    ] {
+        refused(&plan, from, to, reason);
+    }
+    let positions = "m1/at, space: arena, dtype: u8, shape: 2x4x2x2, order: 0x2x3x1, offset: 896, bytes: 32";
+    let as_bits = positions.replace("u8", "bit").replace("bytes: 32", "bytes: 4");
+    refused(PLAN, positions, &as_bits, "is of bit, not u8 or i32");
+    let (store, fewer) = (kernel(1, "k4"), kernel(1, "k4").replace("space: '32'", "space: '28'"));
+    refused(&plan, store, &fewer, "is of bits, which cannot be used so");
+}

@@ -41,7 +41,7 @@ impl Copy {
         if self.space.contains(&0) {
             return;
         }
-        match self.from.dtype.size() {
+        match self.from.dtype.bytes(1) {
             4 => self.copy::<u32>(),
             _ => self.copy::<u8>(),
         }
@@ -131,6 +131,7 @@ impl Fill {
                             DType::F32 => *self.to.f32(p) = self.value,
                             DType::I32 => *self.to.i32(p) = self.value as i32,
                             DType::U8 => *self.to.u8(p) = self.value as u8,
+                            DType::Bit => unreachable!("invariant: plans are validated"),
                         }
                     }
                 }

@@ -84,9 +84,15 @@ impl Operand {
         self.base.0.wrapping_add(at)
     }
 
+    /// Pointer to the byte that holds flag `at` of an operand of bits.
+    pub(super) fn bits(&self, at: usize) -> *mut u8 {
+        debug_assert_eq!(self.dtype, DType::Bit);
+        self.base.0.wrapping_add(at / 8)
+    }
+
     /// Pointer to the bytes of element `at`.
     pub(super) fn bytes(&self, at: usize) -> *mut u8 {
-        self.base.0.wrapping_add(at * self.dtype.size())
+        self.base.0.wrapping_add(self.dtype.bytes(at))
     }
 
     /// Whether two operands may share memory.
@@ -129,7 +135,7 @@ impl Memory {
         let b = &self.buffers[&v.buffer];
         let space = self.bases[&b.space].0;
         let start = space.wrapping_add(b.offset);
-        let base = Pointer(start.wrapping_add(v.offset * b.dtype.size()));
+        let base = Pointer(start.wrapping_add(b.dtype.bytes(v.offset)));
         Operand { base, dtype: b.dtype, strides: v.strides.clone(), range: (start as usize, start as usize + b.bytes) }
     }
 }

@@ -12,6 +12,7 @@
 #![allow(unsafe_code, reason = "kernels work on views of one arena through raw pointers; see the contract above")]
 
 mod attention;
+mod bits;
 mod conv;
 mod copy;
 mod depthwise;

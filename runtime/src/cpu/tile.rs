@@ -10,6 +10,7 @@ use slrc_plan::region::Store;
 use slrc_plan::statement::{Arg, Statement, StatementOp};
 use slrc_plan::{DType, ScalarFn};
 
+use crate::cpu::bits;
 use crate::cpu::instruction::{Source, execute};
 use crate::cpu::math::Vector;
 use crate::cpu::memory::{Memory, Operand};
@@ -199,6 +200,7 @@ pub(super) fn read_number(o: &Operand, at: usize) -> f32 {
             DType::F32 => *o.f32(at),
             DType::I32 => *o.i32(at) as f32,
             DType::U8 => f32::from(*o.u8(at)),
+            DType::Bit => f32::from(*o.bits(at) >> (at % 8) & 1),
         }
     }
 }
@@ -339,6 +341,11 @@ pub(super) fn read_row(o: &Operand, start: usize, stride: usize, to: &mut [f32])
             }
             (DType::U8, s) => to.iter_mut().enumerate().for_each(|(i, t)| *t = f32::from(*o.u8(start + i * s))),
             (DType::I32, s) => to.iter_mut().enumerate().for_each(|(i, t)| *t = *o.i32(start + i * s) as f32),
+            (DType::Bit, 1) if start.is_multiple_of(8) => {
+                let from = std::slice::from_raw_parts(o.bits(start), to.len().div_ceil(8));
+                bits::unpack(from, to);
+            }
+            (DType::Bit, s) => to.iter_mut().enumerate().for_each(|(i, t)| *t = read_number(o, start + i * s)),
         }
     }
 }
@@ -372,6 +379,14 @@ pub(super) fn write_row(o: &Operand, start: usize, stride: usize, cols: usize, f
             }
             (DType::U8, s, _) => (0..count).for_each(|i| *o.u8(start + i * s) = u8::from(value(i) != 0.0)),
             (DType::I32, s, _) => (0..count).for_each(|i| *o.i32(start + i * s) = value(i) as i32),
+            (DType::Bit, s, _) => {
+                assert!(s == 1 && start.is_multiple_of(8) && count.is_multiple_of(8), "invariant: plans are validated");
+                let to = std::slice::from_raw_parts_mut(o.bits(start), count / 8);
+                match from {
+                    Source::Tile(t) => bits::pack(&t[..count], to),
+                    Source::Number(x) => to.fill(if x == 0.0 { 0 } else { u8::MAX }),
+                }
+            }
         }
     }
 }

@@ -130,21 +130,32 @@ impl<'a> Body<'a> {
         match &self.values[i].origin {
             Origin::Load(l) => {
                 let id = &self.region.loads[*l].view.buffer;
-                let at = format!("{}[{}]", code.pointer(id, false), self.walk.element(*l));
-                if code.dtype(id) == DType::F32 { at } else { format!("(float){at}") }
+                let (p, at) = (code.pointer(id, false), self.walk.element(*l));
+                match code.dtype(id) {
+                    DType::F32 => format!("{p}[{at}]"),
+                    DType::I32 | DType::U8 => format!("(float){p}[{at}]"),
+                    DType::Bit => format!("(float)({p}[({at}) / 8] >> ({at}) % 8 & 1)"),
+                }
             }
             Origin::Compute(text) | Origin::Given(text) => text.clone(),
             Origin::Reduce(..) => unreachable!("reductions are accumulated"),
         }
     }
 
-    /// Writes store `s` at the coordinates declared.
+    /// Writes store `s` at the coordinates declared. Where it stores bits, a whole warp does, of neighbours.
     pub(super) fn store(&self, code: &mut Code<'_>, s: usize) {
         let store = &self.region.stores[s];
         let p = code.pointer(&store.view.buffer, true);
         let at = self.walk.element(self.region.loads.len() + s);
-        let value = converted(code.dtype(&store.view.buffer), &store.value);
-        code.line(format!("{p}[{at}] = {value};"));
+        let (dtype, value) = (code.dtype(&store.view.buffer), &store.value);
+        if dtype == DType::Bit {
+            code.line(format!("const unsigned int s{s}_b = __ballot_sync(0xffffffffu, {value} != 0.0f);"));
+            code.open("if (threadIdx.x % 32 == 0)");
+            code.line(format!("reinterpret_cast<unsigned int*>({p})[({at}) / 32] = s{s}_b;"));
+            code.close();
+        } else {
+            code.line(format!("{p}[{at}] = {};", converted(dtype, value)));
+        }
     }
 
     /// Stores of values at a level, by index.
@@ -183,6 +194,7 @@ pub(super) fn converted(to: DType, value: &str) -> String {
         DType::F32 => value.to_string(),
         DType::I32 => format!("(int){value}"),
         DType::U8 => format!("(unsigned char){value}"),
+        DType::Bit => unreachable!("invariant: bits are stored with their neighbours"),
     }
 }
 

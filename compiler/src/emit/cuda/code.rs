@@ -331,7 +331,7 @@ pub(super) fn c_type(d: DType) -> &'static str {
     match d {
         DType::F32 => "float",
         DType::I32 => "int",
-        DType::U8 => "unsigned char",
+        DType::U8 | DType::Bit => "unsigned char",
     }
 }
 

@@ -102,14 +102,14 @@ impl Walk {
         sum(terms)
     }
 
-    /// Whether the last dimension can be walked in vectors of four: every view steps by one there, from an aligned
+    /// Whether the last dimension can be walked in vectors of so many: every view steps by one there, from an aligned
     /// place, or not at all.
-    pub(super) fn vectors(&self) -> bool {
+    pub(super) fn vectors(&self, width: usize) -> bool {
         let Some(last) = self.extents.len().checked_sub(1) else { return false };
-        self.extents[last].is_multiple_of(4)
+        self.extents[last].is_multiple_of(width)
             && self.strides.iter().zip(&self.offsets).all(|(s, o)| match s[last] {
                 0 => true,
-                1 => o.is_multiple_of(4) && s[..last].iter().all(|s| s.is_multiple_of(4)),
+                1 => o.is_multiple_of(width) && s[..last].iter().all(|s| s.is_multiple_of(width)),
                 _ => false,
             })
     }

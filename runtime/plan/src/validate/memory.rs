@@ -12,7 +12,7 @@ pub(super) fn check_buffer(b: &Buffer, space_bytes: usize) -> Result<(), Invalid
     if b.shape.iter().try_fold(1usize, |n, &e| n.checked_mul(e.max(1))).is_none() {
         return fail(place(), "its extents overflow");
     }
-    if b.shape.iter().product::<usize>().checked_mul(b.dtype.size()) != Some(b.bytes) {
+    if b.dtype.checked_bytes(b.shape.iter().product()) != Some(b.bytes) {
         return fail(place(), format!("{} bytes do not hold {}[{}]", b.bytes, b.dtype, b.shape));
     }
     if !b.offset.is_multiple_of(ALIGNMENT) {
@@ -95,7 +95,7 @@ pub fn in_place(kernel: &Kernel, old: &Buffer, new: &Buffer) -> bool {
     let stores: Vec<_> = r.stores.iter().filter(|s| s.view.buffer == new.id).collect();
     let loads: Vec<_> = r.loads.iter().filter(|l| l.view.buffer == old.id).collect();
     let dense = |v: &View| r.space.iter().zip(&v.strides).all(|(&e, &s)| e == 1 || s != 0);
-    old.dtype.size() == new.dtype.size()
+    old.dtype.bits() == new.dtype.bits()
         && old.offset == new.offset
         && old.bytes == new.bytes
         && stores.len() == 1

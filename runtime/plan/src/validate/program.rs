@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::buffer::{Buffer, Space};
+use crate::bits::{may_read, may_write};
+use crate::buffer::{Buffer, DType, Space};
 use crate::kernel::{Access, Kernel};
 use crate::operand::Role;
 use crate::plan::{BoundaryDecl, ModulePlan, Plan, Program};
@@ -24,6 +25,7 @@ pub(super) fn check_program(
             return fail(place, format!("buffer {} is no arena buffer of this program", b.id));
         }
     }
+    let cuda = plan.settings.target.starts_with("cuda");
     let mut ids: Vec<&str> = p.kernels.iter().map(|k| k.id.as_str()).collect();
     ids.sort_unstable();
     if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -33,7 +35,7 @@ pub(super) fn check_program(
         let at = || format!("{place} kernel {}", k.id);
         let named = |reason: String| InvalidPlan { place: at(), reason };
         check_kernel(k).map_err(named)?;
-        check_operands(k, table).map_err(named)?;
+        check_operands(k, table, cuda).map_err(named)?;
         for o in k.run.operands() {
             let b = table[o.view.buffer.as_str()];
             match own.get(b.id.as_str()) {
@@ -48,7 +50,6 @@ pub(super) fn check_program(
             }
         }
     }
-    let cuda = plan.settings.target.starts_with("cuda");
     if cuda == p.launches.is_empty() && !p.kernels.is_empty() {
         return fail(place, format!("target {} with {} launches", plan.settings.target, p.launches.len()));
     }
@@ -65,7 +66,7 @@ pub(super) fn check_program(
 
 /// Operands lie in their buffers and are of the types and the density that the family works on; what a kernel writes it
 /// writes once, and reads only where it is about to write it.
-fn check_operands(k: &Kernel, table: &Table) -> Result<(), String> {
+fn check_operands(k: &Kernel, table: &Table, gpu: bool) -> Result<(), String> {
     let operands = k.run.operands();
     for o in &operands {
         let v = o.view;
@@ -79,6 +80,13 @@ fn check_operands(k: &Kernel, table: &Table) -> Result<(), String> {
         if !o.dtypes.contains(&b.dtype) {
             let want: Vec<&str> = o.dtypes.iter().map(|d| d.name()).collect();
             return Err(format!("view {v} is of {}, not {}", b.dtype, want.join(" or ")));
+        }
+        let as_bits = match o.access {
+            Access::Read => may_read(o.role, v),
+            Access::Write => may_write(&k.run, v, gpu),
+        };
+        if b.dtype == DType::Bit && (b.space != Space::Arena || !as_bits) {
+            return Err(format!("view {v} is of bits, which cannot be used so"));
         }
         if o.dense && !v.is_dense(&o.space) {
             return Err(format!("view {v} is not dense"));

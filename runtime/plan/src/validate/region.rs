@@ -206,7 +206,7 @@ pub(super) fn check_stores(r: &Region, given: &[&str], dtype: impl Fn(&str) -> D
             return Err(format!("view {} names an element twice", s.view));
         }
         let flag = matches!(from.op, StatementOp::Scalar(f) if f.result() == ResultKind::Flag);
-        if dtype(&s.view.buffer) == DType::U8 && !flag {
+        if matches!(dtype(&s.view.buffer), DType::U8 | DType::Bit) && !flag {
             return Err(format!("{} is no flag but stored as one", s.value));
         }
     }

@@ -15,7 +15,7 @@ fn view(text: &str) -> View {
 }
 
 fn buffer(id: &str, dtype: DType, live: Live) -> Buffer {
-    let (shape, bytes) = (Dims(vec![]), 4096 * dtype.size());
+    let (shape, bytes) = (Dims(vec![]), dtype.bytes(4096));
     Buffer { id: id.into(), space: Space::Arena, dtype, shape, order: None, offset: 0, bytes, live: Some(live) }
 }
 
