@@ -8,6 +8,7 @@
 //! What the module before hands over lies at the lower end, what is handed on at the upper end. The next module takes
 //! its arena upside down: where this one ends, it begins.
 
+mod apart;
 mod at_once;
 mod branch;
 mod near;
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 
 use slrc_plan::buffer::{Live, align};
 use slrc_plan::kernel::{Access, Kernel};
+use slrc_plan::random::Sequence;
 use slrc_plan::validate::in_place;
 use slrc_plan::{Buffer, Dims, Space};
 
@@ -24,8 +26,9 @@ use crate::ir::graph::{Graph, InputKind, RootKind};
 use crate::ir::types::Type;
 use crate::lower::Draft;
 use crate::lower::Names;
+use crate::memory::apart::apart;
 pub use crate::memory::near::bring_near;
-use crate::memory::pack::{Block, Place, pack};
+use crate::memory::pack::{Block, Packing, Place, pack};
 
 /// A program's arena.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +42,12 @@ pub struct Arena {
     /// Most bytes live at once, boundaries included; no arena can be smaller.
     pub live_bytes: usize,
 }
+
+/// A part of the most bytes live at once: an arena that exceeds them by no more is not worth another search.
+const NEARLY: usize = 100;
+/// Such searches, and the most blocks of which they are not too long: one takes as much time as the first.
+const ATTEMPTS: usize = 2;
+const MOST_CUT: usize = 512;
 
 /// Buffers that share one place, one after the other.
 type Members = Vec<usize>;
@@ -80,6 +89,7 @@ impl Ends {
 }
 
 /// The buffers of a draft and of its ends, and the blocks that they share.
+#[derive(Clone)]
 struct Division {
     /// Those of the draft, then boundaries.
     buffers: Vec<Buffer>,
@@ -109,9 +119,13 @@ pub fn place(draft: &Draft, ends: &Ends) -> Arena {
     if draft.at_once {
         at_once::extend(&draft.kernels, &mut division);
     }
+    let live_bytes = most_live(&division.blocks, draft.kernels.len());
+    let mut packed = pack(&division.blocks, live_bytes);
+    // On a GPU results have places of their own already, where that lets kernels run at once.
+    if !draft.at_once && division.blocks.len() <= MOST_CUT {
+        packed = pack_apart(&mut division, packed, draft.kernels.len(), live_bytes);
+    }
     let Division { mut buffers, own, members, blocks } = division;
-    let live_bytes = most_live(&blocks, draft.kernels.len());
-    let packed = pack(&blocks, live_bytes);
     let mut at_top = vec![false; own];
     for ((members, block), offset) in members.into_iter().zip(&blocks).zip(packed.offsets) {
         for m in members {
@@ -123,6 +137,30 @@ pub fn place(draft: &Draft, ends: &Ends) -> Arena {
     }
     buffers.truncate(own);
     Arena { buffers, at_top, bytes: packed.end, live_bytes }
+}
+
+/// A packing of blocks that are cut, and the division into these, where `packed` wastes much and one wastes less.
+fn pack_apart(division: &mut Division, mut packed: Packing, kernels: usize, live_bytes: usize) -> Packing {
+    let enough = live_bytes + live_bytes / NEARLY;
+    if packed.end <= enough {
+        return packed;
+    }
+    let whole = division.clone();
+    let mut rng = Sequence::new(0, 0, 0);
+    for attempt in 0..ATTEMPTS {
+        if packed.end <= enough {
+            break;
+        }
+        // All that can be cut, then half of it, by chance.
+        let wanted = || attempt == 0 || rng.word() % 2 == 0;
+        let Some((members, blocks)) = apart(&whole, kernels, live_bytes, wanted) else { break };
+        let again = pack(&blocks, live_bytes);
+        if again.end < packed.end {
+            packed = again;
+            (division.members, division.blocks) = (members, blocks);
+        }
+    }
+    packed
 }
 
 /// By buffer, the first and the last kernel that touch it.

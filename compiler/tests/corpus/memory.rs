@@ -156,9 +156,10 @@ fn an_overlap_is_found() {
     assert!(slrc_plan::validate::validate(&plan).is_err_and(|e| e.to_string().contains("overlap")));
 }
 
-/// An arena cannot be smaller than what is live at once. Measured: exactly that for 294 of 310, and for training steps
-/// at most 1.037 times that, of a module of ResNet-18 in batches of 8. Steps for inference have few buffers between
-/// boundaries, whose places are given: those above 1.01 have no packing under it, which branch and bound shows.
+/// An arena cannot be smaller than what is live at once. Measured: exactly that for 298 of 310, and for training steps
+/// at most 1.0133 times that, of a module of ResNet-50 in batches of 8, and at most 1.01 everywhere else. Steps for
+/// inference have few buffers between boundaries, whose places are given: those above 1.01 have no packing under it,
+/// which branch and bound shows.
 #[test]
 fn arenas_are_tight() {
     let (mut exact, mut all) = (0, 0);
@@ -179,7 +180,7 @@ fn arenas_are_tight() {
     }
     println!("step {step:?}, eval {eval:?}, {exact} of {all} exact");
     // Inference holds little beside its boundaries, whose places are given; training needs more in every plan.
-    assert!(step.0 <= 1.04 && eval.0 <= 1.17, "step {step:?}, eval {eval:?}");
+    assert!(step.0 <= 1.0134 && eval.0 <= 1.17, "step {step:?}, eval {eval:?}");
 }
 
 /// What a plan says a run allocates is what its parts add up to.
