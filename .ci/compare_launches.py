@@ -197,7 +197,7 @@ def ours(plan):
         step = module["step"]
         families = {kernel["id"]: kernel["run"]["family"] for kernel in step["kernels"]}
         count.update(families[launch["kernels"][0]] for launch in step["launches"])
-        width = {"f32": 4, "i32": 4, "u8": 1}
+        width = {"f32": 4, "i32": 4, "u8": 1, "bit": 1 / 8}
         table = {b["id"]: width[b["dtype"]] for b in plan["buffers"] + step["buffers"]}
         for kernel in step["kernels"]:
             run = kernel["run"]
