@@ -18,6 +18,7 @@ pub(super) const OPS: &[Entry] = &[
     Entry { op: "ScatterElements", note: "indices known at import", convert: scatter_elements },
     Entry { op: "Scatter", note: "as ScatterElements", convert: scatter_elements },
     Entry { op: "ScatterND", note: "indices known at import", convert: scatter_nd },
+    Entry { op: "NonZero", note: "computed at import", convert: non_zero },
 ];
 
 type R = Result<Vec<Out>, String>;
@@ -189,6 +190,18 @@ fn gather_rows(cx: &mut Cx<'_, '_, '_>, axis: usize) -> R {
     let rows = cx.b.gather(flat_table, flat_index);
     let shape = [&is[..], &s[1..]].concat();
     one(cx.b.reshape(rows, &shape), Elem::Float)
+}
+
+/// Where a known tensor is not zero: a row for each dimension, a column for each such element.
+fn non_zero(cx: &mut Cx<'_, '_, '_>) -> R {
+    let x = cx.fixed_values(0)?.ok_or("its result's shape depends on the data; slrc needs it known at import")?;
+    let at: Vec<usize> = (0..x.data.len()).filter(|&i| x.data[i] != 0.0).collect();
+    let shape = vec![x.shape.len(), at.len()];
+    let mut data = Vec::with_capacity(constant_of(&shape)?);
+    for (step, extent) in strides(&x.shape).into_iter().zip(&x.shape) {
+        data.extend(at.iter().map(|i| (i / step % extent) as f64));
+    }
+    Ok(vec![Out::Const(Const { elem: Elem::Int, shape, data })])
 }
 
 /// The elements, or slices of an axis, whose flag is set.
