@@ -118,7 +118,7 @@ fn tables_are_bounded() {
     let large = "too large";
     // One row of sixteen million elements, taken as often.
     let rows = [ints("s", &[2], &[1, 1 << 24]), ints("i", &[1], &[1 << 24])];
-    let zeros = vec![node("ConstantOfShape", &["s"], &["table"]), node("ConstantOfShape", &["i"], &["zeros"])];
+    let zeros = [node("ConstantOfShape", &["s"], &["table"]), node("ConstantOfShape", &["i"], &["zeros"])];
     let known = [with(node("Cast", &["zeros"], &["index"]), vec![int("to", 7)])];
     let gather = node("Gather", &["table", "index"], &["t"]);
     let before = || zeros.iter().cloned().chain(known.clone()).collect();
