@@ -44,8 +44,8 @@ def label(name, skips):
     return f"{name}, {skips} skip{'s' * (skips > 1)}" if skips else name
 
 
-def check(run, name, path, folder, skips, kinks):
-    x = networks.sample(name, small=True)
+def check(run, name, path, folder, small, skips, kinks):
+    x = networks.sample(name, small)
     y = networks.labels(name, x, infer(str(path), x).shape, numpy.random.default_rng(1))
     numpy.savez(folder / "data.npz", y=y, **x)
     cells = []
@@ -88,12 +88,14 @@ def main():
     slrc = str(pathlib.Path(a.slrc).resolve())
     for name in a.names or networks.NETWORKS:
         path = (a.exports / f"{name}.{a.exporter}.small.onnx").resolve()
+        small = networks.may_be_small(name, a.exporter)
         start = time.time()
         with tempfile.TemporaryDirectory() as folder:
             try:
                 if not path.exists():
-                    networks.export(name, a.exporter, str(path), small=True)
-                cells = check(runner(slrc, folder), name, path, pathlib.Path(folder), a.allow_skips, not a.no_kinks)
+                    networks.export(name, a.exporter, str(path), small)
+                run = runner(slrc, folder)
+                cells = check(run, name, path, pathlib.Path(folder), small, a.allow_skips, not a.no_kinks)
             except RuntimeError as e:
                 cells = [" ".join(str(e).replace("|", "/").split())[:160]]
         row = f"| {label(name, a.allow_skips)} | {a.exporter} | " + " | ".join(cells) + " |"

@@ -3,7 +3,7 @@
 
     pip install torch torchvision timm transformers onnx onnxruntime onnxscript numpy
     cargo build --release
-    .ci/check_models.py [--slrc target/release/slrc] [--exports FOLDER] [--forms] [--write] [NAME ..]
+    .ci/check_models.py [--slrc target/release/slrc] [--exports FOLDER] [--forms | --opsets] [--write] [NAME ..]
 
 Exports the networks of .ci/networks.py (random weights: no downloads) with both of PyTorch's exporters in their
 default, evaluating form, into FOLDER, where they stay. Each is then compared with onnxruntime on the same samples,
@@ -11,7 +11,8 @@ partitioned into two, four and eight modules, trained five steps of finite diffe
 two modules (with BatchNorm put back where exporting folded it), exported with that folded again, and the exported file
 compared with `slrc eval` in onnxruntime. With --forms the exports are those in training mode and unfolded ones, of small
 networks where there are such; they are compared with PyTorch's `eval()`, since in onnxruntime they would drop out and use
-the batch's statistics, and trained in four modules. --write puts the rows into the tables of docs/models.md: those of
+the batch's statistics, and trained in four modules. With --opsets small networks are exported in every opset that an
+exporter writes, and compared with onnxruntime, or where that fails with PyTorch. --write puts the rows into the tables of docs/models.md: those of
 networks that were not asked for stay.
 """
 
@@ -39,8 +40,21 @@ FORMS_BEGIN = "<!-- table: .ci/check_models.py --forms --write -->"
 FORMS_HEAD = [
     "network", "export", "ONNX nodes", "trained", "against PyTorch's eval()", "K = 4", "loss, 5 steps", "exported"
 ]  # fmt: skip
-# Those with --forms unless told otherwise.
-OF_FORMS = ["resnet18", "mobilenet_v2", "vit_small_patch16_224", "swin_t", "bert", "gpt2"]
+OPSETS_BEGIN = "<!-- table: .ci/check_models.py --opsets --write -->"
+OPSETS_HEAD = ["network", "exporter", "opsets", "ONNX nodes", "worst, against onnxruntime", "not exported"]
+OPSETS = {"torchscript": range(9, 21), "dynamo": range(18, 26)}
+# Modules of networks that cannot be cut into four.
+MODULES_OF_FORMS = {"mlp": 2}
+# Left out of --forms unless named: another of their kind is smaller.
+NOT_OF_FORMS = ["resnet50", "vit_b_16", "bert_mlm", "gpt2_no_mask"]
+OF_FORMS = [name for name in networks.NETWORKS if name not in NOT_OF_FORMS]
+
+
+# Those with --opsets unless told otherwise.
+OF_OPSETS = [
+    "mlp", "resnet18", "mobilenet_v2", "efficientnet_b0", "squeezenet1_1", "convnext_tiny", "swin_t",
+    "vit_small_patch16_224", "unet", "bert", "gpt2",
+]  # fmt: skip
 
 
 def infer(path, inputs):
@@ -114,15 +128,17 @@ class Checked:
         return f"{error(self.evaluate(trained), infer(str(self.folder / 'back.onnx'), self.x)):.0e}"
 
 
-def check_form(run, name, path, folder):
+def check_form(run, name, exporter, path, folder):
     """The cells of an export in another form, after network and export."""
-    x = networks.sample(name, small=True)
-    checked = Checked(run, name, path, folder, x, networks.evaluated(name, str(path), x, small=True))
+    small = networks.may_be_small(name, exporter)
+    x = networks.sample(name, small)
+    checked = Checked(run, name, path, folder, x, networks.evaluated(name, str(path), x, small))
     cells = checked.cells
-    run("partition", str(path), "--modules", "4", "-o", "modules4")
-    plan = json.loads(run("plan", "show", "modules4", "--json"))
-    cells.append(f"{plan['totals']['peak_bytes'] / 2**20:.0f} MiB")
-    trained, repaired, losses = train(run, path, folder, "4")
+    modules = MODULES_OF_FORMS.get(name, 4)
+    run("partition", str(path), "--modules", str(modules), "-o", "planned")
+    plan = json.loads(run("plan", "show", "planned", "--json"))
+    cells.append(f"{plan['totals']['peak_bytes'] / 2**20:.0f} MiB" + (f", K = {modules}" if modules != 4 else ""))
+    trained, repaired, losses = train(run, path, folder, str(modules))
     return [*cells, losses, checked.exported(trained, repaired)]
 
 
@@ -145,6 +161,41 @@ def check(run, name, path, folder):
     return [*cells, "BatchNorm back" if repaired else "", losses, checked.exported(trained, repaired)]
 
 
+def spans(numbers):
+    """`9 to 12, 14` of sorted numbers."""
+    parts = []
+    for n in numbers:
+        if parts and parts[-1][1] == n - 1:
+            parts[-1][1] = n
+        else:
+            parts.append([n, n])
+    return ", ".join(f"{a} to {b}" if b > a else f"{a}" for a, b in parts)
+
+
+def check_opsets(slrc, name, exporter):
+    """The cells of a network in every opset of an exporter."""
+    small = networks.may_be_small(name, exporter)
+    x = networks.sample(name, small)
+    taken, refused, nodes, worst = [], [], [], 0.0
+    for opset in OPSETS[exporter]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "model.onnx"
+            try:
+                networks.export(name, exporter, str(path), small, opset=opset)
+            except Exception:  # Every exporter has exceptions of its own.
+                refused.append(opset)
+                continue
+            try:
+                theirs = infer(str(path), x)
+            except Exception:
+                theirs = networks.evaluated(name, str(path), x, small)
+            cells = Checked(runner(slrc, folder), name, path, pathlib.Path(folder), x, theirs).cells
+            taken.append(opset)
+            nodes.append(int(cells[0]))
+            worst = max(worst, float(cells[2]))
+    return [spans(taken), " to ".join(map(str, sorted({min(nodes), max(nodes)}))), f"{worst:.0e}", spans(refused)]
+
+
 def write(page, begin, head, rows, names, exporters=networks.EXPORTERS):
     """Replaces rows of the table after `begin`; each begins with its network's name and its exporter's."""
     before, rest = page.read_text().split(begin)
@@ -165,11 +216,24 @@ def main():
     parser.add_argument("--slrc", default=ROOT / "target" / "release" / "slrc")
     parser.add_argument("--exports", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "slrc-exports")
     parser.add_argument("--forms", action="store_true")
+    parser.add_argument("--opsets", action="store_true")
     parser.add_argument("--write", action="store_true")
     a = parser.parse_args()
     warnings.filterwarnings("ignore")
     a.exports.mkdir(parents=True, exist_ok=True)
     slrc = str(pathlib.Path(a.slrc).resolve())
+    if a.opsets:
+        for name in a.names or OF_OPSETS:
+            for exporter in OPSETS:
+                try:
+                    cells = check_opsets(slrc, name, exporter)
+                except RuntimeError as e:
+                    cells = [" ".join(str(e).replace("|", "/").split())[:160]]
+                rows = [f"| {name} | {exporter} | " + " | ".join(cells) + " |"]
+                print(rows[0], flush=True)
+                if a.write:
+                    write(PAGE, OPSETS_BEGIN, OPSETS_HEAD, rows, networks.NETWORKS)
+        return
     # What is exported, by the name that it has in the table: exporter and form.
     exports = {f"{exporter}, {form}": (exporter, form) for exporter, form in networks.FORMS}
     if not a.forms:
@@ -181,9 +245,13 @@ def main():
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     if not path.exists():
-                        networks.export(name, exporter, str(path), small=a.forms, form=form)
-                    one = check_form if form else check
-                    cells = one(runner(slrc, folder), name, path, pathlib.Path(folder))
+                        small = a.forms and networks.may_be_small(name, exporter)
+                        networks.export(name, exporter, str(path), small, form)
+                    run = runner(slrc, folder)
+                    if form:
+                        cells = check_form(run, name, exporter, path, pathlib.Path(folder))
+                    else:
+                        cells = check(run, name, path, pathlib.Path(folder))
                 except RuntimeError as e:
                     path.unlink(missing_ok=True)
                     cells = [" ".join(str(e).replace("|", "/").split())[:160]]

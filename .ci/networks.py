@@ -149,8 +149,7 @@ BERT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 NETWORKS = {
     "mlp": (lambda small: Mlp(), image(1, 28)),
     **{
-        # VGG's last pool is one that the older exporter can write for 224 alone.
-        name: (vision(name), image(3, 224, None if name == "vgg11_bn" else 64))
+        name: (vision(name), image(3, 224, 64))
         for name in [
             "resnet18", "resnet50", "vgg11_bn", "mobilenet_v2", "mnasnet1_0", "efficientnet_b0", "regnet_y_400mf",
             "shufflenet_v2_x1_0", "squeezenet1_1", "googlenet", "densenet121", "convnext_tiny",
@@ -165,6 +164,14 @@ NETWORKS = {
     "gpt2": (gpt2_with_mask, tokens("input_ids", "attention_mask")),
     "gpt2_no_mask": (gpt2_alone, tokens("input_ids")),
 }
+
+
+# VGG's last pool is one that the older exporter can write for images of 224 alone.
+ONLY_LARGE = [("vgg11_bn", "torchscript")]
+
+
+def may_be_small(name, exporter):
+    return (name, exporter) not in ONLY_LARGE
 
 
 def sample(name, small=False):
@@ -197,12 +204,12 @@ def made(name, small):
     return make(small).eval(), inputs(small)
 
 
-def export(name, exporter, path, small=False, form=None):
+def export(name, exporter, path, small=False, form=None, opset=None):
     model, x = made(name, small)
     training, more = FORMS[exporter, form] if form else (False, {})
     model.train(training)
     options = {"dynamo": True, "verbose": False, "external_data": False} if exporter == "dynamo" else {"dynamo": False}
-    names = {"input_names": list(x), "output_names": ["logits"]}
+    names = {"input_names": list(x), "output_names": ["logits"], "opset_version": opset}
     # What an exporter fails at it prints at length, and says once more in its exception.
     with contextlib.redirect_stdout(io.StringIO()):
         torch.onnx.export(model, tuple(x.values()), path, **names, **options, **more)

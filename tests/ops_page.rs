@@ -117,7 +117,8 @@ fn conformance() -> String {
          beside them (small ones converted from PyTorch, simple ones, known networks in full size: `light`), evaluated by \
          the importer and the f64 interpreter. `compiler/tests/conformance/cases.txt` says of each that it passes, or why it \
          is left out; a change in either direction fails the build. Of a case that passes, first and second derivative are \
-         compared with differences where floats depend on floats, but for known networks. *Of numbers* leaves out strings, \
+         compared with differences where floats depend on floats, but for known networks; so they are of Trilu, whose cases \
+         are of integers, and of GlobalLpPool, which has none (`own.rs` beside the list). *Of numbers* leaves out strings, \
          sequences, optionals and types that are not read.\n\n\
          | package | cases | pass | of all | of numbers | derivatives agree | at a kink, or infinite |\n|---|---|---|---|---|---|---|\n",
     );

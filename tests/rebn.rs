@@ -191,6 +191,44 @@ fn an_export_has_the_norms_or_folds_them() {
     cli::same_file(&work.path("folded_again.onnx"), &work.path("once_more.onnx"));
 }
 
+/// As in a network exported with a classifier beside its own, for training alone.
+#[test]
+fn what_the_output_does_not_need_is_folded_as_it_was() {
+    let work = Workspace::new();
+    let model = folded_cnn(&work);
+    let mut m = read(&work.path(model));
+    let graph = m.graph.mut_or_insert_default();
+    let first = graph.node.iter().find(|n| n.op_type == "Conv").expect("a convolution").clone();
+    for (i, name) in first.input[1..].iter().zip(["aside", "aside_bias"]) {
+        let tensor = graph.initializer.iter().find(|t| t.name == *i).expect("a tensor").clone();
+        graph.initializer.push(onnx_protobuf::TensorProto { name: name.into(), ..tensor });
+    }
+    let mut aside = onnx_protobuf::NodeProto { name: "aside.conv".into(), ..first };
+    aside.input.splice(1.., ["aside".to_string(), "aside_bias".to_string()]);
+    aside.output = vec!["beside".into()];
+    graph.node.push(aside);
+    graph.output.push(onnx_protobuf::ValueInfoProto { name: "beside".into(), ..graph.output[0].clone() });
+    work.write("beside.onnx", m.write_to_bytes().expect("serialize"));
+    let m = read(&work.path("beside.onnx"));
+    work.write("train.npz", npz(&samples("mnist_cnn", 8, 1)));
+    work.ok("partition beside.onnx --rebn --modules 2 --batch 8 -o plan");
+    work.ok("train plan --data train.npz --steps 1 -o run");
+    work.ok("export run --fold -o back.onnx");
+    let back = read(&work.path("back.onnx"));
+    assert_eq!(nodes(&back), nodes(&m));
+    for name in ["aside", "aside_bias"] {
+        let values = |m: &ModelProto| {
+            let t = m.graph.initializer.iter().find(|t| t.name == name).expect("a tensor");
+            let raw = t.raw_data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            raw.chain(t.float_data.iter().copied()).collect::<Vec<f32>>()
+        };
+        let (was, is) = (values(&m), values(&back));
+        assert!(!was.is_empty() && was.len() == is.len());
+        // 1 - epsilon is rounded to f32, and so is what is folded.
+        assert!(was.iter().zip(&is).all(|(a, b)| (a - b).abs() <= 2e-7 * a.abs()), "{name}");
+    }
+}
+
 #[test]
 fn what_is_named_and_what_is_refused() {
     let work = Workspace::new();

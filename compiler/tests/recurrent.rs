@@ -5,7 +5,7 @@ mod protos;
 
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::{AttributeProto, NodeProto, TensorProto};
-use protos::{float, floats, int, ints, model, node, open, run, with};
+use protos::{float, floats, int, ints, model, node, open, run, text, with};
 use slrc_compiler::pipeline::compile;
 use slrc_compiler::spec::SpecFile;
 
@@ -24,15 +24,6 @@ fn tensor(name: &str, dims: &[usize]) -> TensorProto {
     let dims_i: Vec<i64> = dims.iter().map(|&d| d as i64).collect();
     let data: Vec<f32> = numbers(name, dims.iter().product()).iter().map(|&x| x as f32).collect();
     floats(name, &dims_i, &data)
-}
-
-fn text(name: &str, s: &str) -> AttributeProto {
-    AttributeProto {
-        name: name.into(),
-        s: s.as_bytes().to_vec(),
-        type_: AttributeType::STRING.into(),
-        ..Default::default()
-    }
 }
 
 fn sigmoid(x: f64) -> f64 {

@@ -2,13 +2,14 @@
 //!
 //! A plan folder holds the model without the values of its weights ([`skeleton`]) and, in its metadata, where each
 //! weight is used. [`export`] puts values in: a weight that several uses shared in the file, but that was trained
-//! apart, gets an initializer of its own; batch normalisation, dropout and draws of 0 or 1 are set to inference. What
-//! repairs put into the graph stays in it, or is folded away where that is asked for; dropout put in is gone.
+//! apart, gets an initializer of its own, and every one the float type that the file reads there; batch normalisation,
+//! dropout and draws of 0 or 1 are set to inference. What repairs put into the graph stays in it, or is folded away
+//! where that is asked for; dropout put in is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use onnx_protobuf::{
-    AttributeProto, Message as _, ModelProto, NodeProto, StringStringEntryProto, TensorProto,
+    AttributeProto, GraphProto, Message as _, ModelProto, NodeProto, StringStringEntryProto, TensorProto,
     attribute_proto::AttributeType, tensor_proto::DataLocation, tensor_proto::DataType,
 };
 use protobuf::Enum as _;
@@ -18,6 +19,7 @@ use crate::onnx::chances::settle;
 use crate::onnx::file::OnnxFile;
 use crate::onnx::import::{Source, VariableSource, reads};
 use crate::onnx::repair::{fold, take_away, unmark};
+use crate::onnx::tensor::{encode, type_name};
 
 /// Metadata key of a skeleton's weights: `slrc.weight.<n>` -> `name`, newline, uses as `node:slot` separated by spaces.
 const WEIGHT_KEY: &str = "slrc.weight.";
@@ -127,12 +129,14 @@ pub fn export(skeleton: &OnnxFile, trained: &[Trained<'_>], norms: Norms) -> Res
     let mut kept: Vec<TensorProto> = std::mem::take(&mut graph.initializer);
     kept.iter_mut().try_for_each(|t| hold(skeleton, t))?;
     hold_in(skeleton, &mut graph.node)?;
+    let types = Types::of_weights(&skeleton.proto.graph);
     for (name, places) in &uses {
         let values = trained.iter().find(|t| t.name == *name).ok_or_else(|| OnnxError::Tensor {
             name: name.clone(),
             reason: "the checkpoint does not hold it".into(),
         })?;
-        let tensor = tensor(values);
+        let read = places.first().and_then(|&(node, slot)| graph.node.get(node)?.input.get(slot));
+        let tensor = tensor(values, read.map_or(DataType::FLOAT.value(), |read| types.of(read)))?;
         match kept.iter_mut().find(|t| t.name == *name) {
             Some(t) => *t = tensor,
             None => kept.push(tensor),
@@ -144,9 +148,18 @@ pub fn export(skeleton: &OnnxFile, trained: &[Trained<'_>], norms: Norms) -> Res
             })? = name.clone();
         }
     }
-    // An Identity that gave a weight its name has done its work.
-    let named: BTreeSet<&str> = uses.keys().map(String::as_str).collect();
-    graph.node.retain(|n| !(n.op_type == "Identity" && n.output.first().is_some_and(|o| named.contains(o.as_str()))));
+    // A node that gave a weight its name, or its first values, has done its work.
+    let as_weights: BTreeSet<(usize, usize)> = uses.values().flatten().copied().collect();
+    for at in 0..graph.node.len() {
+        let n = &graph.node[at];
+        let Some(name) = n.output.first().filter(|o| uses.contains_key(*o)).cloned() else { continue };
+        match n.op_type.as_str() {
+            "Identity" => graph.node[at].op_type.clear(),
+            "Constant" => set_apart(graph, at, &name, &as_weights),
+            _ => {}
+        }
+    }
+    graph.node.retain(|n| !n.op_type.is_empty());
     if norms == Norms::Folded && fold(graph, &mut kept)? == 0 {
         return Err(OnnxError::Graph("there is nothing to fold: the plan was not made with --rebn".into()));
     }
@@ -166,6 +179,25 @@ pub fn export(skeleton: &OnnxFile, trained: &[Trained<'_>], norms: Norms) -> Res
     serialize(&model)
 }
 
+/// Takes away the constant at `at`, whose name a weight has now; where something else reads it, it gets another name.
+fn set_apart(graph: &mut GraphProto, at: usize, name: &str, as_weights: &BTreeSet<(usize, usize)>) {
+    let new = format!("{name}@constant");
+    let mut read = false;
+    for (i, n) in graph.node.iter_mut().enumerate() {
+        for (slot, input) in n.input.iter_mut().enumerate().filter(|(_, input)| *input == name) {
+            if !as_weights.contains(&(i, slot)) {
+                input.clone_from(&new);
+                read = true;
+            }
+        }
+    }
+    if read {
+        graph.node[at].output[0] = new;
+    } else {
+        graph.node[at].op_type.clear();
+    }
+}
+
 fn read_uses(model: &ModelProto) -> Result<BTreeMap<String, Vec<(usize, usize)>>, OnnxError> {
     let bad = || OnnxError::Graph("the plan folder's model.onnx does not say where its weights are used".into());
     let mut out = BTreeMap::new();
@@ -181,14 +213,56 @@ fn read_uses(model: &ModelProto) -> Result<BTreeMap<String, Vec<(usize, usize)>>
     if out.is_empty() { Err(bad()) } else { Ok(out) }
 }
 
-fn tensor(t: &Trained<'_>) -> TensorProto {
-    TensorProto {
+/// Element types of the values that weights are read as.
+struct Types<'a> {
+    initializers: BTreeMap<&'a str, i32>,
+    makers: BTreeMap<&'a str, &'a NodeProto>,
+}
+
+impl<'a> Types<'a> {
+    fn of_weights(graph: &'a GraphProto) -> Types<'a> {
+        let initializers = graph.initializer.iter().map(|t| (t.name.as_str(), t.data_type)).collect();
+        let passes = |n: &&NodeProto| matches!(n.op_type.as_str(), "Constant" | "Identity" | "Cast" | "CastLike");
+        let made = |n: &'a NodeProto| Some((n.output.first()?.as_str(), n));
+        Types { initializers, makers: graph.node.iter().filter(passes).filter_map(made).collect() }
+    }
+
+    /// That of `value`, an ONNX code; where the file does not say, f32.
+    fn of(&self, value: &str) -> i32 {
+        let mut at = value;
+        // A damaged file may hold a circle.
+        for _ in 0..=self.makers.len() {
+            if let Some(&code) = self.initializers.get(at) {
+                return code;
+            }
+            let Some(n) = self.makers.get(at) else { break };
+            let attribute = |name: &str| n.attribute.iter().find(|a| a.name == name);
+            let next = match n.op_type.as_str() {
+                "Constant" => return attribute("value").map_or(DataType::FLOAT.value(), |a| a.t.data_type),
+                "Cast" => return attribute("to").map_or(DataType::FLOAT.value(), |a| a.i as i32),
+                "CastLike" => n.input.get(1),
+                _ => n.input.first(),
+            };
+            let Some(next) = next else { break };
+            at = next;
+        }
+        DataType::FLOAT.value()
+    }
+}
+
+/// In the type that the file has it in.
+fn tensor(t: &Trained<'_>, code: i32) -> Result<TensorProto, OnnxError> {
+    let raw_data = encode(code, t.data).ok_or_else(|| OnnxError::Tensor {
+        name: t.name.to_string(),
+        reason: format!("what it was trained to does not fit the file's {}", type_name(code)),
+    })?;
+    Ok(TensorProto {
         name: t.name.to_string(),
         dims: t.shape.iter().map(|&d| d as i64).collect(),
-        data_type: DataType::FLOAT.value(),
-        raw_data: t.data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        data_type: code,
+        raw_data,
         ..Default::default()
-    }
+    })
 }
 
 /// Sets a node that behaves differently in training to inference.

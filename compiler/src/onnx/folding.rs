@@ -12,6 +12,12 @@ const ALL: u64 = 1 << 28;
 /// Elements that could be copied while the interpreter computes one.
 const COMPUTED: u64 = 2;
 
+/// Elements of a constant of this shape.
+pub(crate) fn constant_of(shape: &[usize]) -> Result<usize, String> {
+    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= LARGEST);
+    count.ok_or_else(|| format!("shape {shape:?} is too large for a constant"))
+}
+
 /// What may still be spent on constants.
 #[derive(Clone, Debug)]
 pub(crate) struct Allowance(u64);

@@ -9,7 +9,7 @@ use crate::ir::builder::Builder;
 use crate::ir::graph::{Init, NodeId, VarKind, Variable};
 use crate::ir::types::{DType, Type};
 use crate::onnx::file::OnnxFile;
-use crate::onnx::folding::Allowance;
+use crate::onnx::folding::{Allowance, constant_of};
 use crate::onnx::tensor::{self, Const, Elem};
 
 /// A float initializer (or weight-like constant) not yet used as a variable.
@@ -384,6 +384,24 @@ impl Cx<'_, '_, '_> {
     /// Operand `i` of a product: an initializer there is a weight, whatever its size.
     pub(crate) fn weight_or_real(&mut self, i: usize) -> Result<NodeId, String> {
         if self.is_weight(i) { self.weight(i, Init::Normal(0.02), VarKind::Weight) } else { self.real(i) }
+    }
+
+    /// A constant of the graph, by what its elements are: of sizes that the file names, so it is paid for before it is
+    /// made. One that the graph has already costs an eighth.
+    pub(crate) fn table(
+        &mut self,
+        dtype: DType,
+        shape: &[usize],
+        at: impl FnMut(usize) -> f64,
+    ) -> Result<NodeId, String> {
+        let count = constant_of(shape)?;
+        self.state.allowance.copy(count / 8)?;
+        let before = self.b.graph().constants.len();
+        let id = self.b.constant(Type::new(dtype, shape), (0..count).map(at).collect());
+        if self.b.graph().constants.len() > before {
+            self.state.allowance.copy(count)?;
+        }
+        Ok(id)
     }
 
     fn constant(&mut self, dtype: DType, c: &Const) -> Result<NodeId, String> {

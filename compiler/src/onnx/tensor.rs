@@ -239,9 +239,77 @@ fn half(dtype: DataType, bits: u16) -> f64 {
     }
 }
 
+/// Bytes of numbers as a float type of ONNX, each rounded to the nearest, halves to even; none for another type, or
+/// where a number is beyond the type's range.
+pub(crate) fn encode(code: i32, data: &[f32]) -> Option<Vec<u8>> {
+    let short = |of: fn(f32) -> u16, infinity: u16| {
+        let bits: Vec<u16> = data.iter().map(|&x| of(x)).collect();
+        let beyond = data.iter().zip(&bits).any(|(x, b)| x.is_finite() && b & 0x7fff == infinity);
+        (!beyond).then(|| bits.iter().flat_map(|b| b.to_le_bytes()).collect())
+    };
+    match DataType::from_i32(code)? {
+        DataType::FLOAT => Some(data.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        DataType::DOUBLE => Some(data.iter().flat_map(|&x| f64::from(x).to_le_bytes()).collect()),
+        DataType::FLOAT16 => short(to_float16, 0x7c00),
+        DataType::BFLOAT16 => short(to_bfloat16, 0x7f80),
+        _ => None,
+    }
+}
+
+fn to_bfloat16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16 }
+}
+
+fn to_float16(x: f32) -> u16 {
+    let sign = (x.to_bits() >> 16) as u16 & 0x8000;
+    let size = f64::from(x.abs());
+    if x.is_nan() {
+        return sign | 0x7e00;
+    }
+    if size >= 65520.0 {
+        return sign | 0x7c00;
+    }
+    // What is below 2^-14 has the smallest exponent's steps.
+    let exponent = ((x.to_bits() >> 23 & 0xff) as i32 - 127).max(-14);
+    let steps = (size * 2f64.powi(10 - exponent)).round_ties_even() as u16;
+    // The leading one of a normal number is carried into the exponent.
+    sign | ((((exponent + 14) as u16) << 10) + steps)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sixteen_bits_come_back() {
+        for dtype in [DataType::FLOAT16, DataType::BFLOAT16] {
+            let bytes = |x: f32| encode(dtype.value(), &[x]);
+            for code in 0..=u16::MAX {
+                let x = half(dtype, code) as f32;
+                if x.is_nan() {
+                    let back = u16::from_le_bytes(bytes(x).expect("bytes").try_into().expect("two"));
+                    assert!(half(dtype, back).is_nan());
+                } else {
+                    assert_eq!(bytes(x).expect("bytes"), code.to_le_bytes(), "{x}");
+                }
+            }
+            // Between neighbours the nearer, and in the middle the even one.
+            for code in [0u16, 1, 0x3ff, 0x400, 0x3c00, 0x3c01, 0x7000] {
+                let (low, high) = (half(dtype, code), half(dtype, code + 1));
+                let middle = ((low + high) / 2.0) as f32;
+                let even = code + (code & 1);
+                assert_eq!(bytes(middle), Some(even.to_le_bytes().to_vec()));
+                assert_eq!(bytes(middle.next_down()), Some(code.to_le_bytes().to_vec()));
+                assert_eq!(bytes(middle.next_up()), Some((code + 1).to_le_bytes().to_vec()));
+            }
+            assert_eq!(bytes(f32::MAX), None, "beyond the range");
+        }
+        assert_eq!(encode(DataType::FLOAT16.value(), &[65519.9]), Some(0x7bffu16.to_le_bytes().to_vec()));
+        assert_eq!(encode(DataType::FLOAT16.value(), &[65520.0]), None);
+        assert_eq!(encode(DataType::DOUBLE.value(), &[0.1]), Some(f64::from(0.1f32).to_le_bytes().to_vec()));
+        assert_eq!(encode(DataType::INT32.value(), &[1.0]), None);
+    }
 
     #[test]
     fn sixteen_bit_floats() {

@@ -39,6 +39,15 @@ pub(crate) fn float(name: &str, f: f32) -> AttributeProto {
     AttributeProto { name: name.into(), f, type_: AttributeType::FLOAT.into(), ..Default::default() }
 }
 
+pub(crate) fn text(name: &str, s: &str) -> AttributeProto {
+    AttributeProto {
+        name: name.into(),
+        s: s.as_bytes().to_vec(),
+        type_: AttributeType::STRING.into(),
+        ..Default::default()
+    }
+}
+
 pub(crate) fn graph_attribute(name: &str, g: GraphProto) -> AttributeProto {
     AttributeProto { name: name.into(), g: Some(g).into(), type_: AttributeType::GRAPH.into(), ..Default::default() }
 }

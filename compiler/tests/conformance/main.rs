@@ -5,6 +5,9 @@
 mod case;
 mod gradient;
 mod mutate;
+mod own;
+#[path = "../common/protos.rs"]
+mod protos;
 mod reasons;
 
 use std::collections::BTreeMap;

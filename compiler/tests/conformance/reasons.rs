@@ -14,7 +14,6 @@ const OPS: &[(&str, &str)] = &[
     ("ImageDecoder", "decoding of images is not part of a network"),
     ("MelWeightMatrix", SIGNALS),
     ("NonMaxSuppression", BOXES),
-    ("NonZero", "its result's shape depends on the data"),
     ("TfIdfVectorizer", "counting of n-grams is not part of a network"),
     ("Unique", "its result's shape depends on the data"),
 ];

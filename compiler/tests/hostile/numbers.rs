@@ -2,7 +2,7 @@
 
 use onnx_protobuf::{ModelProto, NodeProto, TensorProto};
 
-use crate::protos::{floats, inner, int, ints, model, node, value, with};
+use crate::protos::{floats, inner, int, ints, model, node, text, value, with};
 use crate::{refused, taken};
 
 fn of(nodes: Vec<NodeProto>, initializer: Vec<TensorProto>) -> ModelProto {
@@ -102,6 +102,78 @@ fn constants_take_bounded_work() {
         node("Add", &["x", "z"], &["y"]),
     ];
     refused("windows", &of(nodes, vec![image]), "constants of the model are too large");
+}
+
+/// What a file's few bytes would make a conversion write down: indices, flags, counts.
+#[test]
+fn tables_are_bounded() {
+    let of_sum = |op: NodeProto, more: Vec<TensorProto>, before: Vec<NodeProto>| {
+        let behind = [
+            with(node("Cast", &["t"], &["real"]), vec![int("to", 1)]),
+            with(node("ReduceSum", &["real"], &["sum"]), vec![int("keepdims", 0)]),
+            node("Add", &["x", "sum"], &["y"]),
+        ];
+        of(before.into_iter().chain([op]).chain(behind).collect(), more)
+    };
+    let large = "too large";
+    // One row of sixteen million elements, taken as often.
+    let rows = [ints("s", &[2], &[1, 1 << 24]), ints("i", &[1], &[1 << 24])];
+    let zeros = [node("ConstantOfShape", &["s"], &["table"]), node("ConstantOfShape", &["i"], &["zeros"])];
+    let known = [with(node("Cast", &["zeros"], &["index"]), vec![int("to", 7)])];
+    let gather = node("Gather", &["table", "index"], &["t"]);
+    let before = || zeros.iter().cloned().chain(known.clone()).collect();
+    refused("rows", &of_sum(gather, rows.to_vec(), before()), large);
+    // No element, and a million rows and columns.
+    let none = ints("s", &[3], &[0, 1 << 20, 1 << 20]);
+    let zeros = vec![node("ConstantOfShape", &["s"], &["none"])];
+    refused("a triangle", &of_sum(node("Trilu", &["none"], &["t"]), vec![none], zeros), large);
+    // Values that are never in memory, of 2^34 elements.
+    let wide = || vec![node("Expand", &["one", "s"], &["wide"])];
+    let shapes = |dims: &[i64]| vec![ints("s", &[dims.len() as i64], dims)];
+    for (what, op, dims, more) in [
+        ("a triangle of data", node("Trilu", &["wide"], &["t"]), vec![1 << 17, 1 << 17], vec![]),
+        ("a diagonal", node("EyeLike", &["wide"], &["t"]), vec![1 << 17, 1 << 17], vec![]),
+        ("the largest", node("ArgMax", &["wide"], &["t"]), vec![1 << 34, 1], vec![]),
+        (
+            "backwards",
+            node("Slice", &["wide", "from", "to", "axes", "step"], &["t"]),
+            vec![1 << 34],
+            vec![
+                ints("from", &[1], &[-1]),
+                ints("to", &[1], &[i64::MIN]),
+                ints("axes", &[1], &[0]),
+                ints("step", &[1], &[-1]),
+            ],
+        ),
+        (
+            "reflections",
+            with(node("Pad", &["wide", "pads"], &["t"]), vec![text("mode", "reflect")]),
+            vec![1 << 34],
+            vec![ints("pads", &[2], &[1, 1])],
+        ),
+        (
+            "reversed",
+            with(node("ReverseSequence", &["wide", "n"], &["t"]), vec![int("time_axis", 0), int("batch_axis", 1)]),
+            vec![1 << 34, 1],
+            vec![ints("n", &[1], &[1 << 34])],
+        ),
+        (
+            "written",
+            node("ScatterND", &["wide", "at", "new"], &["t"]),
+            vec![1 << 34],
+            vec![ints("at", &[1, 1], &[0]), floats("new", &[1], &[1.0])],
+        ),
+        (
+            "a border",
+            node("Pad", &["wide", "pads", "one_float"], &["t"]),
+            vec![1 << 17, 1 << 17],
+            vec![ints("pads", &[4], &[1; 4]), floats("one_float", &[], &[1.0])],
+        ),
+    ] {
+        let first = with(node("ReduceMax", &["x"], &["one"]), vec![int("keepdims", 0)]);
+        let before = [first].into_iter().chain(wide()).collect();
+        refused(what, &of_sum(op, [shapes(&dims), more].concat(), before), large);
+    }
 }
 
 #[test]

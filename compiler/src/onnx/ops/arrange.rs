@@ -3,7 +3,8 @@
 use slrc_plan::ScalarFn;
 
 use crate::ir::graph::NodeId;
-use crate::ir::types::{DType, Type};
+use crate::ir::types::DType;
+use crate::onnx::folding::constant_of;
 use crate::onnx::node::{Cx, Out};
 use crate::onnx::ops::Entry;
 use crate::onnx::ops::index::{along, take};
@@ -89,10 +90,9 @@ fn trilu(cx: &mut Cx<'_, '_, '_>) -> R {
         let above = (i % cols) as i64 - (i / cols) as i64;
         if upper { above >= k } else { above <= k }
     };
-    let flags = (0..rows * cols).map(|i| f64::from(u8::from(keeps(i)))).collect();
+    let flags = cx.table(DType::U8, &[rows, cols], |i| f64::from(u8::from(keeps(i))))?;
     let (x, elem) = any(cx, 0)?;
     let x = cx.b.number(x);
-    let flags = cx.b.constant(Type::new(DType::U8, vec![rows, cols]), flags);
     let flags = cx.b.broadcast_to(flags, &s);
     let zero = cx.b.zeros_like(x);
     one(cx.b.select(flags, x, zero), elem)
@@ -130,6 +130,7 @@ fn reverse_sequence(cx: &mut Cx<'_, '_, '_>) -> R {
         return Err(format!("lengths {lengths:?} do not fit {s:?}"));
     }
     let (x, elem) = any(cx, 0)?;
+    cx.state.allowance.copy(s[batch].saturating_mul(s[time]))?;
     let mut parts = Vec::new();
     for (i, &n) in lengths.iter().enumerate() {
         let n = n as usize;
@@ -141,15 +142,15 @@ fn reverse_sequence(cx: &mut Cx<'_, '_, '_>) -> R {
 }
 
 /// `index == 0..depth` along `axis` of the result, for numbers or indices `x`.
-pub(super) fn marks(cx: &mut Cx<'_, '_, '_>, x: NodeId, axis: usize, depth: usize) -> NodeId {
+pub(super) fn marks(cx: &mut Cx<'_, '_, '_>, x: NodeId, axis: usize, depth: usize) -> Result<NodeId, String> {
     let mut shape = cx.b.shape(x);
     shape.insert(axis, 1);
     let x = cx.b.number(x);
     let x = cx.b.reshape(x, &shape);
     let mut along = vec![1; shape.len()];
     along[axis] = depth;
-    let range = cx.b.constant(Type::f32(along), (0..depth).map(|i| i as f64).collect());
-    cx.b.binary(ScalarFn::Eq, x, range)
+    let range = cx.table(DType::F32, &along, |i| i as f64)?;
+    Ok(cx.b.binary(ScalarFn::Eq, x, range))
 }
 
 fn one_hot(cx: &mut Cx<'_, '_, '_>) -> R {
@@ -167,7 +168,7 @@ fn one_hot(cx: &mut Cx<'_, '_, '_>) -> R {
     let negative = cx.b.map(ScalarFn::Lt, &[index, zero]);
     let wrapped = cx.b.offset(index, depth as f64);
     let index = cx.b.select(negative, wrapped, index);
-    let flags = marks(cx, index, axis, depth);
+    let flags = marks(cx, index, axis, depth)?;
     let values = cx.fixed(2)?;
     let full = cx.b.shape(flags);
     let value = |cx: &mut Cx<'_, '_, '_>, i: usize| {
@@ -182,11 +183,12 @@ fn one_hot(cx: &mut Cx<'_, '_, '_>) -> R {
 fn eye_like(cx: &mut Cx<'_, '_, '_>) -> R {
     let s = cx.shape(0)?;
     let k = cx.int("k", 0);
-    let [rows, cols] = s[..] else { return Err(format!("{s:?} is no matrix")) };
+    let [_, cols] = s[..] else { return Err(format!("{s:?} is no matrix")) };
     let kind =
         if cx.has("dtype") { elem(cx.int("dtype", 1) as i32).ok_or("its type is not supported")? } else { cx.elem(0)? };
     let on = |i: usize| f64::from(u8::from((i % cols) as i64 - (i / cols) as i64 == k));
-    Ok(vec![Out::Const(Const { elem: kind, shape: s.clone(), data: (0..rows * cols).map(on).collect() })])
+    let data = (0..constant_of(&s)?).map(on).collect();
+    Ok(vec![Out::Const(Const { elem: kind, shape: s, data })])
 }
 
 /// Sums up to each element: a product with a triangle of ones.
@@ -202,10 +204,9 @@ fn cumulative_sum(cx: &mut Cx<'_, '_, '_>) -> R {
         let (first, last) = if reverse { (to, from) } else { (from, to) };
         if exclusive { first < last } else { first <= last }
     };
-    let data = (0..n * n).map(|i| f64::from(u8::from(adds(i / n, i % n)))).collect();
     let (x, elem) = any(cx, 0)?;
     let x = cx.b.number(x);
-    one(along(cx, x, axis, n, data), elem)
+    one(along(cx, x, axis, n, |i| f64::from(u8::from(adds(i / n, i % n))))?, elem)
 }
 
 fn cumulative_product(cx: &mut Cx<'_, '_, '_>) -> R {

@@ -88,6 +88,7 @@ impl Sight {
         if samples.saturating_mul(queries).saturating_mul(keys) > MOST_FLAGS {
             return Err(format!("a mask of {samples} x {queries} x {keys} flags is not supported"));
         }
+        cx.state.allowance.copy(samples * queries * keys / 8)?;
         let all = (0..samples * queries * keys).map(|i| {
             let (sample, rest) = (i / (queries * keys), i % (queries * keys));
             f64::from(u8::from(self.sees(sample, rest / keys, rest % keys)))

@@ -2,6 +2,7 @@
 
 use crate::ir::builder::common_shape;
 use crate::ir::tensor::for_each_index;
+use crate::onnx::folding::constant_of;
 use crate::onnx::node::{Cx, Out};
 use crate::onnx::ops::Entry;
 use crate::onnx::tensor::{Const, type_name};
@@ -41,8 +42,7 @@ fn both(cx: &mut Cx<'_, '_, '_>, f: impl Fn(i64, i64) -> f64) -> R {
     let (a, b) = (integers(cx, 0)?, integers(cx, 1)?);
     let shape = common_shape(&a.shape, &b.shape).ok_or("its operands do not broadcast")?;
     // Every constant that is read is in memory; what they broadcast to need not fit there.
-    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= 1 << 26);
-    let mut data = Vec::with_capacity(count.ok_or("its result is too large")?);
+    let mut data = Vec::with_capacity(constant_of(&shape)?);
     let at = |c: &Const, index: &[usize]| -> i64 {
         let own = &index[index.len() - c.shape.len()..];
         c.data[own.iter().zip(&c.shape).fold(0, |at, (&i, &n)| at * n + if n == 1 { 0 } else { i })] as i64

@@ -7,6 +7,7 @@ use slrc_plan::ScalarFn;
 
 use crate::ir::graph::NodeId;
 use crate::ir::types::{DType, Type};
+use crate::onnx::folding::constant_of;
 use crate::onnx::import::int_const;
 use crate::onnx::narrow::Narrow;
 use crate::onnx::node::{Cx, Operand, Out};
@@ -63,10 +64,8 @@ fn known_extents(cx: &Cx<'_, '_, '_>, i: usize) -> Result<Vec<usize>, String> {
         .iter()
         .map(|&d| usize::try_from(d).map_err(|_| format!("extent {d} is negative")))
         .collect::<Result<_, _>>()?;
-    match shape.iter().try_fold(1usize, |a, &d| a.checked_mul(d)) {
-        Some(n) if n <= 1 << 26 => Ok(shape),
-        _ => Err(format!("shape {shape:?} is too large")),
-    }
+    constant_of(&shape)?;
+    Ok(shape)
 }
 
 fn constant_of_shape(cx: &mut Cx<'_, '_, '_>) -> R {
@@ -199,7 +198,8 @@ fn dropout(cx: &mut Cx<'_, '_, '_>) -> R {
     let mut outs = vec![Out::Node(out, Elem::Float)];
     if cx.wants(1) {
         let s = cx.b.shape(x);
-        let all = cx.b.constant(Type::new(DType::U8, s.clone()), vec![1.0; s.iter().product()]);
+        let all = cx.b.constant(Type::new(DType::U8, []), vec![1.0]);
+        let all = cx.b.broadcast_to(all, &s);
         let kept = dropped.map_or(all, |d| cx.b.map(ScalarFn::Not, &[d]));
         outs.push(Out::Node(cx.b.mode_select(kept, all), Elem::Bool));
     }

@@ -1,7 +1,7 @@
 //! Einstein summation, as products of matrices.
 
 use crate::ir::graph::NodeId;
-use crate::ir::types::{DType, Type};
+use crate::ir::types::DType;
 use crate::onnx::node::{Cx, Out};
 use crate::onnx::ops::{Entry, real};
 
@@ -99,8 +99,7 @@ fn diagonal(cx: &mut Cx<'_, '_, '_>, t: Term) -> Result<Term, String> {
         let front = cx.b.transpose(x, &order);
         let others: Vec<usize> = order[2..].iter().map(|&d| s[d]).collect();
         let flat = cx.b.reshape(front, &[s[a] * s[a], others.iter().product()]);
-        let at = (0..s[a]).map(|i| (i * (s[a] + 1)) as f64).collect();
-        let index = cx.b.constant(Type::new(DType::I32, vec![s[a]]), at);
+        let index = cx.table(DType::I32, &[s[a]], |i| (i * (s[a] + 1)) as f64)?;
         let rows = cx.b.gather(flat, index);
         x = cx.b.reshape(rows, &[&[s[a]], &others[..]].concat());
         labels = order[1..].iter().map(|&d| labels[d]).collect();

@@ -4,6 +4,7 @@
 
 use crate::ir::graph::NodeId;
 use crate::ir::types::{DType, Type};
+use crate::onnx::folding::constant_of;
 use crate::onnx::node::{Cx, Operand, Out};
 use crate::onnx::ops::Entry;
 use crate::onnx::ops::shape::{any, one, part};
@@ -17,6 +18,7 @@ pub(super) const OPS: &[Entry] = &[
     Entry { op: "ScatterElements", note: "indices known at import", convert: scatter_elements },
     Entry { op: "Scatter", note: "as ScatterElements", convert: scatter_elements },
     Entry { op: "ScatterND", note: "indices known at import", convert: scatter_nd },
+    Entry { op: "NonZero", note: "computed at import", convert: non_zero },
 ];
 
 type R = Result<Vec<Out>, String>;
@@ -48,22 +50,27 @@ fn inverse(order: &[usize]) -> Vec<usize> {
     back
 }
 
-/// Every vector along `axis` times a matrix `[extent, to]`.
-pub(super) fn along(cx: &mut Cx<'_, '_, '_>, x: NodeId, axis: usize, to: usize, matrix: Vec<f64>) -> NodeId {
+/// Every vector along `axis` times a matrix `[extent, to]`, row by row.
+pub(super) fn along(
+    cx: &mut Cx<'_, '_, '_>,
+    x: NodeId,
+    axis: usize,
+    to: usize,
+    matrix: impl FnMut(usize) -> f64,
+) -> Result<NodeId, String> {
     let s = cx.b.shape(x);
     if axis >= s.len() {
-        cx.b.fail(format!("axis {axis} does not exist in {} dimensions", s.len()));
-        return x;
+        return Err(format!("axis {axis} does not exist in {} dimensions", s.len()));
     }
     let order: Vec<usize> = (0..s.len()).filter(|&d| d != axis).chain([axis]).collect();
     let last = cx.b.transpose(x, &order);
     let mut shape = cx.b.shape(last);
     let flat = cx.b.reshape(last, &[shape.iter().product::<usize>() / s[axis].max(1), s[axis]]);
-    let weights = cx.b.constant(Type::f32([s[axis], to]), matrix);
+    let weights = cx.table(DType::F32, &[s[axis], to], matrix)?;
     let y = cx.b.matmul(flat, weights);
     shape[s.len() - 1] = to;
     let y = cx.b.reshape(y, &shape);
-    cx.b.transpose(y, &inverse(&order))
+    Ok(cx.b.transpose(y, &inverse(&order)))
 }
 
 /// Rows of `x` seen as `[count, width]`.
@@ -123,14 +130,14 @@ fn wrap(i: f64, extent: usize) -> Result<usize, String> {
 fn gather_known(data: &Const, index: &Const, axis: usize) -> R {
     let s = &data.shape;
     let (outer, inner): (usize, usize) = (s[..axis].iter().product(), s[axis + 1..].iter().product());
-    let mut out = Vec::new();
+    let shape = [&s[..axis], &index.shape, &s[axis + 1..]].concat();
+    let mut out = Vec::with_capacity(constant_of(&shape)?);
     for o in 0..outer {
         for &i in &index.data {
             let at = (o * s[axis] + wrap(i, s[axis])?) * inner;
             out.extend_from_slice(&data.data[at..at + inner]);
         }
     }
-    let shape = [&s[..axis], &index.shape, &s[axis + 1..]].concat();
     Ok(vec![Out::Const(Const { elem: data.elem, shape, data: out })])
 }
 
@@ -183,6 +190,18 @@ fn gather_rows(cx: &mut Cx<'_, '_, '_>, axis: usize) -> R {
     let rows = cx.b.gather(flat_table, flat_index);
     let shape = [&is[..], &s[1..]].concat();
     one(cx.b.reshape(rows, &shape), Elem::Float)
+}
+
+/// Where a known tensor is not zero: a row for each dimension, a column for each such element.
+fn non_zero(cx: &mut Cx<'_, '_, '_>) -> R {
+    let x = cx.fixed_values(0)?.ok_or("its result's shape depends on the data; slrc needs it known at import")?;
+    let at: Vec<usize> = (0..x.data.len()).filter(|&i| x.data[i] != 0.0).collect();
+    let shape = vec![x.shape.len(), at.len()];
+    let mut data = Vec::with_capacity(constant_of(&shape)?);
+    for (step, extent) in strides(&x.shape).into_iter().zip(&x.shape) {
+        data.extend(at.iter().map(|i| (i / step % extent) as f64));
+    }
+    Ok(vec![Out::Const(Const { elem: Elem::Int, shape, data })])
 }
 
 /// The elements, or slices of an axis, whose flag is set.
@@ -277,22 +296,24 @@ fn gather_nd(cx: &mut Cx<'_, '_, '_>) -> R {
 }
 
 /// `x` with rows of `updates` put where `at` says, the last of several in one place.
-fn put(cx: &mut Cx<'_, '_, '_>, x: NodeId, updates: NodeId, p: &Places) -> NodeId {
+fn put(cx: &mut Cx<'_, '_, '_>, x: NodeId, updates: NodeId, p: &Places) -> Result<NodeId, String> {
+    cx.state.allowance.copy(p.count)?;
     let mut from: Vec<usize> = (0..p.count).collect();
     p.at.iter().enumerate().for_each(|(i, &to)| from[to] = p.count + i);
     let (x, updates) = (cx.b.number(x), cx.b.number(updates));
     let table = cx.b.reshape(x, &[p.count, p.width]);
     let new = cx.b.reshape(updates, &[p.at.len(), p.width]);
     let both = cx.b.concat(&[table, new], 0);
-    rows(cx, both, p.count + p.at.len(), p.width, &from)
+    Ok(rows(cx, both, p.count + p.at.len(), p.width, &from))
 }
 
 /// Puts, adds, multiplies, or takes the larger or smaller.
 fn reduced(cx: &mut Cx<'_, '_, '_>, x: NodeId, updates: NodeId, p: &Places) -> Result<NodeId, String> {
     let reduction = cx.string("reduction", "none");
     if reduction == "none" || p.at.is_empty() {
-        return Ok(put(cx, x, updates, p));
+        return put(cx, x, updates, p);
     }
+    cx.state.allowance.copy(p.count)?;
     // Updates of one place one after the other: passes in which every place has at most one.
     let mut passes: Vec<Vec<usize>> = Vec::new();
     let mut seen = vec![0usize; p.count];
@@ -323,7 +344,7 @@ fn reduced(cx: &mut Cx<'_, '_, '_>, x: NodeId, updates: NodeId, p: &Places) -> R
             }
             other => return Err(format!("reduction \"{other}\" does not exist")),
         };
-        y = put(cx, y, both, &Places { at, count: p.count, width: p.width });
+        y = put(cx, y, both, &Places { at, count: p.count, width: p.width })?;
     }
     Ok(y)
 }

@@ -42,7 +42,7 @@ fn likelihood(cx: &mut Cx<'_, '_, '_>, p: NodeId) -> Result<NodeId, String> {
     let reduction = cx.string("reduction", "mean");
     let target = any(cx, 1)?.0;
     let target = cx.b.number(target);
-    let flags = marks(cx, target, 1, s[1]);
+    let flags = marks(cx, target, 1, s[1])?;
     let zero = cx.b.zeros_like(p);
     let chosen = cx.b.select(flags, p, zero);
     let chosen = cx.b.sum(chosen, &[1]);

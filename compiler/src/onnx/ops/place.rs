@@ -23,7 +23,7 @@ type R = Result<Vec<Out>, String>;
 fn count(cx: &mut Cx<'_, '_, '_>, n: usize, rank: usize) -> NodeId {
     let mut shape = vec![1; rank];
     shape[rank - 1] = n;
-    cx.b.constant(Type::new(DType::F32, shape), (0..n).map(|i| i as f64).collect())
+    cx.b.constant(Type::f32(shape), (0..n).map(|i| i as f64).collect())
 }
 
 /// `y[r, c, i, j]` is the mean over the places of a grid in cell `i, j` of box `r`, each between four elements of `x`.
@@ -175,6 +175,7 @@ fn tensor_scatter(cx: &mut Cx<'_, '_, '_>) -> R {
         cx.b.splat(0.0, &[batch])
     };
     let first = cx.b.reshape(first, &[batch, 1]);
+    cx.state.allowance.copy(new)?;
     let steps = count(cx, new, 2);
     let mut at = cx.b.binary(ScalarFn::Add, first, steps);
     if circular {
@@ -187,7 +188,7 @@ fn tensor_scatter(cx: &mut Cx<'_, '_, '_>) -> R {
     }
     // [batch, places, new]
     let at = cx.b.reshape(at, &[batch, 1, new]);
-    let place = cx.b.constant(Type::f32(vec![1, places, 1]), (0..places).map(|i| i as f64).collect());
+    let place = cx.table(DType::F32, &[1, places, 1], |i| i as f64)?;
     let flags = cx.b.binary(ScalarFn::Eq, at, place);
     let flags = cx.b.number(flags);
     let written = cx.b.sum(flags, &[2]);

@@ -6,6 +6,7 @@ use crate::ir::graph::NodeId;
 use crate::ir::ops::window::WindowMaxIndex;
 use crate::ir::tensor::for_each_index;
 use crate::ir::types::Type;
+use crate::onnx::folding::constant_of;
 use crate::onnx::node::{Cx, Out};
 use crate::onnx::ops::shape::{pad_with, part};
 use crate::onnx::ops::window::{LARGEST, Planes, Window, place, windows};
@@ -185,6 +186,7 @@ fn average_pool(cx: &mut Cx<'_, '_, '_>) -> R {
     };
     let outputs: Vec<usize> = windows.iter().map(|w| w.output).collect();
     let counts: Vec<Vec<f64>> = (0..rank).map(|d| (0..outputs[d]).map(|o| along(d, o)).collect()).collect();
+    cx.state.allowance.copy(constant_of(&outputs)?)?;
     let mut data = Vec::with_capacity(outputs.iter().product());
     for_each_index(&outputs, |i| data.push(1.0 / i.iter().enumerate().map(|(d, &o)| counts[d][o]).product::<f64>()));
     let weights = cx.b.constant(Type::f32([&[1, 1], &outputs[..]].concat()), data);

@@ -222,14 +222,15 @@ fn scaled(
             continue;
         }
         x = if rule.mode == "nearest" {
+            cx.state.allowance.copy(a.to)?;
             let at = (0..a.to).map(|i| rule.chosen(&a, i)).collect::<Result<Vec<_>, _>>()?;
             repeated(cx, x, d, &at).unwrap_or_else(|| take(cx, x, d, &at))
         } else if a.to.saturating_mul(from) > MOST_WEIGHTS {
             return Err(format!("resizing {from} elements to {} is not supported", a.to));
         } else {
+            cx.state.allowance.copy(a.to * from)?;
             let rows = (0..a.to).map(|i| rule.row(&a, i)).collect::<Result<Vec<_>, _>>()?;
-            let matrix = (0..from * a.to).map(|i| rows[i % a.to][i / a.to]).collect();
-            along(cx, x, d, a.to, matrix)
+            along(cx, x, d, a.to, |i| rows[i % a.to][i / a.to])?
         };
         if crops {
             let beyond = |i: usize| rule.source(&a, i).is_ok_and(|x| x < 0.0 || x > from as f64 - 1.0);

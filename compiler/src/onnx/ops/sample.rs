@@ -114,7 +114,7 @@ fn grid_sample(cx: &mut Cx<'_, '_, '_>) -> R {
             let g = cx.b.offset(g, (n - 1.0) / 2.0);
             axis_weights(cx, g, xs[2 + d], corners, taps, padding)
         })
-        .collect();
+        .collect::<Result<_, _>>()?;
     let y = read(cx, x, &weights);
     real(cx.b.reshape(y, &[&xs[..2], out].concat()))
 }
@@ -194,7 +194,7 @@ fn deformable_conv(cx: &mut Cx<'_, '_, '_>) -> R {
                 let at = cx.b.binary(ScalarFn::Add, by, still);
                 axis_weights(cx, at, xs[2 + d], false, Taps::Linear, Padding::Zeros)
             })
-            .collect();
+            .collect::<Result<_, _>>()?;
         let some = part(cx, x, 1, g * (channels / moved), channels / moved);
         let read = read(cx, some, &weights);
         parts.push(cx.b.reshape(read, &[n, channels / moved, taps, places]));
@@ -226,7 +226,7 @@ fn axis_weights(
     corners: bool,
     taps: Taps,
     padding: Padding,
-) -> NodeId {
+) -> Result<NodeId, String> {
     let first = if taps == Taps::Nearest { nearest_even(cx, x) } else { cx.b.map(ScalarFn::Floor, &[x]) };
     let rest = cx.b.sub(x, first);
     let range = match taps {
@@ -238,7 +238,7 @@ fn axis_weights(
     for tap in range {
         let element = cx.b.offset(first, f64::from(tap));
         let element = inside(cx, element, extent, corners, padding);
-        let flags = marks(cx, element, 2, extent);
+        let flags = marks(cx, element, 2, extent)?;
         let flags = cx.b.number(flags);
         let weight = tap_weight(cx, rest, tap, taps);
         let (s, full) = (cx.b.shape(weight), cx.b.shape(flags));
@@ -247,7 +247,7 @@ fn axis_weights(
         let term = cx.b.mul(flags, weight);
         sum = Some(sum.map_or(term, |sum| cx.b.add(sum, term)));
     }
-    sum.expect("invariant: there is a tap")
+    Ok(sum.expect("invariant: there is a tap"))
 }
 
 /// The weight of the element `tap` behind a place's own, which is `rest` before it.

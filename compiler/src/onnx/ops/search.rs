@@ -3,7 +3,7 @@
 use slrc_plan::ScalarFn;
 
 use crate::ir::graph::NodeId;
-use crate::ir::types::Type;
+use crate::ir::types::DType;
 use crate::onnx::node::{Cx, Out};
 use crate::onnx::ops::arrange::marks;
 use crate::onnx::ops::norm::softmax_axes;
@@ -21,7 +21,7 @@ pub(super) const OPS: &[Entry] = &[
 type R = Result<Vec<Out>, String>;
 
 /// The index of the largest element of `axis`, the first or last of several; the axis stays with extent 1.
-fn largest(cx: &mut Cx<'_, '_, '_>, x: NodeId, axis: usize, last: bool) -> NodeId {
+fn largest(cx: &mut Cx<'_, '_, '_>, x: NodeId, axis: usize, last: bool) -> Result<NodeId, String> {
     let s = cx.b.shape(x);
     let top = cx.b.max(x, &[axis]);
     let top = cx.b.broadcast(top, &s);
@@ -31,16 +31,16 @@ fn largest(cx: &mut Cx<'_, '_, '_>, x: NodeId, axis: usize, last: bool) -> NodeI
     // The first is the largest of what counts down.
     let n = s[axis] as f64;
     let count = |i: usize| if last { i as f64 } else { n - 1.0 - i as f64 };
-    let range = cx.b.constant(Type::f32(along), (0..s[axis]).map(count).collect());
+    let range = cx.table(DType::F32, &along, count)?;
     let range = cx.b.broadcast(range, &s);
     let none = cx.b.splat(-1.0, &s);
     let marked = cx.b.select(flags, range, none);
     let found = cx.b.max(marked, &[axis]);
     if last {
-        return found;
+        return Ok(found);
     }
     let minus = cx.b.neg(found);
-    cx.b.offset(minus, n - 1.0)
+    Ok(cx.b.offset(minus, n - 1.0))
 }
 
 fn arg(cx: &mut Cx<'_, '_, '_>, min: bool) -> R {
@@ -49,7 +49,7 @@ fn arg(cx: &mut Cx<'_, '_, '_>, min: bool) -> R {
     let (keep, last) = (cx.int("keepdims", 1) != 0, cx.int("select_last_index", 0) != 0);
     let x = cx.real(0)?;
     let x = if min { cx.b.neg(x) } else { x };
-    let mut y = largest(cx, x, axis, last);
+    let mut y = largest(cx, x, axis, last)?;
     if !keep {
         let kept: Vec<usize> = (0..s.len()).filter(|&d| d != axis).map(|d| s[d]).collect();
         y = cx.b.reshape(y, &kept);
@@ -67,12 +67,12 @@ fn hardmax(cx: &mut Cx<'_, '_, '_>) -> R {
         [axis] => (x, axis),
         _ => (cx.b.reshape(x, &[kept, s.iter().product::<usize>() / kept.max(1)]), 1),
     };
-    let at = largest(cx, flat, axis, false);
+    let at = largest(cx, flat, axis, false)?;
     let mut narrow = cx.b.shape(at);
     narrow.remove(axis);
     let at = cx.b.reshape(at, &narrow);
     let n = cx.b.shape(flat)[axis];
-    let flags = marks(cx, at, axis, n);
+    let flags = marks(cx, at, axis, n)?;
     let y = cx.b.number(flags);
     real(cx.b.reshape(y, &s))
 }
@@ -93,11 +93,11 @@ fn top_k(cx: &mut Cx<'_, '_, '_>) -> R {
     let zero = cx.b.zeros_like(x);
     let (mut values, mut indices) = (Vec::new(), Vec::new());
     for _ in 0..k as usize {
-        let at = largest(cx, left, axis, false);
+        let at = largest(cx, left, axis, false)?;
         let mut narrow = s.clone();
         narrow.remove(axis);
         let row = cx.b.reshape(at, &narrow);
-        let flags = marks(cx, row, axis, s[axis]);
+        let flags = marks(cx, row, axis, s[axis])?;
         let own = cx.b.select(flags, x, zero);
         values.push(cx.b.sum(own, &[axis]));
         indices.push(at);

@@ -3,6 +3,7 @@
 use crate::ir::builder::common_shape;
 use crate::ir::graph::NodeId;
 use crate::ir::ops::shape::{Pad, Slice};
+use crate::ir::types::DType;
 use crate::onnx::node::{Cx, Operand, Out};
 use crate::onnx::ops::Entry;
 use crate::onnx::tensor::Elem;
@@ -239,6 +240,7 @@ fn slice(cx: &mut Cx<'_, '_, '_>) -> R {
         let from = (if start < 0 { start.saturating_add(n) } else { start }).clamp(-1, n - 1);
         let to = (if end < 0 { end.saturating_add(n) } else { end }).clamp(-1, n - 1);
         let back = usize::try_from(step.unsigned_abs()).map_err(|_| "a step is too large")?;
+        cx.state.allowance.copy((from - to).max(0) as usize / back)?;
         let at: Vec<usize> = (to + 1..=from).rev().step_by(back).map(|i| i as usize).collect();
         x = super::index::take(cx, x, d, &at);
     }
@@ -277,6 +279,7 @@ fn pad(cx: &mut Cx<'_, '_, '_>) -> R {
                     "wrap" => i.rem_euclid(n),
                     _ => (n - 1) - ((n - 1) - i.rem_euclid(period)).abs(),
                 };
+                cx.state.allowance.copy((low + n + high).max(0) as usize)?;
                 let at: Vec<usize> = (-low..n + high).map(|i| source(i) as usize).collect();
                 x = super::index::take(cx, x, d, &at);
             }
@@ -305,27 +308,20 @@ pub(super) fn pad_with(cx: &mut Cx<'_, '_, '_>, x: NodeId, pads: &[[i64; 2]], va
     if value == 0.0 {
         return Ok(y);
     }
-    // The number where the padding is.
+    // The number where the padding is: a flag for each place of the dimensions that have some.
     let full = cx.b.shape(y);
-    if full.iter().product::<usize>() > 1 << 27 {
-        return Err(format!("padding with {value} to {full:?} is too large"));
-    }
     let y = cx.b.number(y);
-    let mut at = vec![0usize; full.len()];
-    let count: usize = full.iter().product();
-    let mut flags = Vec::with_capacity(count);
-    for _ in 0..count {
-        let within = (0..full.len()).all(|d| at[d] >= p.low[d] && at[d] < p.low[d] + inside[d]);
-        flags.push(f64::from(u8::from(within)));
-        for d in (0..full.len()).rev() {
-            at[d] += 1;
-            if at[d] < full[d] {
-                break;
-            }
-            at[d] = 0;
-        }
-    }
-    let flags = cx.b.constant(crate::ir::types::Type::new(crate::ir::types::DType::U8, full.clone()), flags);
+    let padded = |d: usize| p.low[d] + p.high[d] > 0;
+    let own: Vec<usize> = (0..full.len()).map(|d| if padded(d) { full[d] } else { 1 }).collect();
+    let within = |mut i: usize| {
+        (0..own.len()).rev().all(|d| {
+            let at = i % own[d];
+            i /= own[d];
+            !padded(d) || (p.low[d]..p.low[d] + inside[d]).contains(&at)
+        })
+    };
+    let flags = cx.table(DType::U8, &own, |i| f64::from(u8::from(within(i))))?;
+    let flags = cx.b.broadcast_to(flags, &full);
     let around = cx.b.splat(value, &full);
     Ok(cx.b.select(flags, y, around))
 }

@@ -32,26 +32,24 @@ impl Transform {
     fn apply(self, cx: &mut Cx<'_, '_, '_>, x: NodeId) -> Result<NodeId, String> {
         let Transform { axis, length, inverse, half } = self;
         let s = cx.b.shape(x);
-        let (last, from, n) = (s.len() - 1, s[axis], length as f64);
+        let (last, n) = (s.len() - 1, length as f64);
         let to = if half && !inverse { length / 2 + 1 } else { length };
-        cx.state.allowance.copy(from.saturating_mul(2 * to))?;
         // Of a half, every frequency but the first and the middle one stands for two.
         let twice = |j: usize| if half && inverse && j != 0 && 2 * j != length { 2.0 } else { 1.0 };
         let scale = if inverse { 1.0 / n } else { 1.0 };
-        let matrix = |f: &dyn Fn(f64) -> f64| -> Vec<f64> {
-            let angle = |j: usize, k: usize| TAU * ((j * k) % length) as f64 / n;
-            let element = |j: usize, k: usize| if j < length { scale * twice(j) * f(angle(j, k)) } else { 0.0 };
-            (0..from).flat_map(|j| (0..to).map(move |k| (j, k))).map(|(j, k)| element(j, k)).collect()
+        let element = |i: usize, f: &dyn Fn(f64) -> f64| {
+            let (j, k) = (i / to, i % to);
+            if j < length { scale * twice(j) * f(TAU * ((j * k) % length) as f64 / n) } else { 0.0 }
         };
         let sign = if inverse { -1.0 } else { 1.0 };
-        let (cosines, sines) = (matrix(&f64::cos), matrix(&|a| sign * a.sin()));
+        let (cosines, sines) = (|i| element(i, &f64::cos), |i| element(i, &|a| sign * a.sin()));
         let x_re = part(cx, x, last, 0, 1);
-        let mut re = along(cx, x_re, axis, to, cosines.clone());
-        let im = along(cx, x_re, axis, to, sines.clone());
+        let mut re = along(cx, x_re, axis, to, cosines)?;
+        let im = along(cx, x_re, axis, to, sines)?;
         let mut im = cx.b.neg(im);
         if s[last] == 2 {
             let x_im = part(cx, x, last, 1, 1);
-            let (more_re, more_im) = (along(cx, x_im, axis, to, sines), along(cx, x_im, axis, to, cosines));
+            let (more_re, more_im) = (along(cx, x_im, axis, to, sines)?, along(cx, x_im, axis, to, cosines)?);
             re = cx.b.add(re, more_re);
             im = cx.b.add(im, more_im);
         }

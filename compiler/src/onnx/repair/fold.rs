@@ -128,8 +128,12 @@ fn fold_one(
 fn numbers(t: Option<&TensorProto>, name: &str) -> Result<Vec<f64>, OnnxError> {
     let bad = |reason: &str| OnnxError::Tensor { name: name.into(), reason: reason.into() };
     let t = t.ok_or_else(|| bad("the plan folder's model.onnx does not hold it"))?;
-    if t.raw_data.is_empty() || t.data_type != 1 {
-        return Err(bad("it is no trained float32 tensor"));
+    if t.data_type != 1 || t.raw_data.is_empty() && t.float_data.is_empty() {
+        return Err(bad("it is no float32 tensor with values"));
+    }
+    // What is not trained, since the output does not need it, is as the file or the repair wrote it.
+    if t.raw_data.is_empty() {
+        return Ok(t.float_data.iter().map(|&x| f64::from(x)).collect());
     }
     Ok(t.raw_data.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect())
 }
