@@ -3,6 +3,8 @@
 use slrc_plan::DType;
 use slrc_plan::kernel::{Window as Plan, WindowGeometry, WindowOp};
 
+use crate::cpu::instruction::LANES;
+use crate::cpu::math::Vector;
 use crate::cpu::memory::{Memory, Operand};
 use crate::cpu::parallel::{for_each, part, tasks_for};
 
@@ -87,62 +89,62 @@ impl Window {
     }
 
     fn max_index(&self, n: usize, oy: usize) {
-        let c = self.channels;
-        let mut best = vec![0.0f32; c];
-        let mut winner = vec![0u32; c];
+        let vector = Vector::detect();
+        let mut winner = vec![0u32; self.channels];
+        let mut rows: Vec<(u32, &[f32])> = Vec::new();
         for ox in 0..self.geometry.output[1] {
-            let mut first = true;
-            winner.fill(0);
-            self.taps(n, oy, ox, |tap, at| {
-                let x = self.channels_of(&self.large, at);
-                if first {
-                    best.copy_from_slice(x);
-                    winner.fill(tap as u32);
-                    first = false;
-                    return;
-                }
-                for i in 0..c {
-                    // A NaN wins and stays.
-                    let better = x[i] > best[i] || (x[i].is_nan() && !best[i].is_nan());
-                    winner[i] = if better { tap as u32 } else { winner[i] };
-                    best[i] = if better { x[i] } else { best[i] };
-                }
-            });
+            rows.clear();
+            self.taps(n, oy, ox, |tap, at| rows.push((tap as u32, self.channels_of(&self.large, at))));
+            winners(vector, &rows, &mut winner);
             let at = self.small_at(n, oy, ox);
             // SAFETY: views lie in their buffers; tasks write disjoint rows.
             unsafe {
                 match self.small.dtype {
-                    DType::U8 => (0..c).for_each(|i| *self.small.u8(at + i) = winner[i] as u8),
-                    _ => (0..c).for_each(|i| *self.small.i32(at + i) = winner[i] as i32),
+                    DType::U8 => winner.iter().enumerate().for_each(|(i, &w)| *self.small.u8(at + i) = w as u8),
+                    _ => winner.iter().enumerate().for_each(|(i, &w)| *self.small.i32(at + i) = w as i32),
                 }
             }
         }
     }
 
-    /// Position in large of the chosen element of a window, and whether it lies inside.
-    fn chosen(&self, n: usize, oy: usize, ox: usize, channel: usize) -> Option<usize> {
+    /// By tap of a window, the position of its first channel in large, if it lies inside.
+    fn places(&self, n: usize, oy: usize, ox: usize, places: &mut [Option<usize>]) {
+        places.fill(None);
+        self.taps(n, oy, ox, |tap, at| places[tap] = Some(at));
+    }
+
+    /// Room for the places of a window's taps.
+    fn no_places(&self) -> Vec<Option<usize>> {
+        vec![None; self.geometry.kernel[0] * self.geometry.kernel[1]]
+    }
+
+    /// Calls `f(channel, position in large of the chosen element)` for the channels of a window whose choice lies
+    /// inside.
+    fn chosen(&self, n: usize, oy: usize, ox: usize, places: &[Option<usize>], mut f: impl FnMut(usize, usize)) {
         let index = self.index.as_ref().expect("invariant: selections have an index");
-        let at = n * index.strides[0] + oy * index.strides[1] + ox * index.strides[2] + channel;
-        // SAFETY: views lie in their buffers.
-        let tap = unsafe {
-            match index.dtype {
-                DType::U8 => usize::from(*index.u8(at)),
-                _ => *index.i32(at) as usize,
+        let at = n * index.strides[0] + oy * index.strides[1] + ox * index.strides[2];
+        for channel in 0..self.channels {
+            // SAFETY: views lie in their buffers.
+            let tap = unsafe {
+                match index.dtype {
+                    DType::U8 => usize::from(*index.u8(at + channel)),
+                    _ => *index.i32(at + channel) as usize,
+                }
+            };
+            if let Some(&Some(place)) = places.get(tap) {
+                f(channel, place + channel);
             }
-        };
-        let g = &self.geometry;
-        let y = g.source(0, oy, tap / g.kernel[1])?;
-        let x = g.source(1, ox, tap % g.kernel[1])?;
-        Some(self.large_at(n, y, x) + channel)
+        }
     }
 
     fn select(&self, n: usize, oy: usize) {
+        let mut places = self.no_places();
         for ox in 0..self.geometry.output[1] {
+            self.places(n, oy, ox, &mut places);
             let out = self.channels_mut(&self.small, self.small_at(n, oy, ox));
-            for (i, o) in out.iter_mut().enumerate() {
-                // SAFETY: views lie in their buffers.
-                *o = self.chosen(n, oy, ox, i).map_or(0.0, |at| unsafe { *self.large.f32(at) });
-            }
+            out.fill(0.0);
+            // SAFETY: views lie in their buffers.
+            self.chosen(n, oy, ox, &places, |i, at| out[i] = unsafe { *self.large.f32(at) });
         }
     }
 
@@ -158,15 +160,13 @@ impl Window {
     fn unselect(&self, n: usize) {
         self.clear(n);
         let g = &self.geometry;
+        let mut places = self.no_places();
         for oy in 0..g.output[0] {
             for ox in 0..g.output[1] {
+                self.places(n, oy, ox, &mut places);
                 let dy = self.channels_of(&self.small, self.small_at(n, oy, ox));
-                for (i, &d) in dy.iter().enumerate() {
-                    if let Some(at) = self.chosen(n, oy, ox, i) {
-                        // SAFETY: views lie in their buffers; a sample is one task's.
-                        unsafe { *self.large.f32(at) += d };
-                    }
-                }
+                // SAFETY: views lie in their buffers; a sample is one task's.
+                self.chosen(n, oy, ox, &places, |i, at| unsafe { *self.large.f32(at) += dy[i] });
             }
         }
     }
@@ -194,5 +194,79 @@ impl Window {
                 });
             }
         }
+    }
+}
+
+/// By element, the number of the row whose element is the largest, the first of equal ones; a NaN wins and stays. Zero
+/// where there are no rows.
+fn winners(v: Vector, rows: &[(u32, &[f32])], to: &mut [u32]) {
+    match v {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Vector::detect` found these instructions on this processor.
+        Vector::Avx512 => unsafe { winners_avx512(rows, to) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Vector::Avx2 => unsafe { winners_avx2(rows, to) },
+        _ => winners_of(rows, to),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn winners_avx2(rows: &[(u32, &[f32])], to: &mut [u32]) {
+    winners_of(rows, to);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,avx512f,avx512vl")]
+fn winners_avx512(rows: &[(u32, &[f32])], to: &mut [u32]) {
+    winners_of(rows, to);
+}
+
+#[inline(always)]
+fn winners_of(rows: &[(u32, &[f32])], to: &mut [u32]) {
+    let Some(((first, row), others)) = rows.split_first() else { return to.fill(0) };
+    for (chunk, winner) in to.chunks_mut(LANES).enumerate() {
+        let lanes = chunk * LANES..chunk * LANES + winner.len();
+        let (mut best, mut at) = ([0.0f32; LANES], [*first; LANES]);
+        best[..winner.len()].copy_from_slice(&row[lanes.clone()]);
+        for (number, row) in others {
+            let mut x = [0.0f32; LANES];
+            x[..winner.len()].copy_from_slice(&row[lanes.clone()]);
+            for i in 0..LANES {
+                // Larger, or the first NaN.
+                #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "it holds of a NaN")]
+                let better = !(x[i] <= best[i]) & !best[i].is_nan();
+                at[i] = if better { *number } else { at[i] };
+                best[i] = if better { x[i] } else { best[i] };
+            }
+        }
+        winner.copy_from_slice(&at[..winner.len()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_the_largest_wins() {
+        let nan = f32::NAN;
+        let rows: [&[f32]; 3] = [
+            &[1.0, 2.0, nan, -1.0, 0.0, f32::NEG_INFINITY],
+            &[3.0, 2.0, 9.0, nan, -0.0, f32::NEG_INFINITY],
+            &[2.0, 2.5, nan, nan, 0.0, 1.0],
+        ];
+        let long: Vec<Vec<f32>> = rows.iter().map(|r| r.iter().copied().cycle().take(41).collect()).collect();
+        let numbered: Vec<(u32, &[f32])> = [2, 5, 7].into_iter().zip(long.iter().map(|r| &r[..])).collect();
+        let expected: Vec<u32> = [5, 7, 2, 5, 2, 7].into_iter().cycle().take(41).collect();
+        for v in [Vector::Baseline, Vector::detect()] {
+            let mut to = vec![9; 41];
+            winners(v, &numbered, &mut to);
+            assert_eq!(to, expected, "{v:?}");
+        }
+        let mut to = [9];
+        winners(Vector::Baseline, &[], &mut to);
+        assert_eq!(to, [0]);
     }
 }
