@@ -3,7 +3,6 @@
 use slrc_plan::DType;
 use slrc_plan::kernel::{Window as Plan, WindowGeometry, WindowOp};
 
-use crate::cpu::instruction::LANES;
 use crate::cpu::math::Vector;
 use crate::cpu::memory::{Memory, Operand};
 use crate::cpu::parallel::{for_each, part, tasks_for};
@@ -90,12 +89,12 @@ impl Window {
 
     fn max_index(&self, n: usize, oy: usize) {
         let vector = Vector::detect();
-        let mut winner = vec![0u32; self.channels];
+        let (mut best, mut winner) = (vec![0.0f32; self.channels], vec![0u32; self.channels]);
         let mut rows: Vec<(u32, &[f32])> = Vec::new();
         for ox in 0..self.geometry.output[1] {
             rows.clear();
             self.taps(n, oy, ox, |tap, at| rows.push((tap as u32, self.channels_of(&self.large, at))));
-            winners(vector, &rows, &mut winner);
+            winners(vector, &rows, &mut best, &mut winner);
             let at = self.small_at(n, oy, ox);
             // SAFETY: views lie in their buffers; tasks write disjoint rows.
             unsafe {
@@ -198,50 +197,43 @@ impl Window {
 }
 
 /// By element, the number of the row whose element is the largest, the first of equal ones; a NaN wins and stays. Zero
-/// where there are no rows.
-fn winners(v: Vector, rows: &[(u32, &[f32])], to: &mut [u32]) {
+/// where there are no rows. `best` is as long as a row, for work.
+fn winners(v: Vector, rows: &[(u32, &[f32])], best: &mut [f32], to: &mut [u32]) {
     match v {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Vector::detect` found these instructions on this processor.
-        Vector::Avx512 => unsafe { winners_avx512(rows, to) },
+        Vector::Avx512 => unsafe { winners_avx512(rows, best, to) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Vector::Avx2 => unsafe { winners_avx2(rows, to) },
-        _ => winners_of(rows, to),
+        Vector::Avx2 => unsafe { winners_avx2(rows, best, to) },
+        _ => winners_of(rows, best, to),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn winners_avx2(rows: &[(u32, &[f32])], to: &mut [u32]) {
-    winners_of(rows, to);
+fn winners_avx2(rows: &[(u32, &[f32])], best: &mut [f32], to: &mut [u32]) {
+    winners_of(rows, best, to);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,avx512f,avx512vl")]
-fn winners_avx512(rows: &[(u32, &[f32])], to: &mut [u32]) {
-    winners_of(rows, to);
+fn winners_avx512(rows: &[(u32, &[f32])], best: &mut [f32], to: &mut [u32]) {
+    winners_of(rows, best, to);
 }
 
 #[inline(always)]
-fn winners_of(rows: &[(u32, &[f32])], to: &mut [u32]) {
+fn winners_of(rows: &[(u32, &[f32])], best: &mut [f32], to: &mut [u32]) {
     let Some(((first, row), others)) = rows.split_first() else { return to.fill(0) };
-    for (chunk, winner) in to.chunks_mut(LANES).enumerate() {
-        let lanes = chunk * LANES..chunk * LANES + winner.len();
-        let (mut best, mut at) = ([0.0f32; LANES], [*first; LANES]);
-        best[..winner.len()].copy_from_slice(&row[lanes.clone()]);
-        for (number, row) in others {
-            let mut x = [0.0f32; LANES];
-            x[..winner.len()].copy_from_slice(&row[lanes.clone()]);
-            for i in 0..LANES {
-                // Larger, or the first NaN.
-                #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "it holds of a NaN")]
-                let better = !(x[i] <= best[i]) & !best[i].is_nan();
-                at[i] = if better { *number } else { at[i] };
-                best[i] = if better { x[i] } else { best[i] };
-            }
+    best.copy_from_slice(row);
+    to.fill(*first);
+    for (number, row) in others {
+        for ((at, best), &x) in to.iter_mut().zip(best.iter_mut()).zip(*row) {
+            // Larger, or the first NaN. Without branches, so that it is done in vectors.
+            let better = (x > *best) | (x.is_nan() & !best.is_nan());
+            *at = if better { *number } else { *at };
+            *best = if better { x } else { *best };
         }
-        winner.copy_from_slice(&at[..winner.len()]);
     }
 }
 
@@ -261,12 +253,12 @@ mod tests {
         let numbered: Vec<(u32, &[f32])> = [2, 5, 7].into_iter().zip(long.iter().map(|r| &r[..])).collect();
         let expected: Vec<u32> = [5, 7, 2, 5, 2, 7].into_iter().cycle().take(41).collect();
         for v in [Vector::Baseline, Vector::detect()] {
-            let mut to = vec![9; 41];
-            winners(v, &numbered, &mut to);
+            let (mut best, mut to) = (vec![0.0; 41], vec![9; 41]);
+            winners(v, &numbered, &mut best, &mut to);
             assert_eq!(to, expected, "{v:?}");
         }
-        let mut to = [9];
-        winners(Vector::Baseline, &[], &mut to);
+        let (mut best, mut to) = ([0.0], [9]);
+        winners(Vector::Baseline, &[], &mut best, &mut to);
         assert_eq!(to, [0]);
     }
 }
