@@ -152,7 +152,7 @@ fn pack_apart(division: &mut Division, mut packed: Packing, kernels: usize, live
             break;
         }
         // All that can be cut, then half of it, by chance.
-        let wanted = || attempt == 0 || rng.word() % 2 == 0;
+        let wanted = || attempt == 0 || rng.word().is_multiple_of(2);
         let Some((members, blocks)) = apart(&whole, kernels, live_bytes, wanted) else { break };
         let again = pack(&blocks, live_bytes);
         if again.end < packed.end {
