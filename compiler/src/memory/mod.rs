@@ -89,7 +89,6 @@ impl Ends {
 }
 
 /// The buffers of a draft and of its ends, and the blocks that they share.
-#[derive(Clone)]
 struct Division {
     /// Those of the draft, then boundaries.
     buffers: Vec<Buffer>,
@@ -141,24 +140,22 @@ pub fn place(draft: &Draft, ends: &Ends) -> Arena {
 
 /// A packing of blocks that are cut, and the division into these, where `packed` wastes much and one wastes less.
 fn pack_apart(division: &mut Division, mut packed: Packing, kernels: usize, live_bytes: usize) -> Packing {
-    let enough = live_bytes + live_bytes / NEARLY;
-    if packed.end <= enough {
-        return packed;
-    }
-    let whole = division.clone();
+    let mut best = None;
     let mut rng = Sequence::new(0, 0, 0);
     for attempt in 0..ATTEMPTS {
-        if packed.end <= enough {
+        if packed.end <= live_bytes + live_bytes / NEARLY {
             break;
         }
         // All that can be cut, then half of it, by chance.
         let wanted = || attempt == 0 || rng.word().is_multiple_of(2);
-        let Some((members, blocks)) = apart(&whole, kernels, live_bytes, wanted) else { break };
+        let Some((members, blocks)) = apart(division, kernels, live_bytes, wanted) else { break };
         let again = pack(&blocks, live_bytes);
         if again.end < packed.end {
-            packed = again;
-            (division.members, division.blocks) = (members, blocks);
+            (packed, best) = (again, Some((members, blocks)));
         }
+    }
+    if let Some(cut) = best {
+        (division.members, division.blocks) = cut;
     }
     packed
 }

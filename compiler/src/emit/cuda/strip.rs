@@ -53,8 +53,9 @@ impl Strip {
 
     /// Declares what products need; `products` says whether there are some besides results.
     pub(super) fn declare(&self, code: &mut Code<'_>, products: bool) {
-        if self.precision != Precision::F32 {
-            return tensor::declare(self, code, products);
+        match self.precision {
+            Precision::F32 => {}
+            Precision::Tf32 | Precision::Bf16 => return tensor::declare(self, code, products),
         }
         if products {
             code.shared("float", "as", &[DEPTH, self.height]);
@@ -77,8 +78,9 @@ impl Strip {
 
     /// Makes matrix `i` a product.
     pub(super) fn product(&self, code: &mut Code<'_>, ty: &str, i: usize, p: &Score) {
-        if self.precision != Precision::F32 {
-            return tensor::product(self, code, ty, i, p);
+        match self.precision {
+            Precision::F32 => {}
+            Precision::Tf32 | Precision::Bf16 => return tensor::product(self, code, ty, i, p),
         }
         let (strip, each) = (self.height, self.height / GROUPS);
         let a = code.pointer(&p.a.buffer, false);
@@ -116,8 +118,9 @@ impl Strip {
 
     /// A result of matrix `i`.
     pub(super) fn contraction(&self, code: &mut Code<'_>, ty: &str, i: usize, r: &Contraction) {
-        if self.precision != Precision::F32 {
-            return tensor::contraction(self, code, ty, i, r);
+        match self.precision {
+            Precision::F32 => {}
+            Precision::Tf32 | Precision::Bf16 => return tensor::contraction(self, code, ty, i, r),
         }
         let (each, cols, pitch) = (self.height / GROUPS, self.cols, self.pitch);
         code.open(format!("for ({ty} n0 = 0; n0 < {}; n0 += {TILE})", r.width));
