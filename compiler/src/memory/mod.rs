@@ -11,6 +11,7 @@
 mod apart;
 mod at_once;
 mod branch;
+mod largest;
 mod near;
 mod pack;
 

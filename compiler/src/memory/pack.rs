@@ -2,9 +2,10 @@
 //!
 //! Finding the least room is NP-hard, but most bytes live at once are a lower bound that is nearly always reached.
 //! Blocks are placed one by one, each at the lowest offset that is free for its whole life, so that a packing is an
-//! order of blocks. Some natural orders are tried, and a search goes on from the best of them: whatever lies on top is
-//! placed earlier. What it leaves, branch and bound may find (`branch.rs`). Both are bounded by steps, not by time, and
-//! the search is seeded.
+//! order of blocks. Some natural orders are tried, then such that begin with the largest blocks as branch and bound
+//! places these (`largest.rs`, `branch.rs`), and a search goes on from the best of them: whatever lies on top is placed
+//! earlier. What it leaves, branch and bound of all blocks may find. All are bounded by steps, not by time, and the
+//! search is seeded.
 //!
 //! A block at an end of the room has its place from the beginning. Where the upper end is depends on the packing: above
 //! every block, as much room is needed as the blocks at the upper end take that live with it.
@@ -13,6 +14,7 @@ use slrc_plan::buffer::align;
 use slrc_plan::random::Sequence;
 
 use crate::memory::branch;
+use crate::memory::largest::largest_first;
 
 /// Bytes that are taken from kernel `first` to kernel `last`.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +43,7 @@ pub(super) struct Packing {
 }
 
 /// Pairs of blocks that the search may look at before it takes what it has.
-const PAIRS: usize = 8_000_000;
+const PAIRS: usize = 4_000_000;
 /// Most blocks that are packed by branch and bound where the search leaves room; the heights it tries, as parts of the
 /// lower bound that are added to it, until one is not reached; and moments of blocks that it may look at for each, of
 /// few blocks and of others.
@@ -53,17 +55,14 @@ const WORK: [usize; 2] = [20_000_000, 4_000_000];
 /// The smallest packing found of blocks of which `live` bytes are live at once.
 pub(super) fn pack(blocks: &[Block], live: usize) -> Packing {
     let mut search = Search::new(blocks);
-    let mut best: Option<Fit> = None;
-    for order in orders(blocks) {
-        let limit = best.as_ref().map_or(usize::MAX, |f| f.end);
-        if let Some(found) = search.first_fit(order, None, limit) {
-            best = Some(found);
-        }
-        if best.as_ref().is_some_and(|f| f.end <= live) {
-            break;
-        }
+    let natural = orders(blocks);
+    let mut best = search.smallest(&natural, None, live).expect("invariant: without a limit there is a packing");
+    if best.end > live {
+        let seeded = largest_first(blocks, &natural, live);
+        best = search.smallest(&seeded, Some(&best), live).unwrap_or(best);
     }
-    let best = best.expect("invariant: without a limit there is a packing");
+    // However many orders there were, as much is left for the search.
+    search.pairs = 0;
     let best = search.improve(best, live);
     search.tightened(&best, live).unwrap_or_else(|| search.packing(&best))
 }
@@ -126,18 +125,7 @@ impl Search<'_> {
         let begun = |b: &Block| firsts.partition_point(|&first| first <= b.last);
         let gone = |b: &Block| lasts.partition_point(|&last| last < b.first);
         let neighbours = blocks.iter().map(|b| begun(b) - gone(b) - 1).collect();
-        let tops: Vec<(usize, usize)> = (0..blocks.len())
-            .filter_map(|i| match blocks[i].place {
-                Place::Top(depth) => Some((i, depth + blocks[i].bytes)),
-                Place::Anywhere | Place::Bottom(_) => None,
-            })
-            .collect();
-        let depth = |i: usize| {
-            let met = tops.iter().filter(|&&(t, _)| t != i && meet(&blocks[t], &blocks[i]));
-            met.map(|&(_, depth)| depth).max().unwrap_or(0)
-        };
-        let above = (0..blocks.len()).map(depth).collect();
-        Search { blocks, neighbours, above, pairs: 0 }
+        Search { blocks, neighbours, above: above(blocks), pairs: 0 }
     }
 
     /// Places blocks in the given order, each at the lowest place free for its whole life; nothing if they do not end
@@ -184,6 +172,19 @@ impl Search<'_> {
         }
         fit.order = order;
         Some(fit)
+    }
+
+    /// The smallest packing that one of the orders gives, if any is smaller than `known`.
+    fn smallest(&mut self, orders: &[Vec<usize>], known: Option<&Fit>, live: usize) -> Option<Fit> {
+        let mut best: Option<Fit> = None;
+        for order in orders {
+            let limit = best.as_ref().or(known).map_or(usize::MAX, |f| f.end);
+            if limit <= live {
+                break;
+            }
+            best = self.first_fit(order.clone(), None, limit).or(best);
+        }
+        best
     }
 
     /// The smallest packing found, beginning with `best`.
@@ -269,6 +270,21 @@ impl Fit {
         let at = self.placed.partition_point(|p| p.start < start);
         self.placed.insert(at, Placed { start, end: start + bytes, block });
     }
+}
+
+/// Of every block, the bytes at the upper end that are taken while it lives.
+pub(super) fn above(blocks: &[Block]) -> Vec<usize> {
+    let tops: Vec<(usize, usize)> = (0..blocks.len())
+        .filter_map(|i| match blocks[i].place {
+            Place::Top(depth) => Some((i, depth + blocks[i].bytes)),
+            Place::Anywhere | Place::Bottom(_) => None,
+        })
+        .collect();
+    let depth = |i: usize| {
+        let met = tops.iter().filter(|&&(t, _)| t != i && meet(&blocks[t], &blocks[i]));
+        met.map(|&(_, depth)| depth).max().unwrap_or(0)
+    };
+    (0..blocks.len()).map(depth).collect()
 }
 
 /// Whether both live at some moment.

@@ -156,31 +156,36 @@ fn an_overlap_is_found() {
     assert!(slrc_plan::validate::validate(&plan).is_err_and(|e| e.to_string().contains("overlap")));
 }
 
-/// An arena cannot be smaller than what is live at once. Measured: exactly that for 298 of 310, and for training steps
-/// at most 1.0133 times that, of a module of ResNet-50 in batches of 8, and at most 1.01 everywhere else. Steps for
-/// inference have few buffers between boundaries, whose places are given: those above 1.01 have no packing under it,
-/// which branch and bound shows.
+/// An arena cannot be smaller than what is live at once. Measured: exactly that for 300 of 310 programs. A module's arena
+/// is that of whichever of its two programs needs more: at most 1.0046 times what is live. One program takes 1.161
+/// times that, inference of a module of mnist_cnn, whose step needs more: what it works on lies between what it
+/// received and what it hands on, which have their places, and branch and bound shows that no packing is under it.
 #[test]
 fn arenas_are_tight() {
-    let (mut exact, mut all) = (0, 0);
-    let (mut step, mut eval) = ((0.0, String::new()), (0.0, String::new()));
+    let (mut exact, mut all, mut above) = (0, 0, Vec::new());
+    let mut worst = (0.0, String::new());
     for e in corpus() {
         for (index, name, p) in programs(e) {
             let at = format!("{} module {index} {name}", e.name);
             assert_eq!(p.live_bytes, most_live(&e.compiled.plan, index, p), "{at}: most bytes live at once");
             assert!(p.arena_bytes >= p.live_bytes, "{at}");
-            let ratio = p.arena_bytes as f64 / p.live_bytes as f64;
             all += 1;
             exact += usize::from(p.arena_bytes == p.live_bytes);
-            let worst = if name == "step" { &mut step } else { &mut eval };
+            if p.arena_bytes > p.live_bytes + p.live_bytes / 200 {
+                above.push((at, p.arena_bytes * 1000 / p.live_bytes));
+            }
+        }
+        for m in &e.compiled.plan.modules {
+            let ratio =
+                m.step.arena_bytes.max(m.eval.arena_bytes) as f64 / m.step.live_bytes.max(m.eval.live_bytes) as f64;
             if ratio > worst.0 {
-                *worst = (ratio, at);
+                worst = (ratio, format!("{} module {}", e.name, m.index));
             }
         }
     }
-    println!("step {step:?}, eval {eval:?}, {exact} of {all} exact");
-    // Inference holds little beside its boundaries, whose places are given; training needs more in every plan.
-    assert!(step.0 <= 1.0134 && eval.0 <= 1.17, "step {step:?}, eval {eval:?}");
+    println!("{worst:?}, {exact} of {all} exact, above {above:?}");
+    assert!(worst.0 <= 1.005, "{worst:?}");
+    assert_eq!(above, [("mnist_cnn.dynamo module 3 eval".to_string(), 1161)]);
 }
 
 /// What a plan says a run allocates is what its parts add up to.
