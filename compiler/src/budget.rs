@@ -202,6 +202,8 @@ fn refusal(planner: &Planner<'_>, budget: usize, spec_file: &SpecFile, smallest:
     Box::new(OverBudget { budget, modules: smallest.cuts.len() + 1, micro_batches, memory, ways })
 }
 
+const PRODUCTS_AGAIN: (&str, Recompute) = ("--recompute products", Recompute::Products);
+
 /// Settings that hold less, where they are not made already.
 fn settings(spec_file: &SpecFile, smallest: &Compiled) -> Vec<(String, SpecFile)> {
     let mut out = Vec::new();
@@ -236,8 +238,13 @@ fn settings(spec_file: &SpecFile, smallest: &Compiled) -> Vec<(String, SpecFile)
     } else if reconcile.monitor {
         add("--no-monitor", &|s| s.reconcile.monitor = Some(false));
     }
-    if smallest.spec.recompute == Recompute::None {
-        add("--recompute elementwise", &|s| s.recompute = Some(Recompute::Elementwise));
+    let more: &[(&str, Recompute)] = match smallest.spec.recompute {
+        Recompute::None => &[("--recompute elementwise", Recompute::Elementwise), PRODUCTS_AGAIN],
+        Recompute::Elementwise => &[PRODUCTS_AGAIN],
+        Recompute::Products => &[],
+    };
+    for &(options, recompute) in more {
+        add(options, &|s| s.recompute = Some(recompute));
     }
     out
 }

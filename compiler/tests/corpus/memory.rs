@@ -156,9 +156,9 @@ fn an_overlap_is_found() {
     assert!(slrc_plan::validate::validate(&plan).is_err_and(|e| e.to_string().contains("overlap")));
 }
 
-/// An arena cannot be smaller than what is live at once. Measured: exactly that for 300 of 310 programs. A module's arena
-/// is that of whichever of its two programs needs more: at most 1.0046 times what is live. One program takes 1.161
-/// times that, inference of a module of mnist_cnn, whose step needs more: what it works on lies between what it
+/// An arena cannot be smaller than what is live at once. Measured: exactly that for 300 of 310 programs. A module's
+/// arena is that of whichever of its two programs needs more: at most 1.0046 times what is live. One program takes
+/// 1.161 times that, inference of a module of mnist_cnn, whose step needs more: what it works on lies between what it
 /// received and what it hands on, which have their places, and branch and bound shows that no packing is under it.
 #[test]
 fn arenas_are_tight() {
