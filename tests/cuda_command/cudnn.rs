@@ -41,7 +41,7 @@ fn convolutions_are_left_to_it_and_said_to_be() {
     let said = first(&train("--libraries cudnn -o run"));
     assert!(said.starts_with("products: cuDNN 9."), "{said}");
     if !real() {
-        let computes = "products: cuDNN 9.10 computes 32 of 45 of a step, the plan's own kernels the others";
+        let computes = "products: cuDNN 9.10 computes 34 of 45 of a step, the plan's own kernels the others";
         assert_eq!(said, format!("{computes}{BESIDE}"));
         let text = ok(&work, &device, "devices").stdout;
         assert!(text.contains("cuDNN 9.10, for --libraries cudnn"), "{text}");

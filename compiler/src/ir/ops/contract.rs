@@ -64,9 +64,12 @@ impl Rule for MatMul {
         let (a, b) = (cx.operands[0], cx.operands[1]);
         let bt = cx.b.matrix_transpose(b);
         let at = cx.b.matrix_transpose(a);
-        let da = cx.b.matmul(cx.upstream, bt);
-        let db = cx.b.matmul(at, cx.upstream);
-        vec![Some(da), Some(db)]
+        let mut parts = [None; 2];
+        for i in smaller_first(cx) {
+            let (x, y) = [(cx.upstream, bt), (at, cx.upstream)][i];
+            parts[i] = Some(cx.b.matmul(x, y));
+        }
+        parts.to_vec()
     }
     fn jvp(&self, cx: &mut Jvp<'_, '_>) -> Option<NodeId> {
         let (a, b) = (cx.operands[0], cx.operands[1]);
@@ -74,6 +77,14 @@ impl Rule for MatMul {
         let right = cx.tangents[1].map(|t| cx.b.matmul(a, t));
         cx.sum(vec![left, right])
     }
+}
+
+/// The operands of a product in the order in which their gradients are computed: the smaller one's first. That one
+/// reads the larger operand, mostly for the last time, whose room the other gradient can take; and of large weights,
+/// the gradient comes last, since they may be updated as it is computed, after the other one has read them.
+fn smaller_first(cx: &Vjp<'_, '_>) -> [usize; 2] {
+    let count = |i: usize| cx.b.graph().ty(cx.operands[i]).count();
+    if count(1) < count(0) { [1, 0] } else { [0, 1] }
 }
 
 /// Settings the three convolution ops share.
@@ -235,9 +246,14 @@ impl Rule for Conv {
     }
     fn vjp(&self, cx: &mut Vjp<'_, '_>) -> Vec<Option<NodeId>> {
         let (x, w) = (cx.operands[0], cx.operands[1]);
-        let dx = cx.b.conv_input_grad(w, cx.upstream, &self.0);
-        let dw = cx.b.conv_weight_grad(x, cx.upstream, &self.0);
-        vec![Some(dx), Some(dw)]
+        let mut parts = [None; 2];
+        for i in smaller_first(cx) {
+            parts[i] = Some(match i {
+                0 => cx.b.conv_input_grad(w, cx.upstream, &self.0),
+                _ => cx.b.conv_weight_grad(x, cx.upstream, &self.0),
+            });
+        }
+        parts.to_vec()
     }
     fn jvp(&self, cx: &mut Jvp<'_, '_>) -> Option<NodeId> {
         let (x, w) = (cx.operands[0], cx.operands[1]);
