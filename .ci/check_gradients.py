@@ -48,7 +48,7 @@ def check(run, name, path, folder, small, skips, kinks):
     x = networks.sample(name, small)
     y = networks.labels(name, x, infer(str(path), x).shape, numpy.random.default_rng(1))
     numpy.savez(folder / "data.npz", y=y, **x)
-    cells = []
+    cells, found = [], None
     for i, (modules, mode) in enumerate(STEPS):
         cuts = ["--modules", str(modules), *(["--allow-skips", str(skips)] if skips else [])]
         try:
@@ -67,7 +67,7 @@ def check(run, name, path, folder, small, skips, kinks):
         worst = torch_step.worst(double, ours)
         cell = f"{worst:.0e} ({torch_step.worst(double, single):.0e})"
         if worst > EXPLAINED and kinks:
-            found = torch_kinks.explain(folder / f"plan{i}", mode, x, y, ours, ROUNDING)
+            found = torch_kinks.explain(folder / f"plan{i}", mode, x, y, ours, ROUNDING, EXPLAINED, found)
             cell += f"; {len(found.moved)} of {found.near} moved: {found.left:.0e}"
         cells.append(cell)
     return cells

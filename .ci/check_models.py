@@ -12,8 +12,8 @@ two modules (with BatchNorm put back where exporting folded it), exported with t
 compared with `slrc eval` in onnxruntime. With --forms the exports are those in training mode and unfolded ones, of small
 networks where there are such; they are compared with PyTorch's `eval()`, since in onnxruntime they would drop out and use
 the batch's statistics, and trained in four modules. With --opsets small networks are exported in every opset that an
-exporter writes, and compared with onnxruntime, or where that fails with PyTorch. --write puts the rows into the tables of docs/models.md: those of
-networks that were not asked for stay.
+exporter writes (where it fails, with attention in steps), and compared with onnxruntime, or where that fails with
+PyTorch. --write puts the rows into the tables of docs/models.md: those of networks that were not asked for stay.
 """
 
 import argparse
@@ -176,15 +176,19 @@ def check_opsets(slrc, name, exporter):
     """The cells of a network in every opset of an exporter."""
     small = networks.may_be_small(name, exporter)
     x = networks.sample(name, small)
-    taken, refused, nodes, worst = [], [], [], 0.0
+    taken, in_steps, refused, nodes, worst = [], [], [], [], 0.0
     for opset in OPSETS[exporter]:
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "model.onnx"
             try:
                 networks.export(name, exporter, str(path), small, opset=opset)
             except Exception:  # Every exporter has exceptions of its own.
-                refused.append(opset)
-                continue
+                try:
+                    networks.export(name, exporter, str(path), small, opset=opset, in_steps=True)
+                    in_steps.append(opset)
+                except Exception:
+                    refused.append(opset)
+                    continue
             try:
                 theirs = infer(str(path), x)
             except Exception:
@@ -193,7 +197,8 @@ def check_opsets(slrc, name, exporter):
             taken.append(opset)
             nodes.append(int(cells[0]))
             worst = max(worst, float(cells[2]))
-    return [spans(taken), " to ".join(map(str, sorted({min(nodes), max(nodes)}))), f"{worst:.0e}", spans(refused)]
+    opsets = spans(taken) + (f" ({spans(in_steps)} in steps)" if in_steps else "")
+    return [opsets, " to ".join(map(str, sorted({min(nodes), max(nodes)}))), f"{worst:.0e}", spans(refused)]
 
 
 def write(page, begin, head, rows, names, exporters=networks.EXPORTERS):

@@ -204,8 +204,19 @@ def made(name, small):
     return make(small).eval(), inputs(small)
 
 
-def export(name, exporter, path, small=False, form=None, opset=None):
+def attend_in_steps(model):
+    """Attention as products and a softmax, not as one operation of PyTorch's, which some opsets have nothing for."""
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+        if hasattr(module, "set_attn_implementation"):
+            module.set_attn_implementation("eager")
+
+
+def export(name, exporter, path, small=False, form=None, opset=None, in_steps=False):
     model, x = made(name, small)
+    if in_steps:
+        attend_in_steps(model)
     training, more = FORMS[exporter, form] if form else (False, {})
     model.train(training)
     options = {"dynamo": True, "verbose": False, "external_data": False} if exporter == "dynamo" else {"dynamo": False}

@@ -5,7 +5,8 @@ f32. `explain` lists such operands, in f64: those at most so many times as far f
 operands of that node are from f64's (root of the mean square), twice as far in each round, as long as something is left.
 Moving one over its kink, by twice the distance, changes the gradients by a known difference; the gradients that are to
 be explained are fitted by a sum of such differences (least squares), and the operands whose coefficient is nearer to
-one than to zero are moved, all at once. What is left then is what rounding did apart from choices, or an error: a few
+one than to zero are moved, all at once; as soon as those tried so far explain all, no others are tried. Operands that
+explained another step of the same network are tried first. What is left then is what rounding did apart from choices, or an error: a few
 operands moved or not cannot imitate one in thousands of numbers.
 """
 
@@ -75,12 +76,28 @@ class Explained:
         self.left, self.moved, self.near = left, moved, near
 
 
-def explain(folder, mode, x, y, ours, enough):
-    """Gradients `ours`, by name, of the plan in a folder; a difference of `enough` needs no further round."""
+def fitted(rows, target):
+    """Coefficients of the rows whose sum is nearest to the target, and the largest number that is left of it."""
+    rows = torch.stack(rows).double()
+    squares = rows @ rows.T
+    squares += 1e-9 * squares.diagonal().mean() * torch.eye(len(rows))
+    fit = torch.linalg.solve(squares, rows @ target)
+    return fit, float((target - fit @ rows).abs().max())
+
+
+def explain(folder, mode, x, y, ours, enough, worth, guess=None):
+    """Gradients `ours`, by name, of the plan in a folder; a difference of `enough` needs no further round. `guess` is what
+    explained another step of the network: it is taken if the difference that it leaves is below `worth`, and otherwise
+    begun with."""
 
     def gradients(moved):
         return torch_step.gradients(folder, mode, x, y, moved=moves(moved))
 
+    moved = list(guess.moved) if guess else []
+    if moved:
+        left = torch_step.worst(gradients(moved), ours)
+        if left < worth:
+            return Explained(left, moved, guess.near)
     double, single = {}, {}
     base = torch_step.gradients(folder, mode, x, y, seen=double)
     torch_step.gradients(folder, mode, x, y, torch.float32, seen=single)
@@ -89,11 +106,12 @@ def explain(folder, mode, x, y, ours, enough):
     by = scales(base)
     target = sampled(ours, by)
     best = Explained(torch_step.worst(base, ours), [], len(near))
-    moved = []
+    moved = [one for one in near if one[1:3] in [m[1:3] for m in moved]]
     for nearness in ROUNDS:
         before = sampled(flat(gradients(moved)), by)
         # What moving one more does, or moving one less.
-        rows, matter = [], []
+        rows, matter, fit = [], [], []
+        wanted = (target - before).double()
         tried = [one for one in near if one[0] < nearness][:MOST]
         for one in tried:
             others = [m for m in moved if m is not one]
@@ -101,12 +119,9 @@ def explain(folder, mode, x, y, ours, enough):
             if float(row.abs().max()) > 1e-6:
                 rows.append(row)
                 matter.append(one)
-        if not rows:
-            continue
-        rows = torch.stack(rows).double()
-        squares = rows @ rows.T
-        squares += 1e-9 * squares.diagonal().mean() * torch.eye(len(rows))
-        fit = torch.linalg.solve(squares, rows @ (target - before).double())
+                fit, left = fitted(rows, wanted)
+                if left < enough:
+                    break
         changed = [one for one, f in zip(matter, fit) if f > 0.5]
         moved = [m for m in moved if m not in changed] + [c for c in changed if c not in moved]
         left = torch_step.worst(gradients(moved), ours)

@@ -1,11 +1,13 @@
 //! What is computed of weights alone and used in two places keeps them in one module; what is put together from numbers
 //! is no weight.
 
+use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::type_proto::{Tensor as TensorType, Value as TypeValue};
 use onnx_protobuf::{
-    GraphProto, Message as _, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
-    ValueInfoProto, tensor_shape_proto::Dimension, tensor_shape_proto::dimension::Value as Extent,
+    AttributeProto, GraphProto, Message as _, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
+    TypeProto, ValueInfoProto, tensor_shape_proto::Dimension, tensor_shape_proto::dimension::Value as Extent,
 };
+use slrc_compiler::onnx::export::{Norms, Trained, export, skeleton};
 use slrc_compiler::onnx::file::OnnxFile;
 use slrc_compiler::onnx::import::{ImportOptions, import};
 use slrc_compiler::partition::candidates;
@@ -156,4 +158,67 @@ fn matrices_transposed_in_the_file_are_layers() {
     };
     assert_eq!(of(false), [("b0".to_string(), 1), ("b1".to_string(), 2)]);
     assert_eq!(of(true), of(false));
+}
+
+/// Two layers read one Constant, each trains its own copy of it, and what else reads it keeps the file's numbers.
+#[test]
+fn a_constant_of_two_layers_becomes_two_weights() {
+    let constant = || {
+        let t = floats("", &[6, 6]);
+        let value = AttributeProto { name: "value".into(), type_: AttributeType::TENSOR.into(), ..Default::default() };
+        let attribute = vec![AttributeProto { t: Some(t).into(), ..value }];
+        NodeProto { attribute, ..node("Constant", &[], "c") }
+    };
+    let layers = || {
+        vec![
+            constant(),
+            node("Gemm", &["x", "c"], "h"),
+            node("Relu", &["h"], "r"),
+            node("Gemm", &["r", "c"], "k"),
+            node("MatMul", &["k", "w"], "y"),
+        ]
+    };
+    // Nothing else reads it, something does, and the name that it would get is taken.
+    let aside = |value: &str| vec![node("Neg", &["c"], value), node("Relu", &[value], "beside")];
+    for (more, kept_as) in
+        [(vec![], None), (aside("n"), Some("c@constant")), (aside("c@constant"), Some("c@constant_"))]
+    {
+        let file = open([layers(), more].concat(), vec![floats("w", &[6, 3])]);
+        let network = import(&file, &ImportOptions::default()).expect("a network");
+        let names: Vec<&str> = network.sources.keys().map(String::as_str).collect();
+        assert_eq!(names, ["c", "c@k", "w"]);
+        let bare = skeleton(&file, &network.sources).expect("a skeleton");
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("bare.onnx");
+        std::fs::write(&path, bare).expect("a file");
+        let bare = OnnxFile::open(&path).expect("a model");
+        let (one, other, last) = (vec![1.5; 36], vec![-2.5; 36], vec![0.5; 18]);
+        let trained = |name, data| Trained { name, shape: if name == "w" { &[6, 3] } else { &[6, 6] }, data };
+        let all = [trained("c", &one[..]), trained("c@k", &other[..]), trained("w", &last[..])];
+        let out = export(&bare, &all, Norms::Kept).expect("an export");
+        let graph = ModelProto::parse_from_bytes(&out).expect("a model").graph.unwrap_or_default();
+        let read = |output: &str, slot: usize| {
+            let n = graph.node.iter().find(|n| n.output.iter().any(|o| o == output)).expect("a node");
+            n.input[slot].clone()
+        };
+        let first = |name: &str| {
+            let t = graph.initializer.iter().find(|t| t.name == name).expect("an initializer");
+            f32::from_le_bytes([t.raw_data[0], t.raw_data[1], t.raw_data[2], t.raw_data[3]])
+        };
+        assert_eq!((first(&read("h", 1)), first(&read("k", 1)), first(&read("y", 1))), (1.5, -2.5, 0.5));
+        assert_eq!(graph.initializer.len(), 3);
+        let constants: Vec<_> = graph.node.iter().filter(|n| n.op_type == "Constant").collect();
+        assert_eq!(constants.iter().map(|n| n.output[0].as_str()).collect::<Vec<_>>(), Vec::from_iter(kept_as));
+        if let Some(kept_as) = kept_as {
+            let negated = graph.node.iter().find(|n| n.op_type == "Neg").expect("what reads it");
+            assert_eq!(negated.input, [kept_as]);
+            assert_eq!(constants[0].attribute[0].t.float_data, floats("", &[6, 6]).float_data);
+        }
+        let mut made: Vec<&String> = graph.node.iter().flat_map(|n| &n.output).collect();
+        made.extend(graph.initializer.iter().map(|t| &t.name));
+        let count = made.len();
+        made.sort();
+        made.dedup();
+        assert_eq!(made.len(), count, "every name is made once");
+    }
 }

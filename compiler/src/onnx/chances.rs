@@ -10,6 +10,7 @@ use onnx_protobuf::{GraphProto, NodeProto, TensorProto, tensor_proto::DataType};
 use protobuf::Enum as _;
 
 use crate::onnx::protos::{call, constant, identity, int_attribute, int_of, integers, is_onnx_op, named};
+use crate::onnx::tensor::is_weight_type;
 
 /// `Expand` is there, and comparisons broadcast, from this opset on.
 const FROM: i64 = 8;
@@ -76,8 +77,7 @@ pub(crate) fn settle(graph: &mut GraphProto, initializers: &[TensorProto], opset
 }
 
 fn is_float(data_type: i64) -> bool {
-    let of = |t: DataType| i64::from(t.value());
-    [DataType::FLOAT, DataType::FLOAT16, DataType::DOUBLE, DataType::BFLOAT16].map(of).contains(&data_type)
+    i32::try_from(data_type).is_ok_and(is_weight_type)
 }
 
 /// The flag that a node makes a float of.

@@ -19,7 +19,7 @@ use crate::onnx::chances::settle;
 use crate::onnx::file::OnnxFile;
 use crate::onnx::import::{Source, VariableSource, reads};
 use crate::onnx::repair::{fold, take_away, unmark};
-use crate::onnx::tensor::{encode, type_name};
+use crate::onnx::tensor::{encode, read_f32, type_name};
 
 /// Metadata key of a skeleton's weights: `slrc.weight.<n>` -> `name`, newline, uses as `node:slot` separated by spaces.
 const WEIGHT_KEY: &str = "slrc.weight.";
@@ -130,13 +130,16 @@ pub fn export(skeleton: &OnnxFile, trained: &[Trained<'_>], norms: Norms) -> Res
     kept.iter_mut().try_for_each(|t| hold(skeleton, t))?;
     hold_in(skeleton, &mut graph.node)?;
     let types = Types::of_weights(&skeleton.proto.graph);
+    // What is in f32 until it is folded, too, and the type that it is written in.
+    let mut written: BTreeMap<String, i32> = BTreeMap::new();
     for (name, places) in &uses {
         let values = trained.iter().find(|t| t.name == *name).ok_or_else(|| OnnxError::Tensor {
             name: name.clone(),
             reason: "the checkpoint does not hold it".into(),
         })?;
         let read = places.first().and_then(|&(node, slot)| graph.node.get(node)?.input.get(slot));
-        let tensor = tensor(values, read.map_or(DataType::FLOAT.value(), |read| types.of(read)))?;
+        written.insert(name.clone(), read.map_or(DataType::FLOAT.value(), |read| types.of(read)));
+        let tensor = tensor(values);
         match kept.iter_mut().find(|t| t.name == *name) {
             Some(t) => *t = tensor,
             None => kept.push(tensor),
@@ -160,7 +163,7 @@ pub fn export(skeleton: &OnnxFile, trained: &[Trained<'_>], norms: Norms) -> Res
         }
     }
     graph.node.retain(|n| !n.op_type.is_empty());
-    if norms == Norms::Folded && fold(graph, &mut kept)? == 0 {
+    if norms == Norms::Folded && fold(skeleton, graph, &mut kept, &mut written)? == 0 {
         return Err(OnnxError::Graph("there is nothing to fold: the plan was not made with --rebn".into()));
     }
     take_away(graph);
@@ -169,6 +172,7 @@ pub fn export(skeleton: &OnnxFile, trained: &[Trained<'_>], norms: Norms) -> Res
     let read: BTreeSet<String> = graph.node.iter().flat_map(reads).map(str::to_string).collect();
     let outputs: BTreeSet<String> = graph.output.iter().map(|o| o.name.clone()).collect();
     kept.retain(|t| read.contains(&t.name) || outputs.contains(&t.name));
+    kept.iter_mut().try_for_each(|t| written.get(&t.name).map_or(Ok(()), |&code| write_in(skeleton, t, code)))?;
     let present: BTreeSet<String> = kept.iter().map(|t| t.name.clone()).collect();
     // Old IR versions list initializers as inputs too; those that are gone must go there as well.
     let was_initializer: BTreeSet<String> = skeleton.proto.graph.initializer.iter().map(|t| t.name.clone()).collect();
@@ -181,7 +185,10 @@ pub fn export(skeleton: &OnnxFile, trained: &[Trained<'_>], norms: Norms) -> Res
 
 /// Takes away the constant at `at`, whose name a weight has now; where something else reads it, it gets another name.
 fn set_apart(graph: &mut GraphProto, at: usize, name: &str, as_weights: &BTreeSet<(usize, usize)>) {
-    let new = format!("{name}@constant");
+    let mut new = format!("{name}@constant");
+    while graph.node.iter().any(|n| n.input.contains(&new) || n.output.contains(&new)) {
+        new.push('_');
+    }
     let mut read = false;
     for (i, n) in graph.node.iter_mut().enumerate() {
         for (slot, input) in n.input.iter_mut().enumerate().filter(|(_, input)| *input == name) {
@@ -250,19 +257,27 @@ impl<'a> Types<'a> {
     }
 }
 
-/// In the type that the file has it in.
-fn tensor(t: &Trained<'_>, code: i32) -> Result<TensorProto, OnnxError> {
-    let raw_data = encode(code, t.data).ok_or_else(|| OnnxError::Tensor {
-        name: t.name.to_string(),
-        reason: format!("what it was trained to does not fit the file's {}", type_name(code)),
-    })?;
-    Ok(TensorProto {
+fn tensor(t: &Trained<'_>) -> TensorProto {
+    TensorProto {
         name: t.name.to_string(),
         dims: t.shape.iter().map(|&d| d as i64).collect(),
-        data_type: code,
-        raw_data,
+        data_type: DataType::FLOAT.value(),
+        raw_data: t.data.iter().flat_map(|x| x.to_le_bytes()).collect(),
         ..Default::default()
-    })
+    }
+}
+
+/// Brings a tensor of f32 into another type.
+fn write_in(file: &OnnxFile, t: &mut TensorProto, code: i32) -> Result<(), OnnxError> {
+    if code == t.data_type {
+        return Ok(());
+    }
+    t.raw_data = encode(code, &read_f32(file, t)?).ok_or_else(|| OnnxError::Tensor {
+        name: t.name.clone(),
+        reason: format!("what it was trained to does not fit the file's {}", type_name(code)),
+    })?;
+    t.data_type = code;
+    Ok(())
 }
 
 /// Sets a node that behaves differently in training to inference.

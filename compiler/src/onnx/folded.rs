@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use onnx_protobuf::{GraphProto, NodeProto, tensor_proto::DataType};
-use protobuf::Enum as _;
+use onnx_protobuf::{GraphProto, NodeProto};
 
 use crate::onnx::links::Links;
+use crate::onnx::tensor::is_weight_type;
 
 /// What the judgement rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,10 +82,10 @@ pub(crate) fn is_normalised(links: &Links<'_>, conv: usize) -> bool {
     links.real_uses(output).iter().any(|&(n, _)| links.nodes[n].op_type.ends_with("Normalization"))
 }
 
-/// Whether a convolution's weight is a float32 tensor of the file.
+/// Whether a convolution's weight is a tensor of the file, in a type that weights may be of.
 pub(crate) fn has_own_weight(links: &Links<'_>, n: &NodeProto) -> bool {
     let weight = n.input.get(1).and_then(|w| links.initializer(w));
-    weight.is_some_and(|t| t.data_type == DataType::FLOAT.value())
+    weight.is_some_and(|t| is_weight_type(t.data_type))
 }
 
 /// PyTorch's TorchScript exporter calls what it computed `onnx::Conv_193`. Its newer exporter calls a bias that it made

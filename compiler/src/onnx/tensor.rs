@@ -239,6 +239,12 @@ fn half(dtype: DataType, bits: u16) -> f64 {
     }
 }
 
+/// Whether weights may be of a type: [`encode`] knows it.
+pub(crate) fn is_weight_type(code: i32) -> bool {
+    const TYPES: [DataType; 4] = [DataType::FLOAT, DataType::FLOAT16, DataType::DOUBLE, DataType::BFLOAT16];
+    TYPES.iter().any(|t| t.value() == code)
+}
+
 /// Bytes of numbers as a float type of ONNX, each rounded to the nearest, halves to even; none for another type, or
 /// where a number is beyond the type's range.
 pub(crate) fn encode(code: i32, data: &[f32]) -> Option<Vec<u8>> {

@@ -10,11 +10,13 @@ use onnx_protobuf::{
     TypeProto, ValueInfoProto, tensor_shape_proto::Dimension, tensor_shape_proto::dimension::Value as Extent,
 };
 use slrc_compiler::ir::Tensor;
+use slrc_compiler::ir::graph::{Root, RootKind};
 use slrc_compiler::ir::interp::{Env, evaluate};
 use slrc_compiler::onnx::file::OnnxFile;
 use slrc_compiler::onnx::forward::{Given, Value, forward};
 use slrc_compiler::onnx::import::read_weight;
 use slrc_compiler::onnx::tensor::Elem;
+use slrc_compiler::simplify::{Mode, specialise};
 
 pub(crate) fn strings(v: &[&str]) -> Vec<String> {
     v.iter().map(|s| s.to_string()).collect()
@@ -33,6 +35,10 @@ pub(crate) fn with(mut n: NodeProto, attributes: Vec<AttributeProto>) -> NodePro
 
 pub(crate) fn int(name: &str, i: i64) -> AttributeProto {
     AttributeProto { name: name.into(), i, type_: AttributeType::INT.into(), ..Default::default() }
+}
+
+pub(crate) fn ints_attribute(name: &str, ints: &[i64]) -> AttributeProto {
+    AttributeProto { name: name.into(), ints: ints.to_vec(), type_: AttributeType::INTS.into(), ..Default::default() }
 }
 
 pub(crate) fn float(name: &str, f: f32) -> AttributeProto {
@@ -114,7 +120,7 @@ pub(crate) fn open(model: &ModelProto) -> OnnxFile {
     open_bytes(&bytes(model)).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// The first output for an input `x`, weights as the file has them.
+/// The first output for an input `x` in inference, weights as the file has them.
 pub(crate) fn run(file: &OnnxFile, shape: &[usize], x: &[f64]) -> Result<Tensor, String> {
     let given = BTreeMap::from([("x".to_string(), Given::Data(Elem::Float, shape.to_vec()))]);
     let f = forward(file, &given).map_err(|e| e.to_string())?;
@@ -127,7 +133,13 @@ pub(crate) fn run(file: &OnnxFile, shape: &[usize], x: &[f64]) -> Result<Tensor,
         env.variables.insert(id, Tensor::new(shape, data.iter().map(|&x| f64::from(x)).collect()));
     }
     match &f.outputs[0] {
-        Value::Node(y, _) => Ok(evaluate(&f.graph, &env, &[*y]).remove(0)),
+        Value::Node(y, _) => {
+            let mut graph = f.graph.clone();
+            graph.roots = vec![Root { kind: RootKind::Report("output".into()), value: *y }];
+            let graph = specialise(&graph, Mode::Eval);
+            let y = graph.roots[0].value;
+            Ok(evaluate(&graph, &env, &[y]).remove(0))
+        }
         Value::Known(c) => Ok(Tensor::new(c.shape.clone(), c.data.clone())),
     }
 }

@@ -1,5 +1,6 @@
 //! Operators of which the official cases say too little: those of Trilu are of integers, GlobalLpPool has none, and of
-//! NonZero they give the operand as data.
+//! NonZero they give the operand as data. Besides, what holds without the official cases at hand: operands of old files
+//! and infinite divisors.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use slrc_compiler::onnx::tensor::Elem;
 
 use crate::case::Run;
 use crate::gradient;
-use crate::protos::{int, ints, model, node, open, run, with};
+use crate::protos::{floats, int, ints, model, node, open, run, with};
 
 /// Numbers of both signs, none near zero.
 fn numbers(n: usize) -> Vec<f64> {
@@ -73,4 +74,50 @@ fn places_of_what_is_known() {
     let file = open(&model(&[2, 3], vec![node("NonZero", &["x"], &["y"])], vec![], &["y"]));
     let said = run(&file, &[2, 3], &[0.0; 6]).expect_err("refused");
     assert!(said.contains("its result's shape depends on the data"), "{said}");
+}
+
+/// What the node makes of `x`, of extents 2, 3 and 4, in a file of opset 6.
+fn old(n: NodeProto, more: Vec<TensorProto>) -> Result<Vec<f64>, String> {
+    let mut m = model(&[2, 3, 4], vec![n], more, &["y"]);
+    m.opset_import[0].version = 6;
+    run(&open(&m), &[2, 3, 4], &numbers(24)).map(|y| y.data)
+}
+
+/// Before opset 7 the second operand's dimensions are the first's from `axis` on, or its last.
+#[test]
+fn operands_of_old_files_lie_along_an_axis() {
+    let (x, by) = (numbers(24), [2.0f32, 3.0, 5.0]);
+    let channel = |i: usize| f64::from(by[i / 4 % 3]);
+    let operand = || vec![floats("b", &[3], &by)];
+    let of = |op: &str, axis: i64| with(node(op, &["x", "b"], &["y"]), vec![int("broadcast", 1), int("axis", axis)]);
+    type Of = fn(f64, f64) -> f64;
+    let ops: [(&str, Of); 4] =
+        [("Add", |a, b| a + b), ("Sub", |a, b| a - b), ("Mul", |a, b| a * b), ("Div", |a, b| a / b)];
+    for (op, f) in ops {
+        let y = old(of(op, 1), operand()).unwrap_or_else(|e| panic!("{e}"));
+        assert!((0..24).all(|i| (y[i] - f(x[i], channel(i))).abs() < 1e-12), "{op}: {y:?}");
+    }
+    for axis in [-1, 3, i64::MAX] {
+        let e = old(of("Add", axis), operand()).expect_err("refused");
+        assert!(e.contains(&format!("does not lie in [2, 3, 4] from dimension {axis} on")), "{e}");
+    }
+    let last = with(node("Add", &["x", "b"], &["y"]), vec![int("broadcast", 1)]);
+    let y = old(last, vec![floats("b", &[4], &[1.0, 2.0, 3.0, 4.0])]).unwrap_or_else(|e| panic!("{e}"));
+    assert!((0..24).all(|i| y[i] == x[i] + (i % 4 + 1) as f64), "{y:?}");
+    let y = old(node("PRelu", &["x", "b"], &["y"]), operand()).unwrap_or_else(|e| panic!("{e}"));
+    assert!((0..24).all(|i| y[i] == if x[i] > 0.0 { x[i] } else { channel(i) * x[i] }), "{y:?}");
+}
+
+#[test]
+fn rests_of_infinite_divisors() {
+    let x = numbers(24);
+    for (fmod, negative) in [(1, false), (0, false), (0, true)] {
+        let sign = if negative { -1.0 } else { 1.0 };
+        let rest = with(node("Mod", &["x", "b"], &["y"]), vec![int("fmod", fmod)]);
+        let file = open(&model(&[24], vec![rest], vec![floats("b", &[1], &[sign * f32::INFINITY])], &["y"]));
+        let y = run(&file, &[24], &x).unwrap_or_else(|e| panic!("{e}")).data;
+        let across = |x: f64| fmod == 0 && x * f64::from(sign) < 0.0;
+        let expected = |x: f64| if across(x) { f64::from(sign) * f64::INFINITY } else { x };
+        assert!((0..24).all(|i| y[i] == expected(x[i])), "{fmod} {sign}: {y:?}");
+    }
 }

@@ -88,6 +88,12 @@ fn prelu(cx: &mut Cx<'_, '_, '_>) -> R {
     let x = cx.real(0)?;
     let slope = cx.real_or_weight(1, Init::Constant(0.25))?;
     let full = cx.b.shape(x);
+    let mut extents = cx.b.shape(slope);
+    // Before it broadcast, it was one number a channel.
+    if cx.opset < 7 && extents.len() == 1 && full.len() > 2 {
+        extents.resize(full.len() - 1, 1);
+    }
+    let slope = cx.b.reshape(slope, &extents);
     let slope = cx.b.broadcast_to(slope, &full);
     let flag = positive(cx, x);
     let small = cx.b.mul(slope, x);

@@ -173,8 +173,13 @@ fn attention(cx: &mut Cx<'_, '_, '_>) -> R {
     let shown = match cx.int("qk_matmul_output_mode", 0) {
         0 => Out::Node(raw, Elem::Float),
         1 => Out::Node(capped, Elem::Float),
-        2 if seen.is_none() => Out::Node(scores, Elem::Float),
-        2 => Out::Unavailable("scores that are masked"),
+        2 => match seen {
+            Some(seen) if cx.wants(3) => {
+                let low = cx.b.splat(f64::NEG_INFINITY, &full);
+                Out::Node(cx.b.select(seen, scores, low), Elem::Float)
+            }
+            _ => Out::Node(scores, Elem::Float),
+        },
         3 => Out::Node(p, Elem::Float),
         other => return Err(format!("qk_matmul_output_mode = {other} does not exist")),
     };

@@ -55,6 +55,23 @@ pub(super) const OPS: &[Entry] = &[
 
 type R = Result<Vec<Out>, String>;
 
+/// Before this opset the second operand's dimensions are some of the first's, those from the attribute `axis` on.
+const BROADCASTS: i64 = 7;
+
+/// The second of two operands, with dimensions of one element behind its own where an old file says so.
+fn along_axis(cx: &mut Cx<'_, '_, '_>, a: NodeId, b: NodeId) -> Result<NodeId, String> {
+    // Without an axis they are the last dimensions.
+    if cx.opset >= BROADCASTS || cx.int("broadcast", 0) == 0 || !cx.has("axis") {
+        return Ok(b);
+    }
+    let (of_a, of_b) = (cx.b.shape(a), cx.b.shape(b));
+    let axis = cx.int("axis", 0);
+    let end = usize::try_from(axis).ok().and_then(|axis| axis.checked_add(of_b.len()));
+    let behind = end.and_then(|end| of_a.len().checked_sub(end));
+    let behind = behind.ok_or_else(|| format!("shape {of_b:?} does not lie in {of_a:?} from dimension {axis} on"))?;
+    Ok(cx.b.reshape(b, &[&of_b[..], &vec![1; behind]].concat()))
+}
+
 fn unary(cx: &mut Cx<'_, '_, '_>, f: ScalarFn) -> R {
     let elem = cx.elem(0)?;
     let x = cx.real(0)?;
@@ -65,6 +82,7 @@ fn binary(cx: &mut Cx<'_, '_, '_>, f: ScalarFn, init: Init) -> R {
     let elem = cx.elem(0)?;
     let a = cx.real_or_weight(0, init)?;
     let b = cx.real_or_weight(1, init)?;
+    let b = along_axis(cx, a, b)?;
     Ok(vec![Out::Node(cx.b.binary(f, a, b), elem)])
 }
 
@@ -79,6 +97,7 @@ fn add(cx: &mut Cx<'_, '_, '_>) -> R {
 fn div(cx: &mut Cx<'_, '_, '_>) -> R {
     let elem = cx.elem(0)?;
     let (a, b) = (cx.real(0)?, cx.real_or_weight(1, Init::Constant(1.0))?);
+    let b = along_axis(cx, a, b)?;
     let q = cx.b.binary(ScalarFn::Div, a, b);
     if elem != Elem::Int {
         return real(q);
@@ -93,8 +112,27 @@ fn modulo(cx: &mut Cx<'_, '_, '_>) -> R {
     let (a, b) = cx.b.align(a, b);
     let q = cx.b.div(a, b);
     let whole = if truncated { truncate(cx, q) } else { cx.b.map(ScalarFn::Floor, &[q]) };
-    let whole = cx.b.mul(whole, b);
-    Ok(vec![Out::Node(cx.b.sub(a, whole), elem)])
+    let times = cx.b.mul(whole, b);
+    if elem == Elem::Int {
+        return Ok(vec![Out::Node(cx.b.sub(a, times), elem)]);
+    }
+    // Of an infinite divisor no time is taken away, and one where it lies on the other side of zero.
+    let none = cx.b.zeros_like(a);
+    let no_times = cx.b.map(ScalarFn::Eq, &[whole, none]);
+    let times = cx.b.select(no_times, none, times);
+    let mut rest = cx.b.sub(a, times);
+    if !truncated {
+        let far = cx.b.map(ScalarFn::Abs, &[b]);
+        let infinite = cx.b.splat_like(b, f64::INFINITY);
+        let infinite = cx.b.map(ScalarFn::Eq, &[far, infinite]);
+        // Their quotient is zero, whatever its sign.
+        let (of_a, of_b) = (cx.b.map(ScalarFn::Sign, &[a]), cx.b.map(ScalarFn::Sign, &[b]));
+        let signs = cx.b.mul(of_a, of_b);
+        let opposite = cx.b.map(ScalarFn::Lt, &[signs, none]);
+        let across = cx.b.map(ScalarFn::And, &[infinite, opposite]);
+        rest = cx.b.select(across, b, rest);
+    }
+    real(rest)
 }
 
 /// Towards zero.
@@ -193,17 +231,20 @@ fn extremum(cx: &mut Cx<'_, '_, '_>, max: bool) -> R {
 
 fn compare(cx: &mut Cx<'_, '_, '_>, f: ScalarFn, swap: bool) -> R {
     let (a, b) = (cx.real(0)?, cx.real(1)?);
+    let b = along_axis(cx, a, b)?;
     let (a, b) = if swap { (b, a) } else { (a, b) };
     Ok(vec![Out::Node(cx.b.binary(f, a, b), Elem::Bool)])
 }
 
 fn logical(cx: &mut Cx<'_, '_, '_>, f: ScalarFn) -> R {
     let (a, b) = (cx.flag(0)?, cx.flag(1)?);
+    let b = along_axis(cx, a, b)?;
     Ok(vec![Out::Node(cx.b.binary(f, a, b), Elem::Bool)])
 }
 
 fn xor(cx: &mut Cx<'_, '_, '_>) -> R {
     let (a, b) = (cx.flag(0)?, cx.flag(1)?);
+    let b = along_axis(cx, a, b)?;
     let (a, b) = (cx.b.number(a), cx.b.number(b));
     let same = cx.b.binary(ScalarFn::Eq, a, b);
     Ok(vec![Out::Node(cx.b.map(ScalarFn::Not, &[same]), Elem::Bool)])

@@ -309,6 +309,10 @@ fn minor(cx: &mut Cx<'_, '_, '_>, x: NodeId, row: usize, columns: &[usize]) -> N
 fn gemm(cx: &mut Cx<'_, '_, '_>) -> R {
     let (alpha, beta) = (cx.float("alpha", 1.0), cx.float("beta", 1.0));
     let (ta, tb) = (cx.int("transA", 0) != 0, cx.int("transB", 0) != 0);
+    if cx.opset < 7 {
+        // The last operand broadcasts whether this is said or not.
+        cx.has("broadcast");
+    }
     let (sa, sb) = (cx.shape(0)?, cx.shape(1)?);
     if sa.len() != 2 || sb.len() != 2 {
         return Err(format!("operands {sa:?} and {sb:?} are not matrices"));

@@ -1,18 +1,27 @@
 //! BatchNormalization that a repair put in, folded into its convolution again: the file's own nodes are left.
 //!
 //! With `f = scale / sqrt(var + epsilon)`, channel by channel, the convolution's weight becomes `f w` and its bias
-//! `bias - f mean`. Computed in f64 and rounded once.
+//! `bias - f mean`. Computed in f64 and rounded to f32; who writes the file rounds to its types.
 
 use std::collections::BTreeMap;
 
-use onnx_protobuf::{GraphProto, NodeProto, TensorProto};
+use onnx_protobuf::{GraphProto, NodeProto, TensorProto, tensor_proto::DataType};
+use protobuf::Enum as _;
 
 use crate::onnx::OnnxError;
+use crate::onnx::file::OnnxFile;
 use crate::onnx::node::node_name;
 use crate::onnx::repair::{Names, REBN, has_mark};
+use crate::onnx::tensor::{is_weight_type, read_numbers};
 
-/// Folds every BatchNormalization that was put in; says how many there were. Weights are among `initializers`, in f32.
-pub(crate) fn fold(graph: &mut GraphProto, initializers: &mut Vec<TensorProto>) -> Result<usize, OnnxError> {
+/// Folds every BatchNormalization that was put in; says how many there were. Weights are among `initializers`. What is
+/// folded is in f32, and `types` gets the types that it is to have.
+pub(crate) fn fold(
+    file: &OnnxFile,
+    graph: &mut GraphProto,
+    initializers: &mut Vec<TensorProto>,
+    types: &mut BTreeMap<String, i32>,
+) -> Result<usize, OnnxError> {
     let mut names = Names::of(graph);
     // Those not yet folded count as readers of what they read.
     let mut readers: BTreeMap<String, usize> = BTreeMap::new();
@@ -28,7 +37,7 @@ pub(crate) fn fold(graph: &mut GraphProto, initializers: &mut Vec<TensorProto>) 
         }
     }
     graph.node = nodes;
-    let mut tensors = Tensors::new(initializers);
+    let mut tensors = Tensors::new(file, initializers, types);
     for norm in &norms {
         norm.input.iter().for_each(|name| unread(&mut readers, name));
         let before = norm.input.first().map_or("", String::as_str);
@@ -46,24 +55,47 @@ fn unread(readers: &mut BTreeMap<String, usize>, name: &str) {
 
 /// Tensors, found by name.
 struct Tensors<'a> {
+    file: &'a OnnxFile,
+    types: &'a mut BTreeMap<String, i32>,
     list: &'a mut Vec<TensorProto>,
     places: BTreeMap<String, usize>,
 }
 
 impl Tensors<'_> {
-    fn new(list: &mut Vec<TensorProto>) -> Tensors<'_> {
+    fn new<'a>(
+        file: &'a OnnxFile,
+        list: &'a mut Vec<TensorProto>,
+        types: &'a mut BTreeMap<String, i32>,
+    ) -> Tensors<'a> {
         let mut places = BTreeMap::new();
         for (i, t) in list.iter().enumerate() {
             places.entry(t.name.clone()).or_insert(i);
         }
-        Tensors { list, places }
+        Tensors { file, types, list, places }
     }
 
     fn get(&self, name: &str) -> Option<&TensorProto> {
         self.places.get(name).map(|&i| &self.list[i])
     }
 
-    fn put(&mut self, tensor: TensorProto) {
+    fn numbers(&self, name: &str) -> Result<Vec<f64>, OnnxError> {
+        let bad = |reason: &str| OnnxError::Tensor { name: name.into(), reason: reason.into() };
+        let t = self.get(name).ok_or_else(|| bad("the plan folder's model.onnx does not hold it"))?;
+        if !is_weight_type(t.data_type) {
+            return Err(bad("it is no tensor of floats"));
+        }
+        Ok(read_numbers(self.file, t)?.data)
+    }
+
+    /// The type that a tensor is to have.
+    fn type_of(&self, name: &str) -> i32 {
+        let has = || self.get(name).map_or(DataType::FLOAT.value(), |t| t.data_type);
+        self.types.get(name).copied().unwrap_or_else(has)
+    }
+
+    /// Puts a tensor of f32, which is to have the type `code`.
+    fn put(&mut self, tensor: TensorProto, code: i32) {
+        self.types.insert(tensor.name.clone(), code);
         match self.places.get(&tensor.name) {
             Some(&i) => self.list[i] = tensor,
             None => {
@@ -88,7 +120,7 @@ fn fold_one(
     let conv = conv.ok_or_else(damaged)?;
     let weight = conv.input.get(1).cloned().ok_or_else(damaged)?;
     let epsilon = norm.attribute.iter().find(|a| a.name == "epsilon").map_or(1e-5, |a| a.f);
-    let read = |name: &str| numbers(tensors.get(name), name);
+    let read = |name: &str| tensors.numbers(name);
     let (w, scale, b, mean, variance) = (read(&weight)?, read(scale)?, read(bias)?, read(mean)?, read(variance)?);
     let channels = scale.len();
     if channels == 0 || [b.len(), mean.len(), variance.len()] != [channels; 3] || w.len() % channels != 0 {
@@ -105,13 +137,15 @@ fn fold_one(
     let mut put = |old: &str, dims: Vec<i64>, data: Vec<f32>| {
         let others = readers.get(old).is_some_and(|&n| n > 0);
         let name = if others { names.new_name(format!("{old}@{by}")) } else { old.to_string() };
-        tensors.put(TensorProto {
+        let tensor = TensorProto {
             name: name.clone(),
             dims,
-            data_type: 1,
+            data_type: DataType::FLOAT.value(),
             raw_data: data.iter().flat_map(|x| x.to_le_bytes()).collect(),
             ..Default::default()
-        });
+        };
+        let code = tensors.type_of(old);
+        tensors.put(tensor, code);
         name
     };
     let weight_name = put(&weight, dims, folded_weight);
@@ -123,17 +157,4 @@ fn fold_one(
     }
     conv.output[0] = norm.output.first().cloned().unwrap_or_default();
     Ok(())
-}
-
-fn numbers(t: Option<&TensorProto>, name: &str) -> Result<Vec<f64>, OnnxError> {
-    let bad = |reason: &str| OnnxError::Tensor { name: name.into(), reason: reason.into() };
-    let t = t.ok_or_else(|| bad("the plan folder's model.onnx does not hold it"))?;
-    if t.data_type != 1 || t.raw_data.is_empty() && t.float_data.is_empty() {
-        return Err(bad("it is no float32 tensor with values"));
-    }
-    // What is not trained, since the output does not need it, is as the file or the repair wrote it.
-    if t.raw_data.is_empty() {
-        return Ok(t.float_data.iter().map(|&x| f64::from(x)).collect());
-    }
-    Ok(t.raw_data.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect())
 }

@@ -4,15 +4,17 @@
 //! running mean 0 and running variance 1 - epsilon, so that with running statistics it adds the bias and nothing else.
 //! In training it normalises by the batch from the first step on, as it would have had it never been folded; but the
 //! scales that folding multiplied into the weights stay there, where the normalisation divides them out again.
+//!
+//! All of these are of the type of the convolution's weight. In f16 and bf16 1 - epsilon is 1, which is off by less
+//! than either rounds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use onnx_protobuf::type_proto::{Tensor, Value};
 use onnx_protobuf::{
     AttributeProto, GraphProto, NodeProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
-    attribute_proto::AttributeType, tensor_proto::DataType, tensor_shape_proto::Dimension,
+    attribute_proto::AttributeType, tensor_shape_proto::Dimension,
 };
-use protobuf::Enum as _;
 
 use crate::nearest::nearest;
 use crate::onnx::OnnxError;
@@ -21,6 +23,7 @@ use crate::onnx::folded::{Sign, folded, has_own_weight, is_convolution, is_norma
 use crate::onnx::links::Links;
 use crate::onnx::node::node_name;
 use crate::onnx::repair::{Names, REBN, Rebn, mark};
+use crate::onnx::tensor::encode;
 
 /// PyTorch's, in the convention of ONNX: the weight of the old running statistics.
 const MOMENTUM: f32 = 0.9;
@@ -45,14 +48,14 @@ pub(super) fn rebn(file: &mut OnnxFile, which: &Rebn) -> Result<String, OnnxErro
     let listed = file.proto.ir_version < FREE_INITIALIZERS;
     let graph = file.proto.graph.mut_or_insert_default();
     let mut names = Names::of(graph);
-    let channels = {
+    let weights = {
         let links = Links::new(graph);
-        let of = |&i: &usize| Ok((i, channels_of(&graph.node[i], &links)?));
-        nodes.iter().map(of).collect::<Result<BTreeMap<usize, i64>, OnnxError>>()?
+        let of = |&i: &usize| Ok((i, weight_of(&graph.node[i], &links)?));
+        nodes.iter().map(of).collect::<Result<BTreeMap<usize, Weight>, OnnxError>>()?
     };
     let old = std::mem::take(&mut graph.node);
     for (i, mut conv) in old.into_iter().enumerate() {
-        let norm = channels.get(&i).map(|&channels| put_behind(&mut conv, channels, graph, &mut names, listed));
+        let norm = weights.get(&i).map(|&weight| put_behind(&mut conv, weight, graph, &mut names, listed));
         graph.node.push(conv);
         graph.node.extend(norm);
     }
@@ -106,7 +109,9 @@ fn named(
         return bad(format!("a normalisation follows convolution \"{name}\" already"));
     }
     if !has_own_weight(links, &graph.node[at]) {
-        return bad(format!("the weight of convolution \"{name}\" is no float32 tensor of the file"));
+        return bad(format!(
+            "the weight of convolution \"{name}\" is no tensor of the file in float16, bfloat16, float32 or float64"
+        ));
     }
     Ok(at)
 }
@@ -114,7 +119,7 @@ fn named(
 /// Takes the convolution's bias, and makes the BatchNormalization whose result has the name that the convolution's had.
 fn put_behind(
     conv: &mut NodeProto,
-    channels: i64,
+    weight: Weight,
     graph: &mut GraphProto,
     names: &mut Names,
     listed: bool,
@@ -122,15 +127,16 @@ fn put_behind(
     let name = node_name(conv);
     let mut new = |what: &str, value: f32| {
         let tensor_name = names.new_name(format!("{name}.bn.{what}"));
+        let values = vec![value; usize::try_from(weight.channels).unwrap_or(0)];
         graph.initializer.push(TensorProto {
             name: tensor_name.clone(),
-            dims: vec![channels],
-            data_type: DataType::FLOAT.value(),
-            float_data: vec![value; usize::try_from(channels).unwrap_or(0)],
+            dims: vec![weight.channels],
+            data_type: weight.code,
+            raw_data: encode(weight.code, &values).unwrap_or_default(),
             ..Default::default()
         });
         if listed {
-            graph.input.push(listing(&tensor_name, channels));
+            graph.input.push(listing(&tensor_name, weight));
         }
         tensor_name
     };
@@ -156,11 +162,17 @@ fn put_behind(
     norm
 }
 
-/// The first extent of a convolution's weight.
-fn channels_of(conv: &NodeProto, links: &Links<'_>) -> Result<i64, OnnxError> {
-    let weight = conv.input.get(1).and_then(|w| links.initializer(w));
-    let channels = weight.and_then(|t| t.dims.first().copied()).filter(|c| (1..=MOST_CHANNELS).contains(c));
-    channels.ok_or_else(|| {
+/// What of a convolution's weight matters: its first extent, and its type.
+#[derive(Clone, Copy)]
+struct Weight {
+    channels: i64,
+    code: i32,
+}
+
+fn weight_of(conv: &NodeProto, links: &Links<'_>) -> Result<Weight, OnnxError> {
+    let tensor = conv.input.get(1).and_then(|w| links.initializer(w));
+    let weight = tensor.and_then(|t| Some(Weight { channels: *t.dims.first()?, code: t.data_type }));
+    weight.filter(|w| (1..=MOST_CHANNELS).contains(&w.channels)).ok_or_else(|| {
         let name = node_name(conv);
         OnnxError::Graph(format!(
             "rebn: the weight of convolution \"{name}\" has no number of channels that makes sense"
@@ -173,11 +185,11 @@ fn float(name: &str, f: f32) -> AttributeProto {
 }
 
 /// An initializer as a graph input.
-fn listing(name: &str, extent: i64) -> ValueInfoProto {
+fn listing(name: &str, weight: Weight) -> ValueInfoProto {
     let mut dim = Dimension::new();
-    dim.set_dim_value(extent);
+    dim.set_dim_value(weight.channels);
     let shape = TensorShapeProto { dim: vec![dim], ..Default::default() };
-    let tensor = Tensor { elem_type: DataType::FLOAT.value(), shape: Some(shape).into(), ..Default::default() };
+    let tensor = Tensor { elem_type: weight.code, shape: Some(shape).into(), ..Default::default() };
     let ty = TypeProto { value: Some(Value::TensorType(tensor)), ..Default::default() };
     ValueInfoProto { name: name.into(), type_: Some(ty).into(), ..Default::default() }
 }
