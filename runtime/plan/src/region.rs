@@ -91,8 +91,13 @@ impl Region {
             }
         }
         for load in &self.loads {
-            let varies =
-                self.reduce.is_empty() || self.reduce.iter().any(|&d| self.space[d] > 1 && load.view.strides[d] != 0);
+            let mut varies = self.reduce.is_empty();
+            for &d in &self.reduce {
+                let (Some(extent), Some(stride)) = (self.space.get(d), load.view.strides.get(d)) else {
+                    return Err(format!("{} has no dimension {d}, which is reduced", load.name));
+                };
+                varies |= *extent > 1 && *stride != 0;
+            }
             let level = if varies { Level::Element } else { Level::Kept };
             if levels.insert(load.name.as_str(), level).is_some() {
                 return Err(format!("value {} is defined twice", load.name));
@@ -223,5 +228,9 @@ mod tests {
         assert!(region(vec![], &["x = a(4,1)"], &["v = reduce-sum x"], &[]).levels().is_err());
         assert!(region(vec![], &["x = a(4,1)"], &["x = neg x"], &[]).levels().is_err_and(|e| e.contains("twice")));
         assert!(region(vec![], &["x = a(4,1)"], &[], &["o(4,1) = y"]).levels().is_err());
+        let without = |reduce: usize, x: &str| region(vec![reduce], &[x], &[], &["o(4,1) = x"]);
+        for r in [without(2, "x = a(4,1,1)"), without(1, "x = a(4)"), without(usize::MAX, "x = a(4,1)")] {
+            assert!(r.levels().is_err_and(|e| e.contains("no dimension")));
+        }
     }
 }
