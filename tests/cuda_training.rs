@@ -24,7 +24,7 @@ use onnx_protobuf::{Message as _, ModelProto, NodeProto};
 use serde::{Deserialize, Serialize};
 use slrc_compiler::onnx::file::OnnxFile;
 use slrc_compiler::pipeline::{Compiled, compile};
-use slrc_compiler::spec::{ColumnSums, SpecFile};
+use slrc_compiler::spec::{ColumnSums, PartitionFile, SpecFile};
 use slrc_compiler::weights::initial_weights;
 use slrc_plan::plan::InputDecl;
 use slrc_plan::random::{Sequence, stream_of};
@@ -229,8 +229,17 @@ fn session_on_cuda(case: &Case) -> Session {
     Session::new(c.plan, Box::new(device), &tensors).expect("session")
 }
 
+/// The same modules on the CPU, for which others may take the least.
 fn on_cpu(case: &Case) -> Trained {
-    let (c, tensors) = compiled(case, "cpu");
+    let cuts = compiled(case, "cuda").0.cuts;
+    let mut spec: SpecFile = slrc_plan::yaml::from_str(&case.spec).expect("spec");
+    if !cuts.is_empty() {
+        let allow_skips = spec.partition.allow_skips;
+        let at = cuts.into_iter().map(|c| c.name).collect();
+        spec.partition = PartitionFile { at, allow_skips, ..PartitionFile::default() };
+    }
+    let spec = slrc_plan::yaml::to_string(&spec).expect("text");
+    let (c, tensors) = compiled(&Case { spec, ..case.clone() }, "cpu");
     let device = CpuDevice::load(&c.plan, None).expect("device");
     train(case, c.plan, Box::new(device), 0, &tensors)
 }

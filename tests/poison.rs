@@ -125,7 +125,7 @@ fn poison_dead_buffers(p: &mut Program, handed: &[(Buffer, Live)], kept: &[&Stri
             // Bits are filled as the bytes that they lie in.
             let target = match b.dtype {
                 DType::Bit => {
-                    let (id, shape, at) = (format!("bytes{n}"), Dims(vec![b.bytes]), kernels.len());
+                    let (id, shape, at) = (format!("{}.bytes", b.id), Dims(vec![b.bytes]), kernels.len());
                     let live = Some(Live { first: at, last: at });
                     bytes.push(Buffer { id, dtype: DType::U8, shape, order: None, live, ..b.clone() });
                     &bytes[bytes.len() - 1]

@@ -47,8 +47,8 @@ pub struct Arena {
 /// A part of the most bytes live at once: an arena that exceeds them by no more is not worth another search.
 const NEARLY: usize = 100;
 /// Such searches, and the most blocks of which they are not too long: one takes as much time as the first.
-const ATTEMPTS: usize = 2;
-const MOST_CUT: usize = 512;
+const ATTEMPTS: usize = 6;
+const MOST_CUT: usize = 1024;
 
 /// Buffers that share one place, one after the other.
 type Members = Vec<usize>;
@@ -147,7 +147,7 @@ fn pack_apart(division: &mut Division, mut packed: Packing, kernels: usize, live
         if packed.end <= live_bytes + live_bytes / NEARLY {
             break;
         }
-        // All that can be cut, then half of it, by chance.
+        // All that can be cut, then halves of it, by chance.
         let wanted = || attempt == 0 || rng.word().is_multiple_of(2);
         let Some((members, blocks)) = apart(division, kernels, live_bytes, wanted) else { break };
         let again = pack(&blocks, live_bytes);

@@ -4,7 +4,9 @@
 //! of others: a normalised activation of the convolution's result, GELU of what went in. At the moment when most bytes
 //! are held (`pressure.rs`), a minimum cut (`cut.rs`) chooses what to keep: everything used later must follow, by
 //! elementwise work alone, from something kept. What is not kept is computed again where it is used. Then the next
-//! fullest moment is looked at, since a step has several passes.
+//! fullest moment is looked at, since a step has several passes; and where the fullest does not give way, one before it
+//! that is nearly as full: a graph does not tell what fusion will spare, so that this one may turn out to be the
+//! fullest.
 //!
 //! Products may be let in among that work (`products.rs`): those whose results take most bytes for their work, as many
 //! as a share of the step's work allows.
@@ -28,7 +30,7 @@ use crate::ir::rewrite::extract;
 use crate::recompute::pressure::Pressure;
 
 /// Most moments looked at.
-const MOMENTS: usize = 4;
+const MOMENTS: usize = 8;
 
 /// The graph with values computed again where that lets a step hold fewer bytes at its fullest moment; products, too,
 /// where `products` says so and that is better than without.
@@ -36,26 +38,31 @@ pub fn recompute(graph: &Graph, products: bool) -> Graph {
     let pressure = Pressure::of(graph);
     let spares = if products { vec![products::spare(graph), 0] } else { vec![0] };
     let ways = spares.into_iter().map(|spare| eased(graph, &pressure, spare));
-    ways.min_by_key(|(_, bytes)| *bytes).expect("invariant: there is a way").0
+    let best = ways.min_by_key(|(_, bytes)| *bytes).expect("invariant: there is a way").0;
+    extract(&best, &best.roots, &BTreeMap::new(), Graph::new(best.name.clone()))
 }
 
 /// The same, with products of `spare` multiply-adds at most; and the bytes that are held.
 fn eased(graph: &Graph, pressure: &Pressure, mut spare: u64) -> (Graph, usize) {
-    let (mut best, mut held) = (graph.clone(), pressure.bytes);
-    let mut last: Option<Pressure> = None;
+    let mut best = graph.clone();
+    let mut last = pressure.clone();
     for _ in 0..if spare > 0 { 2 * MOMENTS } else { MOMENTS } {
-        let pressure = last.as_ref().unwrap_or(pressure);
-        let Some((dropped, work)) = products::dropped(&best, pressure, spare) else { break };
-        let candidate = without(&best, pressure, &dropped);
-        let eased = Pressure::of(&candidate);
-        if eased.bytes >= held {
+        let found = products::dropped(&best, &last, spare).and_then(|(dropped, work)| {
+            let candidate = without(&best, &last, &dropped);
+            let eased = Pressure::of(&candidate);
+            let lower = eased.bytes < last.bytes;
+            (lower || !last.is_fullest() && eased.bytes == last.bytes).then_some((candidate, eased, work, lower))
+        });
+        let mut gives_way = false;
+        if let Some((candidate, eased, work, lower)) = found {
+            (best, last, gives_way) = (candidate, eased, lower);
+            spare -= work;
+        }
+        if !gives_way && !last.move_earlier() {
             break;
         }
-        (best, held) = (candidate, eased.bytes);
-        last = Some(eased);
-        spare -= work;
     }
-    (best, held)
+    (best, last.bytes)
 }
 
 /// The graph with the `dropped` values of nodes up to the fullest moment computed again for those after it.
@@ -80,7 +87,7 @@ fn without(old: &Graph, pressure: &Pressure, dropped: &[bool]) -> Graph {
         copy.new[id.index()] = Some(b.replay(&node.op, &operands));
     }
     graph.roots = old.roots.iter().map(|r| Root { kind: r.kind.clone(), value: copy.first(r.value) }).collect();
-    extract(&graph, &graph.roots, &BTreeMap::new(), Graph::new(graph.name.clone()))
+    graph
 }
 
 struct Copy<'a> {
