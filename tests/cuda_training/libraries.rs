@@ -125,7 +125,7 @@ fn perceptron() {
 #[test]
 fn tf32_vision_transformer() {
     let spec = "{batch: 3, partition: {modules: 2}, reconcile: {mode: exact}, precision: tf32}";
-    check("libraries::tf32_vision_transformer", by("cublaslt", "mnist_vit", spec), TF32, [38, 11], 0);
+    check("libraries::tf32_vision_transformer", by("cublaslt", "mnist_vit", spec), TF32, [37, 11], 0);
 }
 
 /// Convolutions alone.

@@ -44,6 +44,8 @@ pub(super) struct Packing {
 
 /// Pairs of blocks that the search may look at before it takes what it has.
 const PAIRS: usize = 4_000_000;
+/// And those that natural orders may have looked at for others to be tried: of very many blocks an order takes long.
+const MOST_PAIRS: usize = 16_000_000;
 /// Most blocks that are packed by branch and bound where the search leaves room; the heights it tries, as parts of the
 /// lower bound that are added to it, until one is not reached; and moments of blocks that it may look at for each, of
 /// few blocks and of others.
@@ -57,7 +59,7 @@ pub(super) fn pack(blocks: &[Block], live: usize) -> Packing {
     let mut search = Search::new(blocks);
     let natural = orders(blocks);
     let mut best = search.smallest(&natural, None, live).expect("invariant: without a limit there is a packing");
-    if best.end > live {
+    if best.end > live && search.pairs < MOST_PAIRS {
         let seeded = largest_first(blocks, &natural, live);
         best = search.smallest(&seeded, Some(&best), live).unwrap_or(best);
     }

@@ -31,6 +31,8 @@ use crate::recompute::pressure::Pressure;
 
 /// Most moments looked at.
 const MOMENTS: usize = 8;
+/// Most of them in a row that do not give way.
+const IN_VAIN: usize = 3;
 
 /// The graph with values computed again where that lets a step hold fewer bytes at its fullest moment; products, too,
 /// where `products` says so and that is better than without.
@@ -45,28 +47,32 @@ pub fn recompute(graph: &Graph, products: bool) -> Graph {
 /// The same, with products of `spare` multiply-adds at most; and the bytes that are held.
 fn eased(graph: &Graph, pressure: &Pressure, mut spare: u64) -> (Graph, usize) {
     let mut best = graph.clone();
-    let mut last = pressure.clone();
+    let (mut last, mut in_vain) = (pressure.clone(), 0);
     for _ in 0..if spare > 0 { 2 * MOMENTS } else { MOMENTS } {
         let found = products::dropped(&best, &last, spare).and_then(|(dropped, work)| {
-            let candidate = without(&best, &last, &dropped);
+            let (candidate, moment) = without(&best, &last, &dropped);
             let eased = Pressure::of(&candidate);
-            let lower = eased.bytes < last.bytes;
-            (lower || !last.is_fullest() && eased.bytes == last.bytes).then_some((candidate, eased, work, lower))
+            let gives_way = eased.bytes <= last.bytes && eased.held(moment) < last.held(last.moment);
+            gives_way.then_some((candidate, eased, work))
         });
-        let mut gives_way = false;
-        if let Some((candidate, eased, work, lower)) = found {
-            (best, last, gives_way) = (candidate, eased, lower);
+        let mut lower = false;
+        if let Some((candidate, eased, work)) = found {
+            (lower, in_vain) = (eased.bytes < last.bytes, 0);
+            (best, last) = (candidate, eased);
             spare -= work;
+        } else {
+            in_vain += 1;
         }
-        if !gives_way && !last.move_earlier() {
+        if !lower && (in_vain == IN_VAIN || !last.move_earlier()) {
             break;
         }
     }
     (best, last.bytes)
 }
 
-/// The graph with the `dropped` values of nodes up to the fullest moment computed again for those after it.
-fn without(old: &Graph, pressure: &Pressure, dropped: &[bool]) -> Graph {
+/// The graph with the `dropped` values of nodes up to the moment computed again for those after it, and the last node
+/// before the moment in it.
+fn without(old: &Graph, pressure: &Pressure, dropped: &[bool]) -> (Graph, NodeId) {
     let (moment, scores) = (pressure.moment, &pressure.scores);
     let mut graph = Graph::like(old);
     let needed = old.needed(old.roots.iter().map(|r| r.value));
@@ -87,7 +93,8 @@ fn without(old: &Graph, pressure: &Pressure, dropped: &[bool]) -> Graph {
         copy.new[id.index()] = Some(b.replay(&node.op, &operands));
     }
     graph.roots = old.roots.iter().map(|r| Root { kind: r.kind.clone(), value: copy.first(r.value) }).collect();
-    graph
+    let moment = old.ids().take(moment.index() + 1).filter_map(|id| copy.new[id.index()]).max().unwrap_or(moment);
+    (graph, moment)
 }
 
 struct Copy<'a> {

@@ -54,9 +54,9 @@ fn earlier(held: &[usize], at: usize, most: usize) -> Option<NodeId> {
 }
 
 impl Pressure {
-    /// Whether no moment is fuller.
-    pub(super) fn is_fullest(&self) -> bool {
-        self.held[self.moment.index()] == self.bytes
+    /// Bytes held when a node has been computed.
+    pub(super) fn held(&self, id: NodeId) -> usize {
+        self.held[id.index()]
     }
 
     /// Moves to the fullest moment before this one that is nearly as full as the fullest of all, and apart from this
