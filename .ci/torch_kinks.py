@@ -6,8 +6,8 @@ operands of that node are from f64's (root of the mean square), twice as far in 
 Moving one over its kink, by twice the distance, changes the gradients by a known difference; the gradients that are to
 be explained are fitted by a sum of such differences (least squares), and the operands whose coefficient is nearer to
 one than to zero are moved, all at once; as soon as those tried so far explain all, no others are tried. Operands that
-explained another step of the same network are tried first. What is left then is what rounding did apart from choices, or an error: a few
-operands moved or not cannot imitate one in thousands of numbers.
+explained another step of the same network are tried first. What is left then is what rounding did apart from choices,
+or an error: a few operands moved or not cannot imitate one in thousands of numbers.
 """
 
 import torch

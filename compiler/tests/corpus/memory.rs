@@ -157,13 +157,15 @@ fn an_overlap_is_found() {
 }
 
 /// An arena cannot be smaller than what is live at once. Measured: exactly that for 301 of 310 programs. A module's
-/// arena is that of whichever of its two programs needs more: at most 1.0066 times what is live. Inference alone takes
-/// up to 1.161 times that, in modules whose steps need more: what they work on lies between what they received and what
-/// they hand on, which have their places, and branch and bound shows that no packing is under it.
+/// arena is that of whichever of its two programs needs more: at most 1.0066 times what is live, and so of steps.
+/// Inference alone takes up to 1.161 times that, in modules whose steps need more: what they work on lies between what
+/// they received and what they hand on, which have their places, and branch and bound shows that no packing is under
+/// it.
 #[test]
 fn arenas_are_tight() {
     let (mut exact, mut all) = (0, 0);
-    let (mut worst, mut inference) = ((0.0, String::new()), (0.0, String::new()));
+    let none = || (0.0, String::new());
+    let (mut modules, mut step, mut inference) = (none(), none(), none());
     for e in corpus() {
         for (index, name, p) in programs(e) {
             let at = format!("{} module {index} {name}", e.name);
@@ -172,20 +174,22 @@ fn arenas_are_tight() {
             all += 1;
             exact += usize::from(p.arena_bytes == p.live_bytes);
             let ratio = p.arena_bytes as f64 / p.live_bytes as f64;
-            if name == "eval" && ratio > inference.0 {
-                inference = (ratio, at);
+            let worst = if name == "step" { &mut step } else { &mut inference };
+            if ratio > worst.0 {
+                *worst = (ratio, at);
             }
         }
         for m in &e.compiled.plan.modules {
             let ratio =
                 m.step.arena_bytes.max(m.eval.arena_bytes) as f64 / m.step.live_bytes.max(m.eval.live_bytes) as f64;
-            if ratio > worst.0 {
-                worst = (ratio, format!("{} module {}", e.name, m.index));
+            if ratio > modules.0 {
+                modules = (ratio, format!("{} module {}", e.name, m.index));
             }
         }
     }
-    println!("modules {worst:?}, inference alone {inference:?}, {exact} of {all} exact");
-    assert!(worst.0 <= 1.01 && inference.0 <= 1.17, "modules {worst:?}, inference alone {inference:?}");
+    let measured = format!("modules {modules:?}, step {step:?}, inference alone {inference:?}");
+    println!("{measured}, {exact} of {all} exact");
+    assert!(modules.0 <= 1.01 && step.0 <= 1.01 && inference.0 <= 1.17, "{measured}");
 }
 
 /// What a plan says a run allocates is what its parts add up to.
